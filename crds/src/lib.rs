@@ -1,0 +1,1 @@
+//! The Kubernetes API of CADDY cache: types, validation rules and the generated CustomResourceDefinitions.

@@ -1,0 +1,3 @@
+//! Reconciles CacheClusters and injects sidecars.
+
+fn main() {}

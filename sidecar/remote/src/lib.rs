@@ -1,0 +1,1 @@
+//! What lies beyond the pod: connections to Redis, the embedded L3.

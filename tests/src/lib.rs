@@ -1,0 +1,1 @@
+//! Local Kubernetes, end-to-end, conformance and chaos tests.

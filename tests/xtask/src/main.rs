@@ -1,0 +1,3 @@
+//! The project's commands: test, demo, bench, image, cluster.
+
+fn main() {}
