@@ -1,0 +1,144 @@
+//! What the contract promises: released files stay readable, and every fault is named at once.
+
+use caddy_contract::{ByteSize, CacheMode, Config, Endpoint, L3, OnUncertain, RawConfig, parse};
+use std::{fs, path::Path, time::Duration};
+
+fn golden(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)).unwrap()
+}
+
+fn faults(text: &str) -> Vec<String> {
+    parse(text).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn every_released_file_is_read_with_nothing_ignored() {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")).unwrap();
+    let mut count = 0;
+    for file in files {
+        let path = file.unwrap().path();
+        let parsed =
+            parse(&fs::read_to_string(&path).unwrap()).unwrap_or_else(|faults| panic!("{}: {faults}", path.display()));
+        assert_eq!(parsed.ignored, Vec::<String>::new(), "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 1);
+}
+
+#[test]
+fn the_first_contract_still_means_what_it_meant() {
+    let config = parse(&golden("v0.1.yaml")).unwrap().config;
+    assert_eq!(config.config_generation, 7);
+    assert_eq!(config.cluster.domain, "shop-ns.shop");
+    assert_eq!(config.listen.tcp_port, Some(6380));
+    assert_eq!(config.admin.address.to_string(), "0.0.0.0");
+    assert_eq!((config.workers, config.l1.max_entries), (2, 2000));
+    assert_eq!((config.l1.max_bytes, config.l2.max_bytes), (ByteSize::mebi(16), ByteSize::mebi(128)));
+    let L3::Redis(redis) = &config.l3 else { panic!("{:?}", config.l3) };
+    assert_eq!(redis.endpoints, [Endpoint::Tcp { host: "redis.shop".into(), port: 6379 }]);
+    assert_eq!(redis.username.as_deref(), Some("cache"));
+    assert_eq!(redis.password_file.as_deref(), Some(Path::new("/etc/caddy/redis-auth/password")));
+    assert_eq!((redis.connect_timeout, redis.timeout), (Duration::from_millis(1500), Duration::from_secs(3)));
+    assert_eq!(config.tiering.demote_after_idle, Duration::from_mins(10));
+    assert_eq!(config.consistency.max_staleness, Duration::from_millis(500));
+    assert_eq!(config.consistency.on_uncertain, OnUncertain::ServeStale);
+    assert!(config.consistency.allow_unmarked);
+    assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
+    assert_eq!(config.keyspaces[1].pattern, "user:*");
+    assert_eq!(config.limits.max_value_bytes, ByteSize::mebi(2));
+    assert_eq!(config.limits.slow_reader_timeout, Duration::from_secs(10));
+}
+
+#[test]
+fn the_golden_file_sets_every_field_of_today() {
+    // A new field must be added to the golden file of the next release, else nothing would notice its removal.
+    let golden: serde_yaml::Value = serde_yaml::from_str(&golden("v0.1.yaml")).unwrap();
+    let raw: RawConfig = serde_yaml::from_value(golden.clone()).unwrap();
+    assert_eq!(serde_yaml::to_value(raw).unwrap(), golden);
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    for text in ["", "{}", "# nothing yet\n"] {
+        assert_eq!(parse(text).unwrap().config, Config::default(), "{text:?}");
+    }
+    assert_eq!(Config::default().l3, L3::Embedded);
+    assert_eq!(Config::default().cluster.domain, "default.local");
+    assert_eq!(Config::default().admin.address.to_string(), "127.0.0.1");
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let text = serde_yaml::to_string(&RawConfig::default()).unwrap();
+    assert_eq!(parse(&text).unwrap().config, Config::default());
+}
+
+#[test]
+fn all_faults_come_at_once_with_their_paths() {
+    let text = r#"
+        l2: {maxBytes: 64Mx}
+        workers: many
+        lisen: {tcpPort: 1}
+        l1: {maxEntries: -3, maxByte: 1Mi}
+        l3: {embedded: {}, redis: {endpoints: ["redis"], timeout: 1}}
+        consistency: {onUncertain: Perhaps, maxStaleness: 1ms}
+        keyspaces: [{name: a, match: "a:*"}, {name: a, match: "", cache: Sometimes}]
+        limits: {maxPipeline: 0}
+    "#;
+    let faults = faults(text);
+    let expected = [
+        "workers: invalid type",
+        "l1.maxEntries: ",
+        "l3.redis.timeout: invalid type",
+        "consistency.onUncertain: unknown variant `Perhaps`, expected one of `Bypass`, `ServeStale`, `Fail`",
+        "keyspaces[1].cache: unknown variant `Sometimes`",
+        "lisen: unknown field",
+        "l1.maxByte: unknown field",
+        r#"l2.maxBytes: "64Mx" is not a size; write e.g. 64Mi"#,
+        "l3: has both embedded and redis",
+        "consistency.maxStaleness: 1ms is out of range; write 10ms to 24h",
+        r#"keyspaces[1].name: "a" is taken"#,
+        "keyspaces[1].match: must be a Redis glob",
+        "limits.maxPipeline: 0 is out of range",
+    ];
+    for start in expected {
+        assert!(faults.iter().any(|fault| fault.starts_with(start)), "no fault {start:?} in\n{}", faults.join("\n"));
+    }
+    assert_eq!(faults.len(), expected.len(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn unknown_fields_are_harmless_only_in_the_operators_file() {
+    let fields = "l2: {policy: Adaptive}\nlocks: {lease: 30s}\nl3: {redis: {endpoints: [\"r:1\"], tls: {}}}\n";
+    assert_eq!(faults(fields).len(), 3);
+    let parsed = parse(&format!("configGeneration: 3\n{fields}")).unwrap();
+    assert_eq!(parsed.ignored, ["l2.policy", "locks", "l3.redis.tls"]);
+    assert_eq!(parsed.config.config_generation, 3);
+    assert!(!parse("configGeneration: 3\nl2: {maxBytes: x}").unwrap_err().is_empty());
+}
+
+#[test]
+fn l3_is_exactly_one_kind() {
+    assert!(faults("l3: {}")[0].starts_with("l3: must have exactly one"));
+    assert!(faults("l3: {redis: {}}")[0].starts_with("l3.redis.endpoints: has 0"));
+    assert!(faults("l3: {redis: {endpoints: [\"a:1\", \"b:2\"]}}")[0].starts_with("l3.redis.endpoints: has 2"));
+}
+
+#[test]
+fn endpoints_are_hosts_addresses_or_sockets() {
+    for text in ["redis.shop:6379", "10.0.0.1:1", "[::1]:6379", "unix:/run/redis.sock"] {
+        assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
+    }
+    for text in
+        ["redis", "redis:", ":6379", "redis:0", "redis:70000", "::1:6379", "redis://a:1", "unix:relative", "a b:1", ""]
+    {
+        assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn what_is_not_a_mapping_is_one_fault() {
+    assert!(faults("- a")[0].contains("must be a YAML mapping"));
+    assert!(faults("l1: {")[0].starts_with("not YAML"));
+    assert_eq!(faults("l1: 5"), ["l1: invalid type: integer `5`, expected struct RawL1"]);
+}
