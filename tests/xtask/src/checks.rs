@@ -1,0 +1,52 @@
+//! The checks that run before the tests, and the generated files. Each is one cargo command whose output goes straight to
+//! the terminal; nothing is changed except by `crds`.
+
+use std::fs;
+use std::process::Command;
+
+use crate::failed::{Failed, Result, Step};
+use crate::log::shown;
+use crate::place::Place;
+
+/// Where the generated CRD stands, and from where the chart's copy is made.
+const CRD_FILE: &str = "crds/generated/cacheclusters.yaml";
+
+/// A cargo command in the checkout, by the cargo that runs us.
+pub(crate) fn cargo(place: &Place, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(&place.root).args(arguments).env("CARGO_TARGET_DIR", &place.target);
+    // What `cargo run` set for us is not meant for the cargo we start.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// `cargo fmt --check` over the workspace.
+pub(crate) fn fmt(place: &Place) -> Result {
+    loud(&mut cargo(place, &["fmt", "--all", "--check"]))
+}
+
+/// clippy over everything, warnings as errors.
+pub(crate) fn lint(place: &Place) -> Result {
+    loud(&mut cargo(place, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// Writes the generated CRD file anew.
+pub(crate) fn crds(place: &Place) -> Result {
+    let mut command = cargo(place, &["run", "--quiet", "-p", "caddy-operator", "--", "crds"]);
+    let output = command.output().step(format!("start `{}`", shown(&command)))?;
+    if !output.status.success() {
+        return Err(Failed::new(format!("`{}`: {}", shown(&command), String::from_utf8_lossy(&output.stderr))));
+    }
+    let file = place.root.join(CRD_FILE);
+    fs::write(&file, output.stdout).step(format!("write {}", file.display()))?;
+    println!("wrote {}", file.display());
+    Ok(())
+}
+
+fn loud(command: &mut Command) -> Result {
+    println!("$ {}", shown(command));
+    let status = command.status().step(format!("start `{}`", shown(command)))?;
+    if status.success() { Ok(()) } else { Err(Failed::new(format!("`{}` ended with {status}", shown(command)))) }
+}

@@ -1,0 +1,173 @@
+//! `cargo xtask test`: which tests run, in which order, and what they find in their environment. One build profile for
+//! all of them and for the image, so that nothing is compiled twice.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::chart;
+use crate::checks::cargo;
+use crate::cluster::{self, Binaries};
+use crate::failed::{Failed, Result};
+use crate::log::Log;
+use crate::need::{self, Clients};
+use crate::place::Place;
+use crate::stage::{self, Lane, Outcome, Stage};
+
+/// Which tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    quick: bool,
+    soak: bool,
+    filter: Option<String>,
+}
+
+impl Options {
+    /// Reads what follows `test`.
+    pub(crate) fn parse(arguments: &[&str]) -> Result<Self> {
+        let mut options = Self::default();
+        for argument in arguments {
+            match *argument {
+                "--quick" => options.quick = true,
+                "--soak" => options.soak = true,
+                flag if flag.starts_with('-') => {
+                    return Err(Failed::new(format!("`test` does not know {flag}; it knows --quick and --soak")));
+                }
+                filter if options.filter.is_none() => options.filter = Some(filter.to_owned()),
+                more => return Err(Failed::new(format!("`test` takes one FILTER; `{more}` is a second one"))),
+            }
+        }
+        Ok(options)
+    }
+
+    fn node(&self) -> bool {
+        !self.quick && self.filter.is_none()
+    }
+}
+
+/// Runs the tests.
+pub(crate) fn run(place: &Place, options: &Options) -> Result {
+    let title = if options.quick { "cargo xtask test --quick" } else { "cargo xtask test" };
+    let mut plan = basic(place, options);
+    if options.filter.is_none() && !options.quick {
+        plan.extend(more(place));
+    }
+    if options.node() {
+        plan.extend(on_a_node(place));
+    }
+    stage::run(title, &place.logs(), plan)
+}
+
+/// Unit, property and integration tests with a real Redis and the snippets' clients.
+fn basic(place: &Place, options: &Options) -> Vec<Stage> {
+    let (build, tests, clients) = (place.clone(), place.clone(), place.clone());
+    let (filter, soak) = (options.filter.clone(), options.soak);
+    vec![
+        Stage::new(Lane::Side, "packages", |log| need::programs(log, &[need::REDIS, need::LANGUAGES].concat())),
+        Stage::new(Lane::Side, "client libraries", move |log| Clients::of(&clients).install(&clients, log))
+            .after(&["packages"]),
+        Stage::new(Lane::Cargo, "build", move |log| {
+            done(log.run(&mut cargo(&build, &["test", "--workspace", "--no-run"])))?;
+            // The tests of one package start the binaries of another: those are built here, not by `cargo test`.
+            done(log.run(&mut cargo(&build, &["build", "-p", "caddy-sidecar", "-p", "caddy-operator"])))
+        }),
+        Stage::new(Lane::Cargo, "tests", move |log| {
+            let mut command = cargo(&tests, &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+            with_parts(&mut command, &tests);
+            command.args(["--"]).args(filter.as_deref());
+            if soak {
+                command.arg("--include-ignored");
+            }
+            done(log.run(&mut command))
+        })
+        .after(&["packages", "client libraries", "build"]),
+    ]
+}
+
+/// What takes longer, or needs another build.
+fn more(place: &Place) -> Vec<Stage> {
+    let (docs, shuttle, helm, check) = (place.clone(), place.clone(), place.clone(), place.clone());
+    vec![
+        Stage::new(Lane::Cargo, "doc tests", move |log| {
+            done(log.run(&mut cargo(&docs, &["test", "--workspace", "--no-fail-fast", "--doc"])))
+        })
+        .after(&["build"]),
+        Stage::new(Lane::Cargo, "interleavings", move |log| interleavings(&shuttle, log)),
+        Stage::new(Lane::Side, "kubectl and helm", move |log| cluster::clients(&helm, log)).after(&["packages"]),
+        Stage::new(Lane::Side, "chart", move |log| chart::check(&check, log)).after(&["kubectl and helm"]),
+    ]
+}
+
+/// The kernel under shuttle, which swaps the atomics: a build of its own.
+fn interleavings(place: &Place, log: &mut Log) -> Result<Outcome> {
+    let mut command = cargo(place, &["test", "-p", "caddy-engine", "--lib", "--tests"]);
+    command.env("CARGO_TARGET_DIR", place.target.join("shuttle")).env("RUSTFLAGS", "--cfg shuttle");
+    done(log.run(&mut command))
+}
+
+/// The end-to-end tests and what they need: the node is built in the background while cargo compiles.
+fn on_a_node(place: &Place) -> Vec<Stage> {
+    let (prepare, image, up, e2e, down) = (place.clone(), place.clone(), place.clone(), place.clone(), place.clone());
+    let newer = place.clone();
+    vec![
+        Stage::new(Lane::Side, "kubernetes", move |log| cluster::prepare(&prepare, log)).after(&["packages"]),
+        Stage::new(Lane::Cargo, "image", move |log| {
+            cluster::build_image(&image, log, Binaries::Debug, None).map(|_| Outcome::Done)
+        })
+        .after(&["packages"]),
+        Stage::new(Lane::Side, "cluster up", move |log| cluster::up(&up, log)).after(&["kubernetes", "image"]),
+        Stage::new(Lane::Cargo, "end to end", move |log| end_to_end(&e2e, log, cluster::kubeconfig(&e2e)?))
+            .after(&["cluster up"]),
+        Stage::new(Lane::Side, "cluster down", move |log| cluster::down(&down, log)).after(&["end to end"]).always(),
+        Stage::new(Lane::Cargo, "end to end, native sidecars", move |log| native_sidecars(&newer, log))
+            .after(&["image"]),
+    ]
+}
+
+/// The packaged node is too old for native sidecars: their form runs where somebody names a newer cluster on purpose.
+fn native_sidecars(place: &Place, log: &mut Log) -> Result<Outcome> {
+    match std::env::var_os("CADDY_TEST_KUBECONFIG") {
+        Some(kubeconfig) => end_to_end(place, log, kubeconfig.into()),
+        None => Ok(Outcome::Skipped("CADDY_TEST_KUBECONFIG names no cluster of 1.29 or newer".into())),
+    }
+}
+
+fn end_to_end(place: &Place, log: &mut Log, kubeconfig: PathBuf) -> Result<Outcome> {
+    let mut command = cargo(place, &["test", "-p", "caddy-tests", "--test", "e2e"]);
+    command.env("CADDY_E2E_KUBECONFIG", kubeconfig);
+    with_parts(&mut command, place);
+    done(log.run(command.args(["--", "--nocapture", "--test-threads=1"])))
+}
+
+/// Tells the tests where the parts are that this command installed and built.
+fn with_parts(command: &mut Command, place: &Place) {
+    let clients = Clients::of(place);
+    let parts: [(&str, PathBuf); 7] = [
+        ("CADDY_SIDECAR_BIN", place.binary("debug", "caddy-sidecar")),
+        ("CADDY_OPERATOR_BIN", place.binary("debug", "caddy-operator")),
+        ("CADDY_PYTHON", clients.python),
+        ("CADDY_NODE_MODULES", clients.node_modules),
+        ("CADDY_HELM", chart::tool(place, "helm")),
+        ("CADDY_KUBECTL", chart::tool(place, "kubectl")),
+        ("CADDY_IMAGE_ARCHIVE", place.target.join("image/caddy-cache.tar")),
+    ];
+    command.envs(parts);
+}
+
+fn done(result: Result) -> Result<Outcome> {
+    result.map(|()| Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_understood_or_refused() {
+        let options = Options::parse(&["--quick", "session"]).unwrap();
+        assert_eq!(options, Options { quick: true, soak: false, filter: Some("session".into()) });
+        assert!(!options.node());
+        assert!(Options::parse(&[]).unwrap().node());
+        assert!(Options::parse(&["--fast"]).unwrap_err().to_string().contains("--quick"));
+        assert!(Options::parse(&["one", "two"]).is_err());
+    }
+}
