@@ -1,0 +1,183 @@
+//! The servers that are measured: started on sockets in a folder of their own, pinned to one core, ended when dropped.
+//! The sidecar has a Redis of its own behind it, so that nobody else's load reaches it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::Options;
+
+/// How long one reply may take before the run is given up.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often a starting server is asked, every 20 ms.
+const ATTEMPTS: usize = 500;
+
+/// A process of ours; dropped means killed.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Something to measure.
+pub(crate) struct Server {
+    name: &'static str,
+    socket: PathBuf,
+    /// Where the data lies; its own socket for a Redis.
+    data: PathBuf,
+    processes: Vec<Process>,
+}
+
+impl Server {
+    /// What the table calls it.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A new connection to it.
+    pub(crate) fn connect(&self) -> Result<UnixStream> {
+        connect(&self.socket)
+    }
+
+    /// A new connection to where its data lies.
+    pub(crate) fn connect_to_data(&self) -> Result<UnixStream> {
+        connect(&self.data)
+    }
+
+    /// CPU time that its processes have used so far: for a sidecar, its Redis counts too.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        self.processes.iter().map(|process| cpu_of(process.0.id())).sum()
+    }
+}
+
+/// All servers of a run; the first one is what the others are compared with.
+pub(crate) struct Servers {
+    list: Vec<Server>,
+    folder: PathBuf,
+}
+
+impl Servers {
+    /// Starts them.
+    pub(crate) fn start(options: &Options) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("caddy-bench-{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let mut this = Self { list: Vec::new(), folder };
+        let core = options.server_core.as_deref();
+        this.add_redis("Redis", &options.redis, core)?;
+        if let Some(valkey) = &options.valkey {
+            this.add_redis("Valkey", valkey, core)?;
+        }
+        this.add_sidecar(options, core)?;
+        Ok(this)
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Server> {
+        self.list.iter()
+    }
+
+    fn add_redis(&mut self, name: &'static str, binary: &Path, core: Option<&str>) -> Result<()> {
+        let socket = self.folder.join(format!("{name}.sock"));
+        let process = redis(binary, &socket, core)?;
+        self.list.push(Server { name, data: socket.clone(), socket, processes: vec![process] });
+        Ok(())
+    }
+
+    fn add_sidecar(&mut self, options: &Options, core: Option<&str>) -> Result<()> {
+        let data = self.folder.join("behind.sock");
+        let behind = redis(&options.redis, &data, core)?;
+        let socket = self.folder.join("sidecar.sock");
+        let config = self.folder.join("sidecar.yaml");
+        let text = format!(
+            "listen: {{socket: {}}}\nadmin: {{port: {}}}\nl3: {{redis: {{endpoints: [\"unix:{}\"]}}}}\n",
+            socket.display(),
+            free_port()?,
+            data.display()
+        );
+        fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        let mut command = pinned(&options.sidecar, core);
+        command.arg("--config").arg(&config).env("RUST_LOG", "warn");
+        let process = start(&mut command, &socket)?;
+        self.list.push(Server { name: "sidecar", socket, data, processes: vec![process, behind] });
+        Ok(())
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.list.clear();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn redis(binary: &Path, socket: &Path, core: Option<&str>) -> Result<Process> {
+    let mut command = pinned(binary, core);
+    command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(socket);
+    start(&mut command, socket)
+}
+
+fn pinned(binary: &Path, core: Option<&str>) -> Command {
+    let Some(core) = core else { return Command::new(binary) };
+    // taskset becomes the server: the process id stays.
+    let mut command = Command::new("taskset");
+    command.args(["-c", core]).arg(binary);
+    command
+}
+
+fn start(command: &mut Command, socket: &Path) -> Result<Process> {
+    let log = socket.with_extension("log");
+    let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let process = Process(command.spawn().with_context(|| format!("start {}", command.get_program().display()))?);
+    for _ in 0..ATTEMPTS {
+        if connect(socket).and_then(ping).is_ok() {
+            return Ok(process);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    bail!("no answer on {}; the server said: {}", socket.display(), fs::read_to_string(log).unwrap_or_default())
+}
+
+fn ping(mut stream: UnixStream) -> Result<()> {
+    stream.write_all(b"PING\r\n")?;
+    let mut reply = [0; 7];
+    stream.read_exact(&mut reply)?;
+    anyhow::ensure!(&reply == b"+PONG\r\n", "PING is answered with {}", reply.escape_ascii());
+    Ok(())
+}
+
+fn connect(socket: &Path) -> Result<UnixStream> {
+    let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0)).context("find a free port")?.local_addr()?.port())
+}
+
+/// CPU time of all threads of a process, from the scheduler's own count in nanoseconds.
+fn cpu_of(process: u32) -> Result<Duration> {
+    let tasks = format!("/proc/{process}/task");
+    let mut sum = 0;
+    for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
+        let file = task?.path().join("schedstat");
+        // A thread may end between the two reads.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let first = text.split_whitespace().next().with_context(|| format!("read {}", file.display()))?;
+        sum += first.parse::<u64>().with_context(|| format!("read {}", file.display()))?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
