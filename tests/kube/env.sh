@@ -1,0 +1,46 @@
+# Settings of the local Kubernetes node. Source it, don't run it.
+KUBE_HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+. "$KUBE_HERE/../lib.sh"
+KUBE_CACHE="$CADDY_CACHE/kube"
+ROOT="$KUBE_CACHE/root"                # unpacked packages of bookworm: they are not installed
+BIN="$KUBE_CACHE/bin"
+STAMPS="$KUBE_CACHE/stamps"
+TRIPLET="$(uname -m)-linux-gnu"
+
+# Two flavours of node, which can run side by side:
+#   packaged  Kubernetes 1.20, built from Debian's source package
+#   newer     the ready server binaries in $KUBEBUILDER_ASSETS, with containerd 2 from Debian sid
+if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+  FLAVOUR=newer NODE=caddy-kube-newer NET=36
+  ROOT_NEWER="$KUBE_CACHE/root-newer"
+  export PATH="$KUBEBUILDER_ASSETS:$BIN:$ROOT_NEWER/usr/bin:$ROOT_NEWER/usr/sbin:$PATH"
+else
+  FLAVOUR=packaged NODE=caddy-kube NET=20
+  export PATH="$BIN:$ROOT/usr/sbin:$ROOT/usr/bin:$ROOT/sbin:$PATH"
+fi
+KUBE_RUN="/run/$NODE"                  # state of the running node: PKI, logs, pids, containerd, etcd
+KUBECONFIG_FILE="$KUBE_RUN/admin.kubeconfig"
+CTR_SOCK="$KUBE_RUN/containerd.sock"
+CGROUP=$NODE                           # pods live under this cgroup
+
+# The node has a network namespace of its own, so it shares no port, address, route or firewall rule with this machine
+# or another cluster on it. A veth pair leads there; this machine reaches the API server, pods and Services through it.
+HOST_IP=10.200.$NET.1
+NODE_IP=10.200.$NET.2
+API_PORT=6443
+SVC_CIDR=10.$((100 + NET)).0.0/17
+API_SVC_IP=10.$((100 + NET)).0.1
+DNS_IP=10.$((100 + NET)).0.10
+POD_CIDR=10.$((100 + NET)).128.0/24
+PAUSE_IMAGE=docker.io/local/pause:1
+
+# runc, iptables, nft and conntrack come unpacked: tell the loader and xtables where their parts are
+kube_libs() {
+  export LD_LIBRARY_PATH="${ROOT_NEWER:+$ROOT_NEWER/usr/lib/$TRIPLET:}$ROOT/usr/lib/$TRIPLET:$ROOT/lib/$TRIPLET"
+  export XTABLES_LIBDIR="$ROOT/usr/lib/$TRIPLET/xtables"
+}
+in_node() { nsenter --net="/run/netns/$NODE" "$@"; }
+ctr_() { ctr -a "$CTR_SOCK" -n k8s.io "$@"; }
+
+# running NAME : is the process that was started under this name still that process, and not another with its pid?
+running() { local p; p=$(cat "$KUBE_RUN/pid/$1" 2>/dev/null) && tr '\0' '\n' 2>/dev/null < "/proc/$p/environ" | grep -qx "CADDY_KUBE_PROCESS=$NODE/$1"; }
