@@ -1,4 +1,4 @@
-# The image that `tests/image/build caddy` makes without Docker, made with it: both binaries, glibc, CA certificates,
+# The image that `tests/kube/image` makes without Docker, made with it: both binaries, glibc, CA certificates,
 # nobody else. Build: docker build -t caddy-cache:dev .
 FROM rust:1-bookworm AS build
 WORKDIR /src

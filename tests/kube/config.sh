@@ -116,7 +116,7 @@ pause_image() {
   local r="$KUBE_CACHE/pause.root"
   rm -rf "$r"; mkdir -p "$r"
   install -m 755 "$BIN/kube-pause" "$r/pause"
-  python3 "$HERE/../image/oci.py" --name "$PAUSE_IMAGE" --root "$r" --out "$KUBE_CACHE/pause.tar" --entrypoint /pause --user 65534:65534 >/dev/null
+  python3 "$HERE/oci.py" --name "$PAUSE_IMAGE" --root "$r" --out "$KUBE_CACHE/pause.tar" --entrypoint /pause --user 65534:65534 >/dev/null
   ctr_ images import "$KUBE_CACHE/pause.tar" >/dev/null
   rm -rf "$r"
 }

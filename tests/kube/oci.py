@@ -99,7 +99,7 @@ def main() -> None:
                 "created": "1970-01-01T00:00:00Z",
                 "config": settings,
                 "rootfs": {"type": "layers", "diff_ids": [content["digest"]]},
-                "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "tests/image"}],
+                "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "tests/kube/oci.py"}],
             }
         ),
         f"{OCI}.config.v1+json",
