@@ -1,0 +1,343 @@
+//! The kind `CacheCluster`: what a platform team writes.
+//!
+//! Every doc comment here is what `kubectl explain` prints. Defaults are the contract's; a test compares them.
+
+use crate::{
+    quantity::{Amount, Period, Size},
+    status::CacheClusterStatus,
+};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A coherent near cache for the pods of a namespace. A pod labelled `cache.caddy.dev/cluster: <name>` gets a sidecar
+/// that answers its Redis client on `/run/caddy/cache.sock`.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "cache.caddy.dev",
+    version = "v1alpha1",
+    kind = "CacheCluster",
+    plural = "cacheclusters",
+    shortname = "cc",
+    namespaced,
+    status = "CacheClusterStatus",
+    derive = "Default",
+    derive = "PartialEq",
+    doc = "A coherent near cache for the pods of a namespace. A pod labelled cache.caddy.dev/cluster: <name> gets a sidecar that answers its Redis client on /run/caddy/cache.sock. The name has at most 52 characters.",
+    printcolumn = r#"{"name": "Ready", "type": "string", "description": "Whether the spec is valid and the configuration written", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "description": "Why it is or is not ready", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].reason"}"#,
+    printcolumn = r#"{"name": "Pods", "type": "integer", "description": "Pods that ask for a sidecar", "jsonPath": ".status.pods.selected"}"#,
+    printcolumn = r#"{"name": "Injected", "type": "integer", "description": "Pods that have one", "jsonPath": ".status.pods.injected"}"#,
+    printcolumn = r#"{"name": "Stale", "type": "integer", "description": "Pods whose sidecar is not the one of today", "jsonPath": ".status.pods.stale"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheClusterSpec {
+    /// Where the cache runs.
+    #[serde(default)]
+    pub placement: Placement,
+
+    /// Where apps connect, beside the Unix socket that is always there.
+    #[serde(default)]
+    pub listen: Listen,
+
+    /// The tier that each worker thread of a sidecar has for itself.
+    #[serde(default)]
+    pub l1: L1,
+
+    /// The tier that a sidecar's workers share.
+    #[serde(default)]
+    pub l2: L2,
+
+    /// The tier that all sidecars share; exactly one of `redis` and `embedded`.
+    pub l3: L3,
+
+    /// When entries move between L1 and L2.
+    #[serde(default)]
+    pub tiering: Tiering,
+
+    /// What a reader is promised.
+    #[serde(default)]
+    pub consistency: Consistency,
+
+    /// Rules for keys; the first whose `match` fits decides. Keys that fit none are cached as usual.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub keyspaces: Vec<Keyspace>,
+
+    /// Requests and limits of the sidecar. Memory defaults to (L1 + L2 + 40Mi) / 0.85 for both, CPU to a request of
+    /// 50m without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+
+    /// Image of the sidecar; the operator's default when absent. Running pods keep the one they have and count as
+    /// stale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+}
+
+/// Where the cache runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Placement {
+    /// `Sidecar`: one in every labelled pod.
+    pub mode: PlacementMode,
+}
+
+/// Where the cache runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PlacementMode {
+    /// One in every labelled pod.
+    #[default]
+    Sidecar,
+}
+
+/// Where apps connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Listen {
+    /// Port on 127.0.0.1 inside the pod, for clients that cannot use a Unix socket; 0 means none. Pods that
+    /// run already count as stale until they are replaced.
+    #[schemars(range(min = 0, max = 65535))]
+    pub tcp_port: i32,
+}
+
+/// The tier of each worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct L1 {
+    /// Entries of a sidecar, all its workers together; 0 turns L1 off.
+    #[schemars(range(min = 0, max = 10_000_000))]
+    pub max_entries: i64,
+    /// Bytes of a sidecar, all its workers together.
+    pub max_bytes: Size,
+}
+
+/// The tier that a sidecar's workers share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct L2 {
+    /// Bytes of keys, values, metadata and buffers in flight; at least 1Mi.
+    pub max_bytes: Size,
+}
+
+/// The tier that all sidecars share; exactly one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct L3 {
+    /// A Redis (7 or newer) or Valkey that all sidecars reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
+    /// No server: each pod has its own data. For development and tests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<Embedded>,
+}
+
+/// The embedded L3 has nothing to set; write `embedded: {}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Embedded {}
+
+/// A Redis or Valkey.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Redis {
+    /// How its nodes form one store. `Standalone`: one server.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Addresses as `host:port`, seen from the pods; exactly one in mode `Standalone`.
+    #[schemars(length(min = 1, max = 16))]
+    #[schemars(inner(
+        length(min = 3, max = 270),
+        regex(pattern = r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
+    ))]
+    pub endpoints: Vec<String>,
+    /// User for AUTH; absent means Redis's default user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub username: Option<String>,
+    /// Secret of this namespace that holds the password. It is mounted into the sidecar only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_secret_ref: Option<SecretKey>,
+    /// Deadline of a connect with its handshake.
+    #[serde(default = "connect_timeout")]
+    pub connect_timeout: Period,
+    /// Deadline of a command.
+    #[serde(default = "timeout")]
+    pub timeout: Period,
+}
+
+/// How the nodes of a Redis form one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// One server.
+    #[default]
+    Standalone,
+}
+
+/// One key of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Key whose value is the password.
+    #[serde(default = "password")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// When entries move between L1 and L2.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tiering {
+    /// L2 hits after which an entry is copied into L1.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub promote_after_hits: i32,
+    /// Idle time after which it leaves L1; 1s to 24h.
+    pub demote_after_idle: Period,
+    /// Pause between two maintenance runs; 100ms to 24h.
+    pub maintenance_interval: Period,
+}
+
+/// What a reader is promised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Consistency {
+    /// Bound on how long an overwritten state may still be read; 10ms to 24h. A sidecar that cannot prove that it
+    /// keeps it stops serving its copies.
+    pub max_staleness: Period,
+    /// What a read gets then. `Bypass`: L3's answer. `ServeStale`: the copy, marked stale. `Fail`: an error.
+    pub on_uncertain: OnUncertain,
+    /// How sidecars learn of writes. `Tracking`: the server tells the readers of a key (CLIENT TRACKING).
+    pub coherence: Coherence,
+    /// With `ServeStale`: stale copies also to RESP2 clients, which cannot be told that they are stale.
+    pub allow_unmarked: bool,
+}
+
+/// What a read gets while a sidecar cannot prove its copies current.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnUncertain {
+    /// L3's answer.
+    #[default]
+    Bypass,
+    /// The copy, marked stale.
+    ServeStale,
+    /// An error.
+    Fail,
+}
+
+/// How sidecars learn of writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Coherence {
+    /// The server tells the readers of a key.
+    #[default]
+    Tracking,
+}
+
+/// A rule for the keys that match.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Keyspace {
+    /// Name in metrics and messages; unique.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub name: String,
+    /// Redis glob over whole keys, e.g. `user:*`.
+    #[serde(rename = "match")]
+    #[schemars(length(min = 1, max = 512))]
+    pub pattern: String,
+    /// `Auto`: cached as usual. `"Off"` (with quotes, since YAML reads a bare Off as false): everything is relayed.
+    #[serde(default)]
+    pub cache: Cache,
+}
+
+/// Whether copies of a keyspace's keys are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Cache {
+    /// Kept as usual.
+    #[default]
+    Auto,
+    /// Everything is relayed.
+    Off,
+}
+
+/// Requests and limits of the sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// What the scheduler reserves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Amounts>,
+    /// What the sidecar may use at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Amounts>,
+}
+
+/// Amounts of CPU and memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Amounts {
+    /// CPU, e.g. `100m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Amount>,
+    /// Memory, e.g. `128Mi`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Amount>,
+}
+
+// === defaults ===
+
+impl Default for L1 {
+    fn default() -> Self {
+        Self { max_entries: 1000, max_bytes: "8Mi".into() }
+    }
+}
+
+impl Default for L2 {
+    fn default() -> Self {
+        Self { max_bytes: "64Mi".into() }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            endpoints: Vec::new(),
+            username: None,
+            auth_secret_ref: None,
+            connect_timeout: connect_timeout(),
+            timeout: timeout(),
+        }
+    }
+}
+
+impl Default for Tiering {
+    fn default() -> Self {
+        Self { promote_after_hits: 10, demote_after_idle: "5m".into(), maintenance_interval: "60s".into() }
+    }
+}
+
+impl Default for Consistency {
+    fn default() -> Self {
+        Self {
+            max_staleness: "1s".into(),
+            on_uncertain: OnUncertain::default(),
+            coherence: Coherence::default(),
+            allow_unmarked: false,
+        }
+    }
+}
+
+fn connect_timeout() -> Period {
+    "1s".into()
+}
+
+fn timeout() -> Period {
+    "2s".into()
+}
+
+fn password() -> String {
+    "password".into()
+}

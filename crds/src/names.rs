@@ -1,0 +1,50 @@
+//! Every name that CADDY cache writes into Kubernetes objects, once.
+
+/// API group.
+pub const GROUP: &str = "cache.caddy.dev";
+/// API version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Label by which a pod asks for a sidecar; its value names a CacheCluster of the pod's namespace.
+pub const CLUSTER_LABEL: &str = "cache.caddy.dev/cluster";
+/// Annotation naming the environment variable that holds the app's Redis address.
+pub const REDIS_URL_ENV_ANNOTATION: &str = "cache.caddy.dev/redis-url-env";
+/// Annotation choosing how that variable reaches the sidecar: `unix` (default) or `tcp`.
+pub const VIA_ANNOTATION: &str = "cache.caddy.dev/via";
+/// Annotation on injected pods: the CacheCluster's `metadata.generation` at injection.
+pub const INJECTED_ANNOTATION: &str = "cache.caddy.dev/injected";
+/// Annotation on injected pods: hash of what was injected; another hash today makes the pod stale.
+pub const TEMPLATE_ANNOTATION: &str = "cache.caddy.dev/template";
+
+/// Name of the injected container.
+pub const SIDECAR_CONTAINER: &str = "caddy-sidecar";
+/// Volume that holds the socket.
+pub const SOCKET_VOLUME: &str = "caddy-socket";
+/// Volume that holds the configuration file.
+pub const CONFIG_VOLUME: &str = "caddy-config";
+/// Volume that holds the Redis password.
+pub const REDIS_AUTH_VOLUME: &str = "caddy-redis-auth";
+
+/// Directory of the socket in every container of the pod.
+pub const SOCKET_DIR: &str = "/run/caddy";
+/// Directory of the configuration file in the sidecar.
+pub const CONFIG_DIR: &str = "/etc/caddy/config";
+/// Key of the configuration file in the ConfigMap, and its file name.
+pub const CONFIG_KEY: &str = "config.yaml";
+/// Directory of the Redis password in the sidecar.
+pub const REDIS_AUTH_DIR: &str = "/etc/caddy/redis-auth";
+/// Environment variable by which apps find the socket.
+pub const SOCKET_ENV: &str = "CADDY_SOCKET";
+
+/// Owner of all fields that the operator applies.
+pub const FIELD_MANAGER: &str = "caddy-operator";
+/// Standard label that marks what the operator made.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+
+/// Longest name of a CacheCluster: 63 less the longest prefix and suffix of the names derived from it.
+pub const CLUSTER_NAME_MAX: usize = 52;
+
+/// Name of a CacheCluster's ConfigMap.
+pub fn config_map(cluster: &str) -> String {
+    format!("caddy-{cluster}")
+}

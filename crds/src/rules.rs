@@ -1,0 +1,98 @@
+//! The rules that the schema cannot express, each once: as CEL for API servers that know it (1.25 and newer), as a
+//! function for the operator, which on older servers is the only one that checks.
+//!
+//! `tests/rules.rs` evaluates the CEL beside the function and fails where they disagree.
+
+use crate::cluster::{CacheCluster, Mode};
+use crate::names::CLUSTER_NAME_MAX;
+use caddy_contract::parse_duration;
+use std::{collections::HashSet, time::Duration};
+
+/// One rule.
+#[derive(Clone, Copy)]
+pub struct Rule {
+    /// Where in the object the CEL stands, as property names; `[]` steps into a list. Empty: the object itself.
+    pub at: &'static [&'static str],
+    /// The rule for the API server.
+    pub cel: &'static str,
+    /// What the user is told.
+    pub message: &'static str,
+    /// The rule for the operator.
+    pub holds: fn(&CacheCluster) -> bool,
+}
+
+/// All rules.
+pub const RULES: &[Rule] = &[
+    Rule {
+        at: &[],
+        cel: "size(self.metadata.name) <= 52",
+        message: "metadata.name may have at most 52 characters, since names of other objects are derived from it",
+        holds: |cluster| name(cluster).len() <= CLUSTER_NAME_MAX,
+    },
+    Rule {
+        at: &["spec", "l3"],
+        cel: "has(self.redis) != has(self.embedded)",
+        message: "exactly one of redis and embedded is needed; write e.g. redis: {endpoints: [\"redis.shop:6379\"]}, or embedded: {} for development",
+        holds: |cluster| cluster.spec.l3.redis.is_some() != cluster.spec.l3.embedded.is_some(),
+    },
+    Rule {
+        at: &["spec", "l3", "redis"],
+        cel: "self.mode != 'Standalone' || size(self.endpoints) == 1",
+        message: "mode Standalone takes exactly one endpoint",
+        holds: |cluster| {
+            let redis = cluster.spec.l3.redis.as_ref();
+            redis.is_none_or(|redis| redis.mode != Mode::Standalone || redis.endpoints.len() == 1)
+        },
+    },
+    Rule {
+        at: &["spec", "listen"],
+        cel: "self.tcpPort != 9464",
+        message: "tcpPort 9464 is taken by the sidecar's health and metrics; choose another, e.g. 6379",
+        holds: |cluster| cluster.spec.listen.tcp_port != i32::from(caddy_contract::ADMIN_PORT),
+    },
+    Rule {
+        at: &["spec", "consistency"],
+        cel: "duration(self.maxStaleness) >= duration('10ms') && duration(self.maxStaleness) <= duration('24h')",
+        message: "maxStaleness must be 10ms to 24h",
+        holds: |cluster| within(&cluster.spec.consistency.max_staleness.0, 10),
+    },
+    Rule {
+        at: &["spec", "tiering"],
+        cel: "duration(self.demoteAfterIdle) >= duration('1s') && duration(self.demoteAfterIdle) <= duration('24h')",
+        message: "demoteAfterIdle must be 1s to 24h",
+        holds: |cluster| within(&cluster.spec.tiering.demote_after_idle.0, 1000),
+    },
+    Rule {
+        at: &["spec", "tiering"],
+        cel: "duration(self.maintenanceInterval) >= duration('100ms') && duration(self.maintenanceInterval) <= duration('24h')",
+        message: "maintenanceInterval must be 100ms to 24h",
+        holds: |cluster| within(&cluster.spec.tiering.maintenance_interval.0, 100),
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, self.keyspaces.exists_one(o, o.name == k.name))",
+        message: "names of keyspaces are unique",
+        holds: |cluster| {
+            let mut names = HashSet::new();
+            cluster.spec.keyspaces.iter().all(|keyspace| names.insert(&keyspace.name))
+        },
+    },
+];
+
+/// The rules that an object breaks, as `path: message`, in the order of the table.
+pub fn broken(cluster: &CacheCluster) -> Vec<String> {
+    let told = |rule: &Rule| match rule.at {
+        [] => rule.message.to_owned(),
+        at => format!("{}: {}", at.join("."), rule.message),
+    };
+    RULES.iter().filter(|rule| !(rule.holds)(cluster)).map(told).collect()
+}
+
+fn name(cluster: &CacheCluster) -> &str {
+    cluster.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn within(text: &str, least_millis: u64) -> bool {
+    let range = Duration::from_millis(least_millis)..=Duration::from_hours(24);
+    parse_duration(text).is_ok_and(|time| range.contains(&time))
+}

@@ -1,0 +1,42 @@
+//! What the operator reports of a CacheCluster.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator last saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheClusterStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Ready: the spec is valid and the configuration written. Progressing: the operator is still at work on it.
+    /// Degraded: something needs a person. Coherent and L3Reachable: what sidecars can prove; Unknown where nobody
+    /// has told the operator. InjectionSynced: every pod that asks for a sidecar has the one of today.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+
+    /// Pods that ask for this CacheCluster.
+    #[serde(default)]
+    pub pods: PodCounts,
+}
+
+/// Pods that carry the label of a CacheCluster and have not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodCounts {
+    /// Pods with the label.
+    #[schemars(range(min = 0, max = i32::MAX))]
+    pub selected: i32,
+    /// Those of them that have a sidecar. The others were created while no operator answered, or could not get one.
+    #[schemars(range(min = 0, max = i32::MAX))]
+    pub injected: i32,
+    /// Injected pods whose sidecar differs from what a new pod would get today (image, resources, volumes). They
+    /// are never restarted unasked.
+    #[schemars(range(min = 0, max = i32::MAX))]
+    pub stale: i32,
+}

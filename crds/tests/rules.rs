@@ -1,0 +1,98 @@
+//! The two halves of each rule agree: the CEL, evaluated here, and the operator's function.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
+use caddy_crds::{CacheCluster, generate, rules};
+use kube_cel::Validator;
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Messages of the rules that the API server would find broken.
+fn told_by_cel(object: &Value) -> BTreeSet<String> {
+    let schema = generate::definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+    match Validator::new().validate_with_defaults(&schema, object, None) {
+        Ok(()) => BTreeSet::new(),
+        Err(errors) => errors.into_vec().into_iter().map(|error| error.message).collect(),
+    }
+}
+
+/// Messages of the rules that the operator finds broken.
+fn told_by_operator(object: &Value) -> BTreeSet<String> {
+    let cluster: CacheCluster = serde_json::from_value(object.clone()).unwrap();
+    let told = rules::broken(&cluster);
+    rules::RULES
+        .iter()
+        .filter(|rule| told.iter().any(|text| text.ends_with(rule.message)))
+        .map(|rule| rule.message.to_owned())
+        .collect()
+}
+
+fn object(name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "cache.caddy.dev/v1alpha1", "kind": "CacheCluster", "metadata": {"name": name}, "spec": spec})
+}
+
+fn redis(endpoints: &[&str]) -> Value {
+    json!({"redis": {"endpoints": endpoints}})
+}
+
+#[test]
+fn a_good_object_breaks_no_rule() {
+    for l3 in [redis(&["redis.shop:6379"]), json!({"embedded": {}})] {
+        let object = object(
+            "shop",
+            &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a:*"}, {"name": "b", "match": "b:*"}]}),
+        );
+        assert_eq!(told_by_cel(&object), BTreeSet::new());
+        assert_eq!(told_by_operator(&object), BTreeSet::new());
+    }
+}
+
+#[test]
+fn each_rule_is_broken_by_an_example_of_its_own() {
+    let l3 = redis(&["r:1"]);
+    let examples = [
+        ("at most 52", object(&"n".repeat(53), &json!({"l3": l3}))),
+        ("exactly one of redis", object("n", &json!({"l3": {}}))),
+        ("exactly one endpoint", object("n", &json!({"l3": redis(&["r:1", "r:2"])}))),
+        ("tcpPort 9464", object("n", &json!({"l3": l3, "listen": {"tcpPort": 9464}}))),
+        ("maxStaleness", object("n", &json!({"l3": l3, "consistency": {"maxStaleness": "5ms"}}))),
+        ("demoteAfterIdle", object("n", &json!({"l3": l3, "tiering": {"demoteAfterIdle": "25h"}}))),
+        ("maintenanceInterval", object("n", &json!({"l3": l3, "tiering": {"maintenanceInterval": "1ms"}}))),
+        (
+            "names of keyspaces",
+            object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a"}, {"name": "a", "match": "b"}]})),
+        ),
+    ];
+    assert_eq!(examples.len(), rules::RULES.len());
+    for (text, object) in examples {
+        let told = told_by_cel(&object);
+        assert!(told.len() == 1 && told.iter().all(|message| message.contains(text)), "{text}: {told:?}");
+        assert_eq!(told_by_operator(&object), told);
+    }
+}
+
+proptest! {
+    #[test]
+    fn cel_and_operator_agree(
+        name in "[a-z]{1,60}",
+        endpoints in option::of(vec(Just("r:1"), 0..3)),
+        embedded: bool,
+        port in select(vec![0, 1, 6379, 9463, 9464, 9465]),
+        times in vec(select(vec!["0s", "1ms", "9ms", "10ms", "99ms", "100ms", "999ms", "1s", "60m", "24h", "25h", "1441m"]), 3),
+        names in vec("[ab]{1,2}", 0..5),
+    ) {
+        let mut l3 = endpoints.map_or_else(|| json!({}), |endpoints| redis(&endpoints));
+        if embedded {
+            l3["embedded"] = json!({});
+        }
+        let object = object(&name, &json!({
+            "l3": l3,
+            "listen": {"tcpPort": port},
+            "consistency": {"maxStaleness": times[0]},
+            "tiering": {"demoteAfterIdle": times[1], "maintenanceInterval": times[2]},
+            "keyspaces": names.iter().map(|name| json!({"name": name, "match": "*"})).collect::<Vec<_>>(),
+        }));
+        prop_assert_eq!(told_by_cel(&object), told_by_operator(&object));
+    }
+}
