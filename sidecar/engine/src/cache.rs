@@ -1,0 +1,215 @@
+//! The shared half of the cache: kernel, L2 and their counters. Fills, removals, maintenance, explanations.
+//!
+//! One [`Cache`] per process, in an `Arc`; each worker reads through its own [`Worker`](crate::Worker). It stores what it
+//! is given under a fill token and judges nothing but that token: what to cache, and for how long, is the caller's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::Equivalent;
+use thiserror::Error;
+
+use crate::clock::Moment;
+use crate::entry::{Entry, Shared};
+use crate::hash::TierHash;
+use crate::kernel::{Evidence, FillToken, Kernel, KernelConfig, Verdict};
+use crate::l1::L1Config;
+use crate::l2::{L2, L2Config, Refusal};
+use crate::stats::{Counter, SharedStats, Stats};
+use crate::weigh::Weigh;
+use crate::worker::Worker;
+
+/// When entries move between L1 and L2.
+#[derive(Clone, Debug)]
+pub struct TieringConfig {
+    /// So many L2 hits put an entry into the asking worker's L1; at least 1.
+    pub promote_after_hits: u16,
+    /// An L1 slot not used for this long is given up.
+    pub demote_after_idle: Duration,
+}
+
+impl Default for TieringConfig {
+    fn default() -> Self {
+        Self { promote_after_hits: 10, demote_after_idle: Duration::from_mins(5) }
+    }
+}
+
+/// Everything a [`Cache`] is made from.
+#[derive(Clone, Debug, Default)]
+pub struct CacheConfig {
+    /// Stamps, sources, the bound on staleness.
+    pub kernel: KernelConfig,
+    /// Bounds of each worker's L1.
+    pub l1: L1Config,
+    /// Bounds of L2.
+    pub l2: L2Config,
+    /// Movement between them.
+    pub tiering: TieringConfig,
+}
+
+/// Why a fill was not installed. It still answers those who asked before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FillRefused {
+    /// The key was written or invalidated since the token was taken.
+    #[error("the key was invalidated while it was read")]
+    Invalidated,
+    /// The source was flushed since the token was taken.
+    #[error("the source was flushed while the key was read")]
+    Flushed,
+    /// The deadline is not in the future.
+    #[error("already expired")]
+    Expired,
+    /// It does not fit into a shard of L2.
+    #[error("larger than a shard of L2; raise `l2.maxBytes`")]
+    TooLarge,
+}
+
+/// Why a copy is, or is not, served: the material of `CACHE.WHY`.
+#[derive(Clone, Debug)]
+pub struct Why {
+    /// The verdict on it; `Valid` is what a read would get.
+    pub verdict: Verdict,
+    /// Whether this worker's L1 points to it, too.
+    pub in_l1: bool,
+    /// Time since its read was sent.
+    pub age: Duration,
+    /// Time to its deadline; `None`: it does not expire.
+    pub remaining: Option<Duration>,
+    /// Stamps, flush counts and currency behind the verdict.
+    pub evidence: Evidence,
+    /// Hits the eviction policy has credited and not yet used up (capped).
+    pub frequency: u8,
+    /// What it counts against the budget.
+    pub bytes: usize,
+}
+
+/// Kernel, L2 and counters, shared by all workers.
+pub struct Cache<K, V> {
+    pub(crate) kernel: Kernel,
+    pub(crate) l2: L2<K, V>,
+    pub(crate) stats: SharedStats,
+    pub(crate) l1: L1Config,
+    pub(crate) tiering: TieringConfig,
+}
+
+impl<K, V> std::fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("kernel", &self.kernel).finish_non_exhaustive()
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Eq + Weigh + Send + Sync + 'static,
+    V: Weigh + Send + Sync + 'static,
+{
+    /// An empty cache.
+    pub fn new(config: CacheConfig) -> Arc<Self> {
+        Arc::new(Self {
+            kernel: Kernel::new(&config.kernel),
+            l2: L2::new(&config.l2),
+            stats: SharedStats::new(),
+            l1: config.l1,
+            tiering: config.tiering,
+        })
+    }
+
+    /// The coherence kernel.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// A new worker's view, with an empty L1 of its own.
+    pub fn worker(self: &Arc<Self>) -> Worker<K, V> {
+        Worker::new(self.clone())
+    }
+
+    /// Installs what was read under `token`, in place of any older copy; dropped if the token is no longer current.
+    ///
+    /// `deadline` is the time before sending plus what L3 says the key has left to live, or [`Moment::NEVER`].
+    pub fn fill(
+        &self,
+        token: &FillToken,
+        hash: TierHash,
+        key: K,
+        value: V,
+        deadline: Moment,
+        now: Moment,
+    ) -> Result<Shared<K, V>, FillRefused> {
+        let filled = self.try_fill(token, hash, key, value, deadline, now);
+        self.stats.add(match &filled {
+            Ok(_) => Counter::Filled,
+            Err(FillRefused::Invalidated) => Counter::RefusedInvalidated,
+            Err(FillRefused::Flushed) => Counter::RefusedFlushed,
+            Err(FillRefused::Expired) => Counter::RefusedExpired,
+            Err(FillRefused::TooLarge) => Counter::RefusedTooLarge,
+        });
+        filled
+    }
+
+    fn try_fill(
+        &self,
+        token: &FillToken,
+        hash: TierHash,
+        key: K,
+        value: V,
+        deadline: Moment,
+        now: Moment,
+    ) -> Result<Shared<K, V>, FillRefused> {
+        let (basis, deadline) = self.kernel.settle(token, deadline).map_err(|moved| match moved {
+            Verdict::Flushed => FillRefused::Flushed,
+            _ => FillRefused::Invalidated,
+        })?;
+        if deadline <= now {
+            return Err(FillRefused::Expired);
+        }
+        let entry = Arc::new(Entry::new(basis, deadline, token.sent().at(), hash, key, value));
+        match self.l2.insert(&entry, &self.kernel, &self.stats) {
+            Ok(()) => Ok(entry),
+            Err(Refusal::TooLarge) => Err(FillRefused::TooLarge),
+            Err(Refusal::Outdated) => Err(FillRefused::Invalidated),
+        }
+    }
+
+    /// Removes the copy of one tier key from L2, and so from every L1. `true`: there was one.
+    pub fn remove<Q>(&self, hash: TierHash, key: &Q) -> bool
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.l2.remove(hash, key, &self.kernel, &self.stats)
+    }
+
+    /// Removes everything.
+    pub fn clear(&self) {
+        self.l2.clear(&self.kernel, &self.stats);
+    }
+
+    /// One slice of maintenance of L2: frees what has expired, in at most `steps` steps per shard. `true`: there may be
+    /// more; come back soon.
+    pub fn maintain(&self, now: Moment, steps: usize) -> bool {
+        self.l2.expire(now, steps, &self.kernel, &self.stats)
+    }
+
+    /// Explains the copy in L2, without counting as a read; `None`: there is none.
+    pub fn why<Q>(&self, hash: TierHash, key: &Q, now: Moment) -> Option<Why>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let entry = self.l2.peek(hash, key)?;
+        Some(Why {
+            verdict: self.kernel.verdict(entry.basis(), entry.deadline(), now),
+            in_l1: false,
+            age: now.since(entry.read_at()),
+            remaining: (entry.deadline() != Moment::NEVER).then(|| entry.deadline().since(now)),
+            evidence: self.kernel.evidence(entry.basis(), now),
+            frequency: entry.frequency(),
+            bytes: entry.bytes(),
+        })
+    }
+
+    /// All counters and sizes now.
+    pub fn stats(&self) -> Stats {
+        let (l2_entries, l2_bytes) = self.l2.sizes();
+        Stats { counts: self.stats.counts(), l2_entries, l2_bytes }
+    }
+}

@@ -1,0 +1,435 @@
+//! The coherence kernel: which local copies may be served, decided by a few loads.
+//!
+//! Owns the stamps (one bump kills every copy of a key and every fill in flight) and the sources (one per L3 node and
+//! database: flush count, currency proof, incarnation of its tracked connection). Own writes and invalidation pushes
+//! are the same function, [`Kernel::bump`]; there is no second path. It never stores values, never waits and never
+//! reads a clock: `now` is passed in. It fails only when the table of sources is full.
+//!
+//! What the caller owes it, since no data structure can see these:
+//! * a write's keys are bumped when its answer is in and *before* the app gets it;
+//! * pushes are applied inline, in the order of the stream, before any later reply of it is handed on;
+//! * the flush of a lost connection ([`Kernel::lost`]) runs before any of its waiters is failed;
+//! * a fill token is taken before the read is sent, and the read travels on the tracked connection of its source.
+
+mod source;
+mod stamps;
+
+pub use source::{Incarnation, SourceKind};
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::clock::{Moment, span_nanos};
+use crate::guards::{Guard, Guards};
+use crate::hash::KeyHash;
+use crate::sync::{AtomicU64, Ordering};
+use source::Source;
+use stamps::Stamps;
+
+/// Sizes and bounds of a [`Kernel`].
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// Number of stamps, rounded up to a power of two (8 bytes each).
+    pub stripes: u32,
+    /// How many sources (L3 node and database) can be registered at a time.
+    pub max_sources: u16,
+    /// Copies are served only while their source was proven current within this time.
+    pub max_staleness: Duration,
+    /// All of them, except in mutation tests.
+    pub guards: Guards,
+}
+
+impl Default for KernelConfig {
+    fn default() -> Self {
+        Self { stripes: 1 << 16, max_sources: 64, max_staleness: Duration::from_secs(1), guards: Guards::default() }
+    }
+}
+
+/// Why the kernel refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum KernelError {
+    /// Every row of the table of sources is taken.
+    #[error("failed to register a source: all {max} are in use; raise `max_sources` or release unused sources")]
+    RegisterSource {
+        /// The table's size.
+        max: u16,
+    },
+}
+
+/// Names one L3 node and database in the kernel's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceId(u16);
+
+/// What a request on a tracked connection was sent under; the basis of a currency proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    source: SourceId,
+    incarnation: u64,
+    at: Moment,
+}
+
+impl Sent {
+    /// When it was sent (or shortly before).
+    pub const fn at(&self) -> Moment {
+        self.at
+    }
+
+    /// The source it was sent to.
+    pub const fn source(&self) -> SourceId {
+        self.source
+    }
+}
+
+/// The state of the world that a copy belongs to: valid while nothing of it has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis {
+    pub(crate) stamp: u64,
+    pub(crate) flushes: u64,
+    pub(crate) stripe: u32,
+    pub(crate) source: SourceId,
+}
+
+/// Permission to fill, taken before the read is sent. A fill whose token is no longer current is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a fill without its token cannot be installed"]
+pub struct FillToken {
+    pub(crate) basis: Basis,
+    pub(crate) sent: Sent,
+}
+
+impl FillToken {
+    /// What the read was sent under, for [`Kernel::proved`] when its reply is in.
+    pub const fn sent(&self) -> Sent {
+        self.sent
+    }
+}
+
+/// Whether a source's copies may be served now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Currency {
+    /// Proven current within the bound.
+    Proven,
+    /// Within the bound, but nothing was proved for a quarter of it: serve, and send a probe.
+    DueForProbe,
+    /// Nothing proves that copies are current: probe, wait for it with a deadline, then follow `onUncertain`.
+    Lapsed,
+}
+
+/// The kernel's answer about one copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Serve it.
+    Valid(Currency),
+    /// Its stamp is current but its source is [`Currency::Lapsed`]; valid again as soon as that is proven.
+    Lapsed,
+    /// Killed by a flush alone: what it was is unproven, not known to be wrong. Only for stale serving.
+    Flushed,
+    /// Its key, or its whole database, was overwritten: never to be served again.
+    Invalidated,
+    /// At or past its deadline.
+    Expired,
+}
+
+/// What a flush says about the copies it kills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushCause {
+    /// Invalidations may have been missed (loss, role change): copies are unproven, stale serving may use them.
+    Uncertain,
+    /// The data was replaced (FLUSHALL, FLUSHDB, SWAPDB): copies are wrong.
+    Overwritten,
+}
+
+/// Numbers behind a [`Verdict`], for `CACHE.WHY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// The stamp at fill and the stamp now.
+    pub stamp: (u64, u64),
+    /// The source's flush count at fill and now.
+    pub flushes: (u64, u64),
+    /// How long ago the source was proven current; `None`: nothing is proven.
+    pub proven_ago: Option<Duration>,
+    /// The bound on it.
+    pub max_staleness: Duration,
+}
+
+/// Stamps and sources; shared by all workers and connections of a process.
+#[derive(Debug)]
+pub struct Kernel {
+    stamps: Stamps,
+    sources: Box<[Source]>,
+    max_staleness: AtomicU64,
+    guards: Guards,
+}
+
+// === setting up ===
+
+impl Kernel {
+    /// A kernel in which nothing is registered.
+    pub fn new(config: &KernelConfig) -> Self {
+        Self {
+            stamps: Stamps::new(config.stripes),
+            sources: (0..config.max_sources.max(1)).map(|_| Source::vacant()).collect(),
+            max_staleness: AtomicU64::new(span_nanos(config.max_staleness)),
+            guards: config.guards,
+        }
+    }
+
+    pub(crate) fn guards(&self) -> Guards {
+        self.guards
+    }
+
+    /// The bound on staleness.
+    pub fn max_staleness(&self) -> Duration {
+        Duration::from_nanos(self.max_staleness.load(Ordering::Relaxed))
+    }
+
+    /// Changes the bound for every read from now on.
+    pub fn set_max_staleness(&self, bound: Duration) {
+        self.max_staleness.store(span_nanos(bound), Ordering::Relaxed);
+    }
+
+    /// Takes a row for one L3 node and database. A tracked source serves nothing until something is proved.
+    pub fn register(&self, kind: SourceKind) -> Result<SourceId, KernelError> {
+        for (index, source) in self.sources.iter().enumerate() {
+            let mut owner = source.owner.lock();
+            if owner.is_none() {
+                *owner = Some(kind);
+                source.flushes.fetch_add(1, Ordering::Release);
+                source.proven_at.store(Source::unproven(kind), Ordering::Release);
+                source.probed_at.store(0, Ordering::Relaxed);
+                return Ok(SourceId(index as u16));
+            }
+        }
+        Err(KernelError::RegisterSource { max: self.sources.len() as u16 })
+    }
+
+    /// Gives a row back. Its copies die; whoever registers it next starts from nothing.
+    pub fn release(&self, id: SourceId) {
+        let source = self.source(id);
+        let mut owner = source.owner.lock();
+        source.flushes.fetch_add(1, Ordering::Release);
+        source.wiped.store(source.flushes.load(Ordering::Relaxed), Ordering::Release);
+        source.proven_at.store(0, Ordering::Release);
+        source.incarnation.fetch_add(1, Ordering::Release);
+        *owner = None;
+    }
+
+    #[inline]
+    fn source(&self, id: SourceId) -> &Source {
+        &self.sources[id.0 as usize]
+    }
+
+    /// A new incarnation of which nothing is known: copies die, older proofs count no more.
+    fn restart(&self, source: &Source, kind: SourceKind) {
+        if self.guards.hold(Guard::FlushOnLoss) {
+            source.flushes.fetch_add(1, Ordering::Release);
+            source.proven_at.store(Source::unproven(kind), Ordering::Release);
+        }
+        source.probed_at.store(0, Ordering::Relaxed);
+        source.incarnation.fetch_add(1, Ordering::Release);
+    }
+}
+
+// === what invalidates ===
+
+impl Kernel {
+    /// Kills every copy of the key, on every worker and in every database, and every fill of it in flight. O(1).
+    ///
+    /// The single invalidation path: invalidation pushes and own writes both end here.
+    pub fn bump(&self, key: KeyHash) {
+        if self.guards.hold(Guard::Bump) {
+            self.stamps.bump(self.stamps.stripe(key));
+        }
+    }
+
+    /// Kills every copy that came from `id`, and every fill of it in flight. O(1); currency is left as it is.
+    pub fn flush(&self, id: SourceId, cause: FlushCause) {
+        let source = self.source(id);
+        let _owner = source.owner.lock();
+        let count = source.flushes.fetch_add(1, Ordering::Release) + 1;
+        if cause == FlushCause::Overwritten {
+            source.wiped.store(count, Ordering::Release);
+        }
+    }
+
+    /// [`flush`](Self::flush) for every registered source.
+    pub fn flush_all(&self, cause: FlushCause) {
+        for index in 0..self.sources.len() {
+            self.flush(SourceId(index as u16), cause);
+        }
+    }
+
+    /// The tracked connection of `id` is up (handshake and TRACKING done). Proofs of earlier ones count no more.
+    pub fn connected(&self, id: SourceId) -> Incarnation {
+        self.end_incarnation(id);
+        Incarnation(self.source(id).incarnation.load(Ordering::Acquire))
+    }
+
+    /// The tracked connection of `id` ended: copies die and nothing is proven. Call before failing its waiters.
+    /// Loss of an older incarnation than the present one changes nothing.
+    pub fn lost(&self, id: SourceId, incarnation: Incarnation) {
+        if self.source(id).incarnation.load(Ordering::Acquire) == incarnation.0 {
+            self.end_incarnation(id);
+        }
+    }
+
+    fn end_incarnation(&self, id: SourceId) {
+        let source = self.source(id);
+        let owner = source.owner.lock();
+        if let Some(kind) = *owner {
+            self.restart(source, kind);
+        }
+    }
+
+    /// The node lost its right to answer (other role, other slots, an error to the probe): its copies die and nothing
+    /// is proven until a later probe on the same connection succeeds.
+    pub fn lapse(&self, id: SourceId) {
+        let source = self.source(id);
+        let owner = source.owner.lock();
+        source.flushes.fetch_add(1, Ordering::Release);
+        if let Some(kind) = *owner {
+            source.proven_at.store(Source::unproven(kind), Ordering::Release);
+        }
+    }
+}
+
+// === currency ===
+
+impl Kernel {
+    /// What a request about to be sent on the tracked connection is sent under. Take it *before* sending.
+    pub fn sending(&self, id: SourceId, now: Moment) -> Sent {
+        Sent { source: id, incarnation: self.source(id).incarnation.load(Ordering::Acquire), at: now }
+    }
+
+    /// The right to send the one probe that is due; `None` while another was claimed within a quarter of the bound.
+    pub fn claim_probe(&self, id: SourceId, now: Moment) -> Option<Sent> {
+        let source = self.source(id);
+        let last = source.probed_at.load(Ordering::Relaxed);
+        let quarter = self.max_staleness.load(Ordering::Relaxed) / 4;
+        if last != 0 && now.as_nanos().saturating_sub(last) < quarter {
+            return None;
+        }
+        let claimed =
+            source.probed_at.compare_exchange(last, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        claimed.then(|| self.sending(id, now))
+    }
+
+    /// The reply to a request on the tracked connection is in, and every push before it has been applied: what was
+    /// overwritten before the request was *sent* is dead here. Monotone; of an older incarnation: ignored.
+    pub fn proved(&self, sent: &Sent, arrived: Moment) {
+        let source = self.source(sent.source);
+        let _owner = source.owner.lock();
+        let same = source.incarnation.load(Ordering::Relaxed) == sent.incarnation;
+        if !same && self.guards.hold(Guard::IncarnationCheck) {
+            return;
+        }
+        let at = if self.guards.hold(Guard::ProofFromSending) { sent.at } else { arrived };
+        if source.proven_at.load(Ordering::Relaxed) < at.as_nanos() {
+            source.proven_at.store(at.as_nanos(), Ordering::Release);
+        }
+    }
+
+    /// Whether copies of `id` may be served at `now`.
+    #[inline]
+    pub fn currency(&self, id: SourceId, now: Moment) -> Currency {
+        if !self.guards.hold(Guard::CurrencyCheck) {
+            return Currency::Proven;
+        }
+        let age = now.as_nanos().saturating_sub(self.source(id).proven_at().as_nanos());
+        let bound = self.max_staleness.load(Ordering::Relaxed);
+        if age <= bound / 4 {
+            Currency::Proven
+        } else if age <= bound {
+            Currency::DueForProbe
+        } else {
+            Currency::Lapsed
+        }
+    }
+}
+
+// === copies and fills ===
+
+impl Kernel {
+    /// Permission to fill what is about to be read from `id`. Take it *before* sending the read.
+    pub fn begin_fill(&self, id: SourceId, key: KeyHash, now: Moment) -> FillToken {
+        let sent = self.sending(id, now);
+        FillToken { basis: self.basis(id, self.stamps.stripe(key)), sent }
+    }
+
+    fn basis(&self, id: SourceId, stripe: u32) -> Basis {
+        let flushes = self.source(id).flushes.load(Ordering::Acquire);
+        Basis { stamp: self.stamps.read(stripe), flushes, stripe, source: id }
+    }
+
+    /// Whether nothing has moved since the token was taken.
+    pub fn is_current(&self, token: &FillToken) -> bool {
+        self.basis(token.basis.source, token.basis.stripe) == token.basis
+    }
+
+    /// The basis to install a fill under, and its deadline; `Err` tells what moved since the token was taken.
+    pub(crate) fn settle(&self, token: &FillToken, deadline: Moment) -> Result<(Basis, Moment), Verdict> {
+        let now = self.basis(token.basis.source, token.basis.stripe);
+        let deadline = match *self.source(token.basis.source).owner.lock() {
+            Some(SourceKind::Timed) => deadline.min(token.sent.at + self.max_staleness()),
+            _ => deadline,
+        };
+        if !self.guards.hold(Guard::FillToken) {
+            return Ok((now, deadline));
+        }
+        if now.stamp != token.basis.stamp {
+            return Err(Verdict::Invalidated);
+        }
+        if now.flushes != token.basis.flushes {
+            return Err(Verdict::Flushed);
+        }
+        // The copy carries what the *token* saw: a bump between this line and the insertion kills it all the same.
+        Ok((token.basis, deadline))
+    }
+
+    /// Whether a copy may be served at `now`: currency first, then stamp, deadline and flush count.
+    ///
+    /// The order carries a promise. Pushes are applied before the proof behind them is stored (release) and the proof
+    /// is loaded (acquire) before the stamp; so whoever sees a proof sees every bump that it stands for.
+    #[inline]
+    pub fn verdict(&self, copy: &Basis, deadline: Moment, now: Moment) -> Verdict {
+        let early = self.guards.hold(Guard::CurrencyBeforeStamp).then(|| self.currency(copy.source, now));
+        if self.stamps.read(copy.stripe) != copy.stamp {
+            return Verdict::Invalidated;
+        }
+        if deadline <= now && self.guards.hold(Guard::Expiry) {
+            return Verdict::Expired;
+        }
+        let source = self.source(copy.source);
+        if source.flushes.load(Ordering::Acquire) != copy.flushes {
+            let overwritten = copy.flushes < source.wiped.load(Ordering::Acquire);
+            return if overwritten { Verdict::Invalidated } else { Verdict::Flushed };
+        }
+        match early.unwrap_or_else(|| self.currency(copy.source, now)) {
+            Currency::Lapsed => Verdict::Lapsed,
+            current => Verdict::Valid(current),
+        }
+    }
+
+    /// Whether the copy can never be valid again (for eviction: such copies go first). Two loads.
+    pub(crate) fn is_void(&self, copy: &Basis) -> bool {
+        self.stamps.read(copy.stripe) != copy.stamp
+            || copy.flushes < self.source(copy.source).wiped.load(Ordering::Acquire)
+    }
+
+    /// The numbers behind [`verdict`](Self::verdict).
+    pub fn evidence(&self, copy: &Basis, now: Moment) -> Evidence {
+        let source = self.source(copy.source);
+        let proven = source.proven_at();
+        Evidence {
+            stamp: (copy.stamp, self.stamps.read(copy.stripe)),
+            flushes: (copy.flushes, source.flushes.load(Ordering::Acquire)),
+            proven_ago: (proven != Moment::ZERO).then(|| now.since(proven)),
+            max_staleness: self.max_staleness(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;

@@ -1,0 +1,64 @@
+//! What one tracked connection knows: how often its copies were flushed, and up to when it is proven current.
+//!
+//! Readers use the atomics without a lock; the few writers (connect, loss, flush, proof) take the lock, so that a proof
+//! of a dead connection cannot slip past the loss that ended it.
+
+use crate::clock::Moment;
+use crate::sync::{AtomicU64, Mutex, Ordering};
+
+/// How copies of a source are kept current.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A tracked connection: the server pushes invalidations, replies prove currency.
+    Tracked,
+    /// No invalidations come: copies live at most `max_staleness`, counted from the sending of their read.
+    Timed,
+    /// The data is in this process and every write goes through [`bump`](super::Kernel::bump): always current.
+    Local,
+}
+
+/// One incarnation of a source's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Incarnation(pub(super) u64);
+
+/// One row of the kernel's table. Aligned so that two sources never share a cache line.
+#[repr(align(128))]
+#[derive(Debug)]
+pub(super) struct Source {
+    /// A copy is valid only under the count it was filled under.
+    pub(super) flushes: AtomicU64,
+    /// Nanoseconds; zero: nothing is proven. `u64::MAX`: needs no proof.
+    pub(super) proven_at: AtomicU64,
+    /// The flush count at the last flush after which copies are known to be wrong, rather than merely unproven.
+    pub(super) wiped: AtomicU64,
+    /// When the last probe was claimed; zero: never.
+    pub(super) probed_at: AtomicU64,
+    pub(super) incarnation: AtomicU64,
+    pub(super) owner: Mutex<Option<SourceKind>>,
+}
+
+impl Source {
+    pub(super) fn vacant() -> Self {
+        Self {
+            flushes: AtomicU64::new(1),
+            proven_at: AtomicU64::new(0),
+            wiped: AtomicU64::new(0),
+            probed_at: AtomicU64::new(0),
+            incarnation: AtomicU64::new(1),
+            owner: Mutex::new(None),
+        }
+    }
+
+    #[inline]
+    pub(super) fn proven_at(&self) -> Moment {
+        Moment::from_nanos(self.proven_at.load(Ordering::Acquire))
+    }
+
+    /// What "nothing is proven yet" means for this kind.
+    pub(super) fn unproven(kind: SourceKind) -> u64 {
+        match kind {
+            SourceKind::Tracked => 0,
+            SourceKind::Timed | SourceKind::Local => u64::MAX,
+        }
+    }
+}

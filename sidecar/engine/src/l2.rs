@@ -1,0 +1,124 @@
+//! L2: the tier that all workers of a sidecar share. Sharded, byte-exact, bounded.
+//!
+//! Owns the entries; L1 only points at them. A lookup takes one shard's lock (shared, unless the policy orders hits) and
+//! no other; nothing waits here for anything but that lock. It does not judge copies: that is the kernel's.
+
+mod shard;
+mod wheel;
+
+pub(crate) use shard::Refusal;
+
+use hashbrown::Equivalent;
+
+use crate::clock::Moment;
+use crate::entry::Shared;
+use crate::hash::TierHash;
+use crate::kernel::Kernel;
+use crate::policy::PolicyKind;
+use crate::stats::SharedStats;
+use crate::sync::RwLock;
+use shard::Shard;
+
+/// What a slot of a shard's slab, its policy's and its wheel's mark cost per entry, rounded up.
+pub(crate) const SLOT_BYTES: usize = 28;
+
+/// Bounds of L2.
+#[derive(Clone, Debug)]
+pub struct L2Config {
+    /// Keys, values and metadata together.
+    pub max_bytes: usize,
+    /// Bound on the number of entries; `usize::MAX` when bytes alone decide.
+    pub max_entries: usize,
+    /// Locks and tables it is divided into, rounded up to a power of two. Each has its share of the budget, and no
+    /// entry can be larger than a share.
+    pub shards: usize,
+    /// Which entry leaves when it is full.
+    pub policy: PolicyKind,
+}
+
+impl Default for L2Config {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20, max_entries: usize::MAX, shards: 8, policy: PolicyKind::default() }
+    }
+}
+
+pub(crate) struct L2<K, V> {
+    shards: Box<[RwLock<Shard<K, V>>]>,
+    orders_hits: bool,
+}
+
+impl<K, V> L2<K, V>
+where
+    K: Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    pub(crate) fn new(config: &L2Config) -> Self {
+        let count = config.shards.clamp(1, 1 << 10).next_power_of_two();
+        let entries = if config.max_entries == usize::MAX { usize::MAX } else { config.max_entries.div_ceil(count) };
+        let shard = || RwLock::new(Shard::new(config.policy, config.max_bytes / count, entries));
+        Self { shards: (0..count).map(|_| shard()).collect(), orders_hits: config.policy.orders_hits() }
+    }
+
+    /// The table uses the lowest bits and the top seven; shards use those between.
+    #[inline]
+    fn shard(&self, hash: TierHash) -> &RwLock<Shard<K, V>> {
+        &self.shards[(hash.raw() >> 40) as usize & (self.shards.len() - 1)]
+    }
+
+    /// The entry under `key`, whatever its state; credits a hit where the policy wants them in order.
+    #[inline]
+    pub(crate) fn find<Q>(&self, hash: TierHash, key: &Q) -> Option<Shared<K, V>>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        if self.orders_hits {
+            let mut shard = self.shard(hash).write();
+            let entry = shard.find(hash, key)?.clone();
+            shard.hit(entry.slot());
+            return Some(entry);
+        }
+        self.shard(hash).read().find(hash, key).cloned()
+    }
+
+    /// Like [`find`](Self::find), leaving no trace.
+    pub(crate) fn peek<Q>(&self, hash: TierHash, key: &Q) -> Option<Shared<K, V>>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.shard(hash).read().find(hash, key).cloned()
+    }
+
+    pub(crate) fn insert(&self, entry: &Shared<K, V>, kernel: &Kernel, stats: &SharedStats) -> Result<(), Refusal> {
+        self.shard(entry.hash()).write().insert(entry, kernel, stats)
+    }
+
+    pub(crate) fn remove<Q>(&self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.shard(hash).write().remove(hash, key, kernel, stats)
+    }
+
+    pub(crate) fn clear(&self, kernel: &Kernel, stats: &SharedStats) {
+        for shard in &self.shards {
+            shard.write().clear(kernel, stats);
+        }
+    }
+
+    /// Frees expired entries, in at most `steps` steps per shard and with the lock let go between shards. `true`: some
+    /// shard used all of its steps, so there may be more.
+    pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> bool {
+        let mut more = false;
+        for shard in &self.shards {
+            more |= shard.write().expire(now, steps, kernel, stats) == steps;
+        }
+        more
+    }
+
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        self.shards.iter().fold((0, 0), |(entries, bytes), shard| {
+            let shard = shard.read();
+            (entries + shard.entries(), bytes + shard.bytes())
+        })
+    }
+}

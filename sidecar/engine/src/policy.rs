@@ -1,0 +1,62 @@
+//! Which entry leaves when L2 is full: one trait, a file per policy.
+//!
+//! A policy orders the slots of one shard. It learns of hits through the entry's frequency, which L1 and L2 credit
+//! without a lock; one that needs every hit in order says so and costs its readers the shard's exclusive lock.
+
+mod lru;
+mod s3fifo;
+
+use crate::entry::Shared;
+use crate::slab::Slab;
+
+/// Link pair of L2's slots that the eviction queues use.
+pub(crate) const QUEUE: usize = 0;
+
+/// The slots of one L2 shard.
+pub(crate) type Slots<K, V> = Slab<Shared<K, V>, 2>;
+
+/// The eviction policy of L2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// S3-FIFO: three FIFO queues; scans pass through the small one without touching what is hot.
+    #[default]
+    S3Fifo,
+    /// Least recently used, exactly: every L2 hit takes the shard's exclusive lock.
+    Lru,
+}
+
+impl PolicyKind {
+    pub(crate) fn build<K, V>(self, shard_bytes: usize) -> Box<dyn Policy<K, V>>
+    where
+        K: Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
+        match self {
+            Self::S3Fifo => Box::new(s3fifo::S3Fifo::new(shard_bytes)),
+            Self::Lru => Box::new(lru::Lru::new()),
+        }
+    }
+
+    /// Whether hits must reach [`Policy::hit`], under the exclusive lock.
+    pub(crate) const fn orders_hits(self) -> bool {
+        matches!(self, Self::Lru)
+    }
+}
+
+/// The order of eviction in one shard.
+pub(crate) trait Policy<K, V>: Send + Sync {
+    /// `slot` has just been filled.
+    fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32);
+
+    /// `slot` was hit; called only for policies that [order hits](PolicyKind::orders_hits).
+    fn hit(&mut self, slots: &mut Slots<K, V>, slot: u32);
+
+    /// `slot` is about to be freed for another reason than [`victim`](Self::victim).
+    fn remove(&mut self, slots: &mut Slots<K, V>, slot: u32);
+
+    /// Takes the next slot to evict out of the order; `None` only when there is none.
+    fn victim(&mut self, slots: &mut Slots<K, V>) -> Option<u32>;
+
+    /// Bytes the policy itself uses.
+    fn bytes(&self) -> usize;
+}

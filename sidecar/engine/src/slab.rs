@@ -1,0 +1,148 @@
+//! Slots with stable numbers, and doubly linked lists through them: the one container under L1's recency list, L2's
+//! eviction queues and L2's timer wheel. A slot has `LINKS` pairs of links, so it can be in that many lists at once.
+//!
+//! Never allocates per operation once grown; no `unsafe`, the links are indices.
+
+pub(crate) const NIL: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    prev: u32,
+    next: u32,
+}
+
+const UNLINKED: Link = Link { prev: NIL, next: NIL };
+
+#[derive(Debug)]
+pub(crate) struct Slot<T, const LINKS: usize> {
+    links: [Link; LINKS],
+    item: Option<T>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slab<T, const LINKS: usize> {
+    slots: Vec<Slot<T, LINKS>>,
+    free: u32,
+}
+
+impl<T, const LINKS: usize> Slab<T, LINKS> {
+    pub(crate) const fn new() -> Self {
+        Self { slots: Vec::new(), free: NIL }
+    }
+
+    pub(crate) fn insert(&mut self, item: T) -> u32 {
+        if self.free == NIL {
+            self.slots.push(Slot { links: [UNLINKED; LINKS], item: Some(item) });
+            return (self.slots.len() - 1) as u32;
+        }
+        let index = self.free;
+        let slot = &mut self.slots[index as usize];
+        self.free = slot.links[0].next;
+        *slot = Slot { links: [UNLINKED; LINKS], item: Some(item) };
+        index
+    }
+
+    /// The slot must have been unlinked from every list.
+    pub(crate) fn remove(&mut self, index: u32) -> Option<T> {
+        let slot = self.slots.get_mut(index as usize)?;
+        let item = slot.item.take()?;
+        slot.links[0].next = self.free;
+        self.free = index;
+        Some(item)
+    }
+
+    #[inline]
+    pub(crate) fn item(&self, index: u32) -> Option<&T> {
+        self.slots.get(index as usize)?.item.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn item_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.slots.get_mut(index as usize)?.item.as_mut()
+    }
+
+    /// One past the highest slot ever used; for scans in slices.
+    pub(crate) fn span(&self) -> u32 {
+        self.slots.len() as u32
+    }
+}
+
+/// A list through link pair `L` of a slab's slots. A slot is in at most one list per pair.
+#[derive(Debug)]
+pub(crate) struct List<const L: usize> {
+    head: u32,
+    tail: u32,
+    len: u32,
+}
+
+impl<const L: usize> List<L> {
+    pub(crate) const fn new() -> Self {
+        Self { head: NIL, tail: NIL, len: 0 }
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn head(&self) -> Option<u32> {
+        if self.head == NIL { None } else { Some(self.head) }
+    }
+
+    pub(crate) const fn tail(&self) -> Option<u32> {
+        if self.tail == NIL { None } else { Some(self.tail) }
+    }
+
+    pub(crate) fn push_front<T, const LINKS: usize>(&mut self, slab: &mut Slab<T, LINKS>, index: u32) {
+        slab.slots[index as usize].links[L] = Link { prev: NIL, next: self.head };
+        match self.head {
+            NIL => self.tail = index,
+            head => slab.slots[head as usize].links[L].prev = index,
+        }
+        self.head = index;
+        self.len += 1;
+    }
+
+    pub(crate) fn unlink<T, const LINKS: usize>(&mut self, slab: &mut Slab<T, LINKS>, index: u32) {
+        let Link { prev, next } = std::mem::replace(&mut slab.slots[index as usize].links[L], UNLINKED);
+        match prev {
+            NIL => self.head = next,
+            prev => slab.slots[prev as usize].links[L].next = next,
+        }
+        match next {
+            NIL => self.tail = prev,
+            next => slab.slots[next as usize].links[L].prev = prev,
+        }
+        self.len -= 1;
+    }
+
+    #[inline]
+    pub(crate) fn move_to_front<T, const LINKS: usize>(&mut self, slab: &mut Slab<T, LINKS>, index: u32) {
+        if self.head != index {
+            self.unlink(slab, index);
+            self.push_front(slab, index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_keeps_the_order_of_use() {
+        let mut slab = Slab::<u8, 2>::new();
+        let mut list = List::<1>::new();
+        let slots: Vec<u32> = (0..3).map(|item| slab.insert(item)).collect();
+        for &slot in &slots {
+            list.push_front(&mut slab, slot);
+        }
+        list.move_to_front(&mut slab, slots[0]);
+        assert_eq!((list.head(), list.tail(), list.len()), (Some(slots[0]), Some(slots[1]), 3));
+        list.unlink(&mut slab, slots[1]);
+        assert_eq!(slab.remove(slots[1]), Some(1));
+        assert_eq!(list.tail(), Some(slots[2]));
+        assert_eq!(slab.insert(9), slots[1], "a freed slot is used again");
+        assert_eq!(slab.span(), 3);
+    }
+}

@@ -1,0 +1,74 @@
+//! How many bytes keys and values own beyond their own size, so that budgets count memory and not entries.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Heap bytes owned by a value, beyond `size_of` of its type.
+pub trait Weigh {
+    /// Heap bytes, as requested from the allocator.
+    fn heap_bytes(&self) -> usize;
+}
+
+/// Two reference counts in front of what an `Arc` points to.
+const ARC_COUNTS: usize = 2 * size_of::<usize>();
+
+impl Weigh for Bytes {
+    fn heap_bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Weigh for Vec<u8> {
+    fn heap_bytes(&self) -> usize {
+        self.capacity()
+    }
+}
+
+impl Weigh for Box<[u8]> {
+    fn heap_bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Weigh for Arc<[u8]> {
+    fn heap_bytes(&self) -> usize {
+        self.len() + ARC_COUNTS
+    }
+}
+
+impl Weigh for String {
+    fn heap_bytes(&self) -> usize {
+        self.capacity()
+    }
+}
+
+impl Weigh for Box<str> {
+    fn heap_bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+macro_rules! weigh_nothing {
+    ($($type:ty),*) => {$(
+        impl Weigh for $type {
+            fn heap_bytes(&self) -> usize {
+                0
+            }
+        }
+    )*};
+}
+
+weigh_nothing!((), bool, char, u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
+
+impl<T: Weigh> Weigh for Option<T> {
+    fn heap_bytes(&self) -> usize {
+        self.as_ref().map_or(0, Weigh::heap_bytes)
+    }
+}
+
+impl<A: Weigh, B: Weigh> Weigh for (A, B) {
+    fn heap_bytes(&self) -> usize {
+        self.0.heap_bytes() + self.1.heap_bytes()
+    }
+}

@@ -1,0 +1,232 @@
+//! One worker's view of the cache: its L1 in front of the shared L2. The hit path of the whole product.
+//!
+//! Owned by one thread. A hit allocates nothing and takes no lock (L1) or one shard's (L2); it never changes threads.
+//! It serves a copy only on the kernel's verdict, and never fails: the worst answer is a miss.
+
+use std::sync::Arc;
+
+use hashbrown::Equivalent;
+
+use crate::cache::{Cache, Why};
+use crate::clock::Moment;
+use crate::entry::Shared;
+use crate::hash::TierHash;
+use crate::kernel::{Currency, SourceId, Verdict};
+use crate::l1::L1;
+use crate::stats::{Counter, WorkerStats};
+use crate::weigh::Weigh;
+
+/// Where a copy was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// The worker's own.
+    L1,
+    /// Shared by the workers.
+    L2,
+}
+
+/// The answer to a read.
+#[derive(Debug)]
+pub enum Lookup<'a, K, V> {
+    /// Serve it.
+    Hit(Hit<'a, K, V>),
+    /// There is a copy that cannot be vouched for.
+    Uncertain(Uncertain<'a, K, V>),
+    /// Read L3.
+    Miss(Miss),
+}
+
+/// A copy that may be served at the moment of the lookup.
+#[derive(Debug)]
+pub struct Hit<'a, K, V> {
+    /// The copy; clone the `Arc` to keep it beyond the next lookup.
+    pub entry: &'a Shared<K, V>,
+    /// Where it was.
+    pub tier: Tier,
+    /// Its source was last proven current a while ago: ask [`claim_probe`](crate::kernel::Kernel::claim_probe) whether
+    /// to send a probe. The hit stands.
+    pub probe_due: bool,
+}
+
+/// A copy whose stamp is current but whose source is not known to be.
+#[derive(Debug)]
+pub struct Uncertain<'a, K, V> {
+    /// The copy, for stale serving.
+    pub entry: &'a Shared<K, V>,
+    /// What is missing.
+    pub doubt: Doubt,
+}
+
+/// Why a copy cannot be vouched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// Its source is lapsed: wait for a probe (with a deadline) and look again.
+    Lapsed,
+    /// Its source was flushed after a loss: read L3; this copy is only for when that fails.
+    Flushed,
+}
+
+/// Why there is nothing to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Miss {
+    /// No copy.
+    Absent,
+    /// Overwritten since.
+    Invalidated,
+    /// At or past its deadline.
+    Expired,
+}
+
+/// A worker's L1 with its way into L2. Not for sharing: one per thread.
+pub struct Worker<K, V>
+where
+    K: Eq + Weigh + Send + Sync + 'static,
+    V: Weigh + Send + Sync + 'static,
+{
+    cache: Arc<Cache<K, V>>,
+    l1: L1<K, V>,
+    /// The last copy found in L2, kept so that every answer can be a reference.
+    held: Option<Shared<K, V>>,
+    stats: Arc<WorkerStats>,
+    sweep: u32,
+}
+
+impl<K, V> std::fmt::Debug for Worker<K, V>
+where
+    K: Eq + Weigh + Send + Sync + 'static,
+    V: Weigh + Send + Sync + 'static,
+{
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("l1", &self.l1.sizes()).finish_non_exhaustive()
+    }
+}
+
+impl<K, V> Worker<K, V>
+where
+    K: Eq + Weigh + Send + Sync + 'static,
+    V: Weigh + Send + Sync + 'static,
+{
+    pub(crate) fn new(cache: Arc<Cache<K, V>>) -> Self {
+        let stats = cache.stats.enrol();
+        Self { l1: L1::new(cache.l1.clone()), held: None, stats, cache, sweep: 0 }
+    }
+
+    /// The shared half.
+    pub fn cache(&self) -> &Arc<Cache<K, V>> {
+        &self.cache
+    }
+
+    /// Reads `key` as of `now`, which was read from the clock before this call and after the request came.
+    ///
+    /// L1 first, then L2, each judged by the kernel: currency, stamp, deadline, flush.
+    #[inline]
+    pub fn lookup<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        if let Some(slot) = self.l1.find(hash, key) {
+            match self.judge_l1(slot, now) {
+                Some(Verdict::Valid(currency)) => {
+                    self.stats.add(Counter::HitL1, 1);
+                    let entry = self.l1.touch(slot, now);
+                    entry.credit();
+                    return Lookup::Hit(Hit { entry, tier: Tier::L1, probe_due: currency == Currency::DueForProbe });
+                }
+                // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
+                Some(Verdict::Lapsed) => {}
+                _ => self.l1.remove(slot),
+            }
+        }
+        self.lookup_l2(hash, key, now)
+    }
+
+    #[inline]
+    fn judge_l1(&self, slot: u32, now: Moment) -> Option<Verdict> {
+        let entry = self.l1.entry(slot)?;
+        let verdict = self.cache.kernel.verdict(entry.basis(), entry.deadline(), now);
+        (!entry.is_dead()).then_some(verdict)
+    }
+
+    fn lookup_l2<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let Some(entry) = self.cache.l2.find(hash, key) else {
+            self.stats.add(Counter::MissAbsent, 1);
+            return Lookup::Miss(Miss::Absent);
+        };
+        let verdict = self.cache.kernel.verdict(entry.basis(), entry.deadline(), now);
+        let entry = &*self.held.insert(entry);
+        match verdict {
+            Verdict::Valid(currency) => {
+                self.stats.add(Counter::HitL2, 1);
+                entry.credit();
+                if entry.count_l2_hit() >= self.cache.tiering.promote_after_hits && !entry.is_dead() {
+                    self.stats.add(Counter::Promoted, 1);
+                    let demoted = self.l1.insert(entry.clone(), now);
+                    self.stats.add(Counter::DemotedForRoom, demoted as u64);
+                }
+                Lookup::Hit(Hit { entry, tier: Tier::L2, probe_due: currency == Currency::DueForProbe })
+            }
+            Verdict::Lapsed => {
+                self.stats.add(Counter::UncertainLapsed, 1);
+                Lookup::Uncertain(Uncertain { entry, doubt: Doubt::Lapsed })
+            }
+            Verdict::Flushed => {
+                self.stats.add(Counter::UncertainFlushed, 1);
+                Lookup::Uncertain(Uncertain { entry, doubt: Doubt::Flushed })
+            }
+            Verdict::Invalidated => {
+                self.stats.add(Counter::MissInvalidated, 1);
+                Lookup::Miss(Miss::Invalidated)
+            }
+            Verdict::Expired => {
+                self.stats.add(Counter::MissExpired, 1);
+                Lookup::Miss(Miss::Expired)
+            }
+        }
+    }
+
+    /// Whether copies of `source` may be served now.
+    pub fn currency(&self, source: SourceId, now: Moment) -> Currency {
+        self.cache.kernel.currency(source, now)
+    }
+
+    /// One slice of L1's maintenance, at most `steps` slots: gives up idle and dead ones. Call it now and then from the
+    /// worker's own loop; every `maintenance_interval` is enough.
+    pub fn maintain(&mut self, now: Moment, steps: u32) {
+        self.held = None;
+        let idle = self.l1.demote_idle(now, self.cache.tiering.demote_after_idle, steps as usize);
+        self.stats.add(Counter::DemotedIdle, idle as u64);
+        self.sweep = self.l1.sweep_dead(self.sweep, steps);
+    }
+
+    /// Explains the copy of `key`, without counting as a read; `None`: there is none.
+    pub fn why<Q>(&self, hash: TierHash, key: &Q, now: Moment) -> Option<Why>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let mut why = self.cache.why(hash, key, now)?;
+        why.in_l1 = self.l1.find(hash, key).and_then(|slot| self.l1.entry(slot)).is_some_and(|entry| !entry.is_dead());
+        Some(why)
+    }
+
+    /// Entries in this worker's L1 and their bytes.
+    pub fn l1_sizes(&self) -> (usize, usize) {
+        self.l1.sizes()
+    }
+}
+
+impl<K, V> Drop for Worker<K, V>
+where
+    K: Eq + Weigh + Send + Sync + 'static,
+    V: Weigh + Send + Sync + 'static,
+{
+    fn drop(&mut self) {
+        self.cache.stats.retire(&self.stats);
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;

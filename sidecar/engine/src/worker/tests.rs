@@ -1,0 +1,203 @@
+use super::*;
+use crate::cache::{CacheConfig, FillRefused, TieringConfig};
+use crate::clock::{Clock, ManualClock};
+use crate::hash::KeyHash;
+use crate::kernel::{FlushCause, SourceKind};
+use crate::l1::L1Config;
+use crate::l2::L2Config;
+use crate::policy::PolicyKind;
+use std::time::Duration;
+
+struct Fixture {
+    clock: ManualClock,
+    cache: Arc<Cache<Vec<u8>, Vec<u8>>>,
+    source: SourceId,
+}
+
+fn fixture(l2: L2Config) -> Fixture {
+    let tiering = TieringConfig { promote_after_hits: 2, ..TieringConfig::default() };
+    let l1 = L1Config { max_entries: 2, max_bytes: 1 << 20 };
+    let cache = Cache::new(CacheConfig { l1, l2, tiering, ..CacheConfig::default() });
+    let source = cache.kernel().register(SourceKind::Tracked).unwrap();
+    let f = Fixture { clock: ManualClock::default(), cache, source };
+    f.prove();
+    f
+}
+
+impl Fixture {
+    fn prove(&self) {
+        let now = self.clock.now();
+        self.cache.kernel().proved(&self.cache.kernel().sending(self.source, now), now);
+    }
+
+    fn fill(&self, key: &str, value: &str, ttl: Duration) -> Result<(), FillRefused> {
+        let (key, now) = (key.as_bytes().to_vec(), self.clock.now());
+        let key_hash = KeyHash::of(&key);
+        let token = self.cache.kernel().begin_fill(self.source, key_hash, now);
+        self.cache.fill(&token, key_hash.tier(0), key, value.as_bytes().to_vec(), now + ttl, now).map(drop)
+    }
+
+    fn read(&self, worker: &mut Worker<Vec<u8>, Vec<u8>>, key: &str) -> String {
+        let hash = KeyHash::of(key.as_bytes()).tier(0);
+        match worker.lookup(hash, &key.as_bytes().to_vec(), self.clock.now()) {
+            Lookup::Hit(hit) => format!("{:?} {}", hit.tier, String::from_utf8_lossy(hit.entry.value())),
+            Lookup::Uncertain(uncertain) => format!("{:?}", uncertain.doubt),
+            Lookup::Miss(miss) => format!("{miss:?}"),
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+
+#[test]
+fn enough_l2_hits_put_an_entry_into_l1_of_that_worker_only() {
+    let f = fixture(L2Config::default());
+    let (mut one, mut two) = (f.cache.worker(), f.cache.worker());
+    f.fill("k", "v", HOUR).unwrap();
+    assert_eq!(f.read(&mut one, "k"), "L2 v");
+    assert_eq!(f.read(&mut one, "k"), "L2 v");
+    assert_eq!(f.read(&mut one, "k"), "L1 v");
+    assert_eq!(f.read(&mut two, "k"), "L2 v");
+    assert_eq!(f.cache.stats().get(Counter::HitL2), 3);
+    drop(one);
+    assert_eq!(f.cache.stats().get(Counter::HitL1), 1, "a worker's counts outlive it");
+}
+
+#[test]
+fn a_bump_kills_the_copy_in_both_tiers_at_once() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    for _ in 0..3 {
+        f.read(&mut worker, "k");
+    }
+    f.cache.kernel().bump(KeyHash::of(b"k"));
+    assert_eq!(f.read(&mut worker, "k"), "Invalidated");
+    f.fill("k", "w", HOUR).unwrap();
+    assert_eq!(f.read(&mut worker, "k"), "L2 w");
+}
+
+#[test]
+fn removing_and_replacing_in_l2_kills_the_l1_slot() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    for _ in 0..3 {
+        f.read(&mut worker, "k");
+    }
+    assert_eq!(f.read(&mut worker, "k"), "L1 v");
+    f.fill("k", "w", HOUR).unwrap();
+    assert_eq!(f.read(&mut worker, "k"), "L2 w");
+    f.read(&mut worker, "k");
+    assert_eq!(f.read(&mut worker, "k"), "L1 w");
+    assert!(f.cache.remove(KeyHash::of(b"k").tier(0), &b"k".to_vec()));
+    assert_eq!(f.read(&mut worker, "k"), "Absent");
+}
+
+#[test]
+fn a_lapsed_copy_is_uncertain_until_the_source_is_proven_again() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    for _ in 0..3 {
+        f.read(&mut worker, "k");
+    }
+    f.clock.advance(Duration::from_millis(1001));
+    assert_eq!(f.read(&mut worker, "k"), "Lapsed");
+    f.prove();
+    assert_eq!(f.read(&mut worker, "k"), "L1 v");
+}
+
+#[test]
+fn a_hit_tells_when_a_probe_is_due() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    f.clock.advance(Duration::from_millis(300));
+    let hash = KeyHash::of(b"k").tier(0);
+    let Lookup::Hit(hit) = worker.lookup(hash, &b"k".to_vec(), f.clock.now()) else { panic!("a hit") };
+    assert!(hit.probe_due);
+}
+
+#[test]
+fn after_a_loss_the_copy_is_kept_for_stale_serving_only() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    f.cache.kernel().flush(f.source, FlushCause::Uncertain);
+    assert_eq!(f.read(&mut worker, "k"), "Flushed");
+    f.cache.kernel().flush(f.source, FlushCause::Overwritten);
+    assert_eq!(f.read(&mut worker, "k"), "Invalidated");
+}
+
+#[test]
+fn nothing_is_served_past_its_deadline_and_maintenance_frees_it() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", Duration::from_millis(500)).unwrap();
+    f.fill("long", "v", HOUR).unwrap();
+    f.clock.advance(Duration::from_millis(500));
+    assert_eq!(f.read(&mut worker, "k"), "Expired");
+    f.clock.advance(Duration::from_secs(3));
+    while f.cache.maintain(f.clock.now(), 100) {}
+    assert_eq!(f.cache.stats().l2_entries, 1);
+    assert_eq!(f.cache.stats().get(Counter::Expired), 1);
+    assert_eq!(f.fill("k", "v", Duration::ZERO), Err(FillRefused::Expired));
+}
+
+#[test]
+fn idle_and_dead_slots_leave_l1() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    for key in ["a", "b"] {
+        f.fill(key, "v", HOUR).unwrap();
+        for _ in 0..3 {
+            f.read(&mut worker, key);
+        }
+    }
+    assert_eq!(worker.l1_sizes().0, 2);
+    f.cache.remove(KeyHash::of(b"b").tier(0), &b"b".to_vec());
+    worker.maintain(f.clock.now(), 100);
+    assert_eq!(worker.l1_sizes().0, 1);
+    f.clock.advance(Duration::from_mins(5));
+    worker.maintain(f.clock.now(), 100);
+    assert_eq!(worker.l1_sizes(), (0, 0));
+    assert_eq!(f.cache.stats().get(Counter::DemotedIdle), 1);
+}
+
+#[test]
+fn l2_is_never_above_its_budget_under_either_policy() {
+    for policy in [PolicyKind::S3Fifo, PolicyKind::Lru] {
+        let max_bytes = 64 << 10;
+        let f = fixture(L2Config { max_bytes, max_entries: 100, shards: 2, policy });
+        let mut worker = f.cache.worker();
+        for round in 0..2000_usize {
+            let key = format!("key-{}", round * 7919 % 400);
+            f.read(&mut worker, &key);
+            f.fill(&key, &"x".repeat(round % 3000), HOUR).unwrap();
+            let stats = f.cache.stats();
+            assert!(stats.l2_bytes <= max_bytes && stats.l2_entries <= 100, "{policy:?}: {stats:?}");
+        }
+        assert!(f.cache.stats().get(Counter::EvictedForRoom) > 100);
+        assert_eq!(f.fill("huge", &"x".repeat(max_bytes), HOUR), Err(FillRefused::TooLarge));
+        f.cache.clear();
+        assert_eq!(f.cache.stats().l2_entries, 0);
+    }
+}
+
+#[test]
+fn why_explains_a_copy_without_counting_as_a_read() {
+    let f = fixture(L2Config::default());
+    let worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    f.clock.advance(Duration::from_millis(100));
+    let hash = KeyHash::of(b"k").tier(0);
+    let why = worker.why(hash, &b"k".to_vec(), f.clock.now()).unwrap();
+    assert_eq!(why.verdict, Verdict::Valid(Currency::Proven));
+    assert_eq!((why.age, why.in_l1), (Duration::from_millis(100), false));
+    f.cache.kernel().bump(KeyHash::of(b"k"));
+    let why = worker.why(hash, &b"k".to_vec(), f.clock.now()).unwrap();
+    assert_eq!(why.verdict, Verdict::Invalidated);
+    assert_eq!(why.evidence.stamp.0 + 1, why.evidence.stamp.1);
+    assert_eq!(f.cache.stats().hit_rate().to_bits(), 0);
+}
