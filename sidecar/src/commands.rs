@@ -1,0 +1,177 @@
+//! The command table: what each Redis command is to this sidecar, as data.
+//!
+//! One row per command and subcommand of Redis 7 and 8 and of Valkey; dispatch, documentation and
+//! tests come from it (a test compares it with `COMMAND` of a running server). It owns names, arity,
+//! key positions, the class that decides who answers, and the effect on local copies. It never looks at
+//! values and never talks to anybody. A name that it lacks is relayed behind a barrier, which is right
+//! for every command that runs on one connection and answers once.
+
+mod keys;
+mod lookup;
+mod table;
+
+pub use keys::{KeyPositions, Positions};
+pub use lookup::{lookup, lookup_request, rows};
+
+/// Who answers a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The sidecar, from what it knows itself, whatever L3's state.
+    Local,
+    /// The cache; on a miss its fill from L3.
+    Fill,
+    /// The cache, if what it holds for [`Class::Fill`] says enough; else relayed.
+    Derived,
+    /// L3, over a shared connection, as bytes.
+    Relayed,
+    /// L3, over a connection of the session's own.
+    Pinned(Pin),
+    /// As [`Class::Pinned`] if the request has a `BLOCK` option, else relayed; see [`Row::class_of`].
+    PinnedIfBlocking,
+    /// The session: what the command changes or shows is the state of the app's connection.
+    Session,
+    /// Nobody; the text says what to do instead.
+    Refused(&'static str),
+    /// Nobody: a web browser was led here by somebody else's page. Close without a reply, as Redis does.
+    CrossProtocol,
+}
+
+/// Why a command needs an upstream connection of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pin {
+    /// `MULTI` to `EXEC`, and `WATCH`.
+    Transaction,
+    /// Subscriptions: messages arrive unasked.
+    PubSub,
+    /// It may wait, and all behind it on a shared connection with it.
+    Blocking,
+    /// The app caches, too: the invalidations are its own.
+    Tracking,
+    /// It asks about, or changes, the connection that it came on (`WAIT`, `READONLY`, `SCRIPT DEBUG`).
+    Connection,
+}
+
+/// What a command, once answered over another connection than the tracked one, means for local copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing: it neither reads nor writes keys.
+    Harmless,
+    /// The reply shows the state of [`Row::keys`], and of no other key.
+    ReadsKeys,
+    /// It may have changed [`Row::keys`], and no other key.
+    WritesKeys,
+    /// It read or wrote keys that its arguments do not name: barrier before the reply is handed on.
+    KeysUnknown,
+    /// It may have changed everything in ways that no push tells: all copies die.
+    Flush,
+}
+
+/// One command, or one subcommand of a container.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Lower case; a subcommand's is its own (`encoding`), without its container's.
+    pub name: &'static str,
+    /// As in `COMMAND`: the number of arguments with the name(s), or if negative the least number.
+    pub arity: i8,
+    /// Which arguments are keys.
+    pub keys: Positions,
+    /// Who answers; [`Row::class_of`] for those that depend on the arguments.
+    pub class: Class,
+    /// What it means for local copies.
+    pub effect: Effect,
+    /// Rows by second argument, if this is a container.
+    pub subcommands: &'static [Self],
+    /// The first server version that has it, `7.0` for that and all before; `caddy` for our own.
+    pub since: &'static str,
+}
+
+impl Row {
+    /// Who answers a request with these arguments (the name is argument 0).
+    pub fn class_of<'a>(&self, n_args: usize, arg: impl Fn(usize) -> &'a [u8]) -> Class {
+        match self.class {
+            Class::PinnedIfBlocking => {
+                if keys::StreamOptions::of(n_args, &arg).blocks {
+                    Class::Pinned(Pin::Blocking)
+                } else {
+                    Class::Relayed
+                }
+            }
+            class => class,
+        }
+    }
+
+    /// Which arguments of a request are keys (the name is argument 0); shard channels count as keys.
+    ///
+    /// Empty when the arguments make no sense: the server then refuses the request.
+    pub fn keys<'a>(&self, n_args: usize, arg: impl Fn(usize) -> &'a [u8]) -> KeyPositions {
+        self.keys.find(n_args, arg)
+    }
+
+    /// Whether a request with so many arguments (the name included) is long enough, and not too long.
+    pub fn accepts(&self, n_args: usize) -> bool {
+        let arity = usize::from(self.arity.unsigned_abs());
+        if self.arity < 0 { n_args >= arity } else { n_args == arity }
+    }
+}
+
+// === How the table writes rows ===
+
+const fn row(name: &'static str, arity: i8, keys: Positions, effect: Effect) -> Row {
+    Row { name, arity, keys, class: Class::Relayed, effect, subcommands: &[], since: "7.0" }
+}
+
+/// Relayed; shows the state of its keys.
+const fn read(name: &'static str, arity: i8, keys: Positions) -> Row {
+    row(name, arity, keys, Effect::ReadsKeys)
+}
+
+/// Relayed; may change its keys.
+const fn write(name: &'static str, arity: i8, keys: Positions) -> Row {
+    row(name, arity, keys, Effect::WritesKeys)
+}
+
+/// Relayed; has to do with keys that its arguments do not name.
+const fn unknown(name: &'static str, arity: i8) -> Row {
+    row(name, arity, Positions::None, Effect::KeysUnknown)
+}
+
+/// Relayed; has nothing to do with keys.
+const fn harmless(name: &'static str, arity: i8) -> Row {
+    row(name, arity, Positions::None, Effect::Harmless)
+}
+
+/// Relayed; all copies die.
+const fn flush(name: &'static str, arity: i8) -> Row {
+    row(name, arity, Positions::None, Effect::Flush)
+}
+
+/// Only its subcommands mean something; one that is not listed is relayed behind a barrier.
+const fn container(name: &'static str, arity: i8, subcommands: &'static [Row]) -> Row {
+    Row { subcommands, ..unknown(name, arity) }
+}
+
+impl Row {
+    const fn class(self, class: Class) -> Self {
+        Self { class, ..self }
+    }
+
+    const fn pinned(self, why: Pin) -> Self {
+        self.class(Class::Pinned(why))
+    }
+
+    const fn session(self) -> Self {
+        self.class(Class::Session)
+    }
+
+    const fn effect(self, effect: Effect) -> Self {
+        Self { effect, ..self }
+    }
+
+    const fn keys_at(self, keys: Positions) -> Self {
+        Self { keys, ..self }
+    }
+
+    const fn since(self, since: &'static str) -> Self {
+        Self { since, ..self }
+    }
+}

@@ -1,0 +1,274 @@
+//! Connections, pub/sub, scripts as such, and the server itself.
+
+use crate::commands::{Class, Effect, Pin, Positions, Row, container, flush, harmless, read, unknown};
+
+const MONITOR: &str = "MONITOR would show what one sidecar relays, not what Redis executes: run it on Redis directly";
+const REPLICATION: &str = "a replica has to connect to Redis directly, not to its cache";
+
+/// The state of the app's connection.
+const fn session(name: &'static str, arity: i8) -> Row {
+    harmless(name, arity).session()
+}
+
+const fn pubsub(name: &'static str, arity: i8) -> Row {
+    harmless(name, arity).pinned(Pin::PubSub)
+}
+
+pub(in crate::commands) const SERVER: &[Row] = &[
+    // Answered here
+    harmless("ping", -1).class(Class::Local),
+    harmless("echo", 2).class(Class::Local),
+    read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
+    // The app's connection
+    session("auth", -2),
+    session("hello", -1),
+    session("quit", -1),
+    session("reset", 1),
+    session("select", 2),
+    session("info", -1),
+    Row { class: Class::Session, effect: Effect::Harmless, ..container("client", -2, CLIENT) },
+    harmless("asking", 1).pinned(Pin::Connection),
+    harmless("readonly", 1).pinned(Pin::Connection),
+    harmless("readwrite", 1).pinned(Pin::Connection),
+    harmless("wait", 3).pinned(Pin::Connection),
+    harmless("waitaof", 4).pinned(Pin::Connection).since("7.2"),
+    // Pub/sub; shard channels are routed as keys are.
+    pubsub("subscribe", -2),
+    pubsub("unsubscribe", -1),
+    pubsub("psubscribe", -2),
+    pubsub("punsubscribe", -1),
+    pubsub("ssubscribe", -2).keys_at(Positions::ALL),
+    pubsub("sunsubscribe", -1).keys_at(Positions::ALL),
+    harmless("publish", 3),
+    harmless("spublish", 3).keys_at(Positions::ONE),
+    container(
+        "pubsub",
+        -2,
+        &[
+            harmless("channels", -2),
+            harmless("help", 2),
+            harmless("numpat", 2),
+            harmless("numsub", -2),
+            harmless("shardchannels", -2),
+            harmless("shardnumsub", -2),
+        ],
+    ),
+    // Scripts as such
+    container(
+        "script",
+        -2,
+        &[
+            harmless("debug", 3).pinned(Pin::Connection),
+            harmless("exists", -3),
+            harmless("flush", -2),
+            harmless("help", 2),
+            harmless("kill", 2),
+            harmless("load", 3),
+            harmless("show", 3).since("valkey 8.0"),
+        ],
+    ),
+    container(
+        "function",
+        -2,
+        &[
+            harmless("delete", 3),
+            harmless("dump", 2),
+            harmless("flush", -2),
+            harmless("help", 2),
+            harmless("kill", 2),
+            harmless("list", -2),
+            harmless("load", -3),
+            harmless("restore", -3),
+            harmless("stats", 2),
+        ],
+    ),
+    // About keys
+    container(
+        "object",
+        -2,
+        &[
+            read("encoding", 3, Positions::SECOND),
+            read("freq", 3, Positions::SECOND),
+            read("idletime", 3, Positions::SECOND),
+            read("refcount", 3, Positions::SECOND),
+            harmless("help", 2),
+        ],
+    ),
+    container(
+        "memory",
+        -2,
+        &[
+            read("usage", -3, Positions::SECOND),
+            harmless("doctor", 2),
+            harmless("help", 2),
+            harmless("malloc-stats", 2),
+            harmless("purge", 2),
+            harmless("stats", 2),
+        ],
+    ),
+    container("cluster", -2, CLUSTER),
+    // About the server
+    Row {
+        effect: Effect::Harmless,
+        ..container(
+            "command",
+            -1,
+            &[
+                harmless("count", 2),
+                harmless("docs", -2),
+                harmless("getkeys", -3),
+                harmless("getkeysandflags", -3),
+                harmless("help", 2),
+                harmless("info", -2),
+                harmless("list", -2),
+            ],
+        )
+    },
+    container(
+        "config",
+        -2,
+        &[
+            harmless("get", -3),
+            harmless("help", 2),
+            harmless("resetstat", 2),
+            harmless("rewrite", 2),
+            harmless("set", -4),
+        ],
+    ),
+    container(
+        "acl",
+        -2,
+        &[
+            harmless("cat", -2),
+            harmless("deluser", -3),
+            harmless("dryrun", -4),
+            harmless("genpass", -2),
+            harmless("getuser", 3),
+            harmless("help", 2),
+            harmless("list", 2),
+            harmless("load", 2),
+            harmless("log", -2),
+            harmless("save", 2),
+            harmless("setuser", -3),
+            harmless("users", 2),
+            // Of the Redis user that sidecar and app share.
+            harmless("whoami", 2),
+        ],
+    ),
+    container(
+        "latency",
+        -2,
+        &[
+            harmless("doctor", 2),
+            harmless("graph", 3),
+            harmless("help", 2),
+            harmless("histogram", -2),
+            harmless("history", 3),
+            harmless("latest", 2),
+            harmless("reset", -2),
+        ],
+    ),
+    container("slowlog", -2, &[harmless("get", -2), harmless("help", 2), harmless("len", 2), harmless("reset", 2)]),
+    Row {
+        since: "valkey 8.1",
+        ..container(
+            "commandlog",
+            -2,
+            &[
+                harmless("get", 4).since("valkey 8.1"),
+                harmless("help", 2).since("valkey 8.1"),
+                harmless("len", 3).since("valkey 8.1"),
+                harmless("reset", 3).since("valkey 8.1"),
+            ],
+        )
+    },
+    // What a module brings may know no pushes.
+    container(
+        "module",
+        -2,
+        &[harmless("help", 2), harmless("list", 2), unknown("load", -3), unknown("loadex", -3), unknown("unload", 3)],
+    ),
+    harmless("time", 1),
+    harmless("lolwut", -1),
+    harmless("role", 1),
+    harmless("lastsave", 1),
+    harmless("save", 1),
+    harmless("bgsave", -1),
+    harmless("bgrewriteaof", 1),
+    harmless("shutdown", -1),
+    // Afterwards another history may be served here.
+    flush("failover", -1),
+    flush("replicaof", 3),
+    flush("slaveof", 3),
+    // May reload, flush or fill the data behind all pushes.
+    flush("debug", -2),
+    // Not for a connection that others share, or that is a cache's
+    harmless("monitor", 1).class(Class::Refused(MONITOR)),
+    harmless("sync", 1).class(Class::Refused(REPLICATION)),
+    harmless("psync", -3).class(Class::Refused(REPLICATION)),
+    harmless("replconf", -1).class(Class::Refused(REPLICATION)),
+    // The first words of an HTTP request that carries a body
+    harmless("post", -1).class(Class::CrossProtocol).since(""),
+    harmless("host:", -1).class(Class::CrossProtocol).since(""),
+];
+
+const CLIENT: &[Row] = &[
+    harmless("caching", 3).pinned(Pin::Tracking),
+    harmless("tracking", -3).pinned(Pin::Tracking),
+    session("trackinginfo", 2),
+    session("getredir", 2),
+    session("getname", 2),
+    session("setname", 3),
+    session("setinfo", 4).since("7.2"),
+    session("capa", -3).since("valkey 8.0"),
+    session("id", 2),
+    session("info", 2),
+    session("kill", -3),
+    session("list", -2),
+    session("unblock", -3),
+    session("reply", 3),
+    session("no-evict", 3),
+    session("no-touch", 3).since("7.2"),
+    session("help", 2),
+    harmless("pause", -3),
+    harmless("unpause", 2),
+    harmless("import-source", 3).pinned(Pin::Connection).since("valkey 8.1"),
+];
+
+const CLUSTER: &[Row] = &[
+    // Slots or roles change hands.
+    flush("addslots", -3),
+    flush("addslotsrange", -4),
+    flush("delslots", -3),
+    flush("delslotsrange", -4),
+    flush("failover", -2),
+    flush("flushslots", 2),
+    flush("forget", 3),
+    flush("meet", -4),
+    flush("replicate", 3),
+    flush("reset", -2),
+    flush("setslot", -4),
+    flush("migration", -4).since("8.4"),
+    flush("migrateslots", -4).since("valkey 9.0"),
+    flush("cancelslotmigrations", 2).since("valkey 9.0"),
+    harmless("getslotmigrations", 2).since("valkey 9.0"),
+    // They show which keys there are.
+    unknown("countkeysinslot", 3),
+    unknown("getkeysinslot", 4),
+    harmless("bumpepoch", 2),
+    harmless("count-failure-reports", 3),
+    harmless("help", 2),
+    harmless("info", 2),
+    harmless("keyslot", 3),
+    harmless("links", 2),
+    harmless("myid", 2),
+    harmless("myshardid", 2).since("7.2"),
+    harmless("nodes", 2),
+    harmless("replicas", 3),
+    harmless("saveconfig", 2),
+    harmless("set-config-epoch", 3),
+    harmless("shards", 2),
+    harmless("slaves", 3),
+    harmless("slot-stats", -4).since("8.2"),
+    harmless("slots", 2),
+];

@@ -1,0 +1,3 @@
+//! The coherent near cache that apps talk to over a Unix socket.
+
+pub mod commands;
