@@ -10,12 +10,17 @@ TRIPLET="$(uname -m)-linux-gnu"
 # Two flavours of node, which can run side by side:
 #   packaged  Kubernetes 1.20, built from Debian's source package
 #   newer     the ready server binaries in $KUBEBUILDER_ASSETS, with containerd 2 from Debian sid
-if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
-  FLAVOUR=newer NODE=caddy-kube-newer NET=36
+case "${CADDY_TEST_KUBECONFIG:-}" in   # either of them may be named on purpose
+  /run/caddy-kube/*) FLAVOUR=packaged;;
+  /run/caddy-kube-newer/*) FLAVOUR=newer;;
+  *) if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then FLAVOUR=newer; else FLAVOUR=packaged; fi;;
+esac
+if [ $FLAVOUR = newer ]; then
+  NODE=caddy-kube-newer NET=36
   ROOT_NEWER="$KUBE_CACHE/root-newer"
-  export PATH="$KUBEBUILDER_ASSETS:$BIN:$ROOT_NEWER/usr/bin:$ROOT_NEWER/usr/sbin:$PATH"
+  export PATH="${KUBEBUILDER_ASSETS:+$KUBEBUILDER_ASSETS:}$BIN:$ROOT_NEWER/usr/bin:$ROOT_NEWER/usr/sbin:$PATH"
 else
-  FLAVOUR=packaged NODE=caddy-kube NET=20
+  NODE=caddy-kube NET=20
   export PATH="$BIN:$ROOT/usr/sbin:$ROOT/usr/bin:$ROOT/sbin:$PATH"
 fi
 KUBE_RUN="/run/$NODE"                  # state of the running node: PKI, logs, pids, containerd, etcd

@@ -1,1 +1,3 @@
 //! Local Kubernetes, end-to-end, conformance and chaos tests.
+
+pub mod e2e;

@@ -1,0 +1,12 @@
+//! A Kubernetes cluster as the end-to-end tests use it: `kubectl` and `helm` as child processes, consoles inside pods,
+//! metrics of sidecars. Never changes a kubeconfig or a context. A command that fails says which one and what it printed.
+
+mod clock;
+mod cluster;
+mod console;
+mod metrics;
+
+pub use clock::{Stopwatch, eventually, holds};
+pub use cluster::{Cluster, Pod, repository};
+pub use console::{Answer, Console};
+pub use metrics::Metrics;
