@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::chart;
 use crate::checks::cargo;
 use crate::failed::{Failed, Result, Step};
 use crate::log::{Log, shown};
@@ -43,40 +44,50 @@ impl Binaries {
     }
 }
 
+/// Which Kubernetes, where several could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// What `tests/kube/cluster` chooses: one named on purpose, newer binaries, kind, or the packaged node.
+    Chosen,
+    /// The same without what the environment names on purpose.
+    Ours,
+}
+
+/// The variables that name a Kubernetes on purpose.
+pub(crate) const NAMED_BY: [&str; 2] = ["CADDY_TEST_KUBECONFIG", "KUBEBUILDER_ASSETS"];
+
 /// kubectl and Helm, in the cache.
 pub(crate) fn clients(place: &Place, log: &mut Log) -> Result<Outcome> {
-    log.run(script(place, "build").arg("--clients"))?;
-    Ok(Outcome::Done)
+    log.run(script(place, "build").arg("--clients")).map(|()| Outcome::Done)
 }
 
 /// Builds what a node needs into the cache: minutes the first time, nothing later. With low priority, since cargo
 /// compiles at the same time.
-pub(crate) fn prepare(place: &Place, log: &mut Log) -> Result<Outcome> {
+pub(crate) fn prepare(place: &Place, log: &mut Log, which: Which) -> Result<Outcome> {
     if !need::is_root() {
         return Err(Failed::new("the local Kubernetes needs root; `cargo xtask test --quick` does not"));
     }
+    let script = place.root.join("tests/kube/cluster");
     let mut command = Command::new("nice");
-    command.args(["-n", "10"]).arg(place.root.join("tests/kube/build"));
-    log.run(command.env("CADDY_CACHE", &place.cache))?;
-    Ok(Outcome::Done)
+    command.args(["-n", "10"]).arg(script).arg("prepare").env("CADDY_CACHE", &place.cache);
+    log.run(chosen(&mut command, which)).map(|()| Outcome::Done)
 }
 
-/// Starts the node, or finds it running.
-pub(crate) fn up(place: &Place, log: &mut Log) -> Result<Outcome> {
-    log.run(script(place, "cluster").arg("up"))?;
-    Ok(Outcome::Done)
+/// Starts the cluster, or finds it running.
+pub(crate) fn up(place: &Place, log: &mut Log, which: Which) -> Result<Outcome> {
+    log.run(chosen(script(place, "cluster").arg("up"), which)).map(|()| Outcome::Done)
 }
 
-/// Stops the node and removes its state; fine when there is none.
-pub(crate) fn down(place: &Place, log: &mut Log) -> Result<Outcome> {
-    log.run(script(place, "cluster").arg("down"))?;
-    Ok(Outcome::Done)
+/// Stops what `up` started and removes its state; fine when there is none.
+pub(crate) fn down(place: &Place, log: &mut Log, which: Which) -> Result<Outcome> {
+    log.run(chosen(script(place, "cluster").arg("down"), which)).map(|()| Outcome::Done)
 }
 
-/// The kubeconfig of the running node.
-pub(crate) fn kubeconfig(place: &Place) -> Result<PathBuf> {
+/// The kubeconfig of the running cluster.
+pub(crate) fn kubeconfig(place: &Place, which: Which) -> Result<PathBuf> {
     let mut command = script(place, "cluster");
-    let output = command.arg("kubeconfig").output().step(format!("start `{}`", shown(&command)))?;
+    chosen(command.arg("kubeconfig"), which);
+    let output = command.output().step(format!("start `{}`", shown(&command)))?;
     let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if output.status.success() && Path::new(&path).is_file() {
         Ok(path.into())
@@ -85,12 +96,43 @@ pub(crate) fn kubeconfig(place: &Place) -> Result<PathBuf> {
     }
 }
 
+/// A program of `tests/` that plays on the cluster, with everything it wants to know in its environment.
+pub(crate) fn player(place: &Place, program: PathBuf, which: Which) -> Result<Command> {
+    let mut command = Command::new(program);
+    command.current_dir(&place.root);
+    with_cluster(&mut command, place, which)?;
+    Ok(command)
+}
+
+/// Tells a command which cluster, which image and which client programs it is about.
+pub(crate) fn with_cluster(command: &mut Command, place: &Place, which: Which) -> Result {
+    command.env("CADDY_E2E_KUBECONFIG", kubeconfig(place, which)?).env("CADDY_CACHE", &place.cache);
+    command.env("CADDY_IMAGE", IMAGE_NAME).env("CADDY_IMAGE_ARCHIVE", archive(place));
+    for (variable, name) in [("CADDY_KUBECTL", "kubectl"), ("CADDY_HELM", "helm")] {
+        command.env(variable, chart::tool(place, name));
+    }
+    Ok(())
+}
+
+fn archive(place: &Place) -> PathBuf {
+    place.target.join("image/caddy-cache.tar")
+}
+
+fn chosen(command: &mut Command, which: Which) -> &mut Command {
+    if which == Which::Ours {
+        for variable in NAMED_BY {
+            command.env_remove(variable);
+        }
+    }
+    command
+}
+
 /// Builds the image's archive and returns where it is.
 pub(crate) fn build_image(place: &Place, log: &mut Log, binaries: Binaries, name: Option<&str>) -> Result<PathBuf> {
     let mut build =
         cargo(place, &["build", "--profile", binaries.profile(), "-p", "caddy-sidecar", "-p", "caddy-operator"]);
     log.run(&mut build)?;
-    let archive = place.target.join("image/caddy-cache.tar");
+    let archive = archive(place);
     let mut image = script(place, "image");
     image.args(["--name", name.unwrap_or(IMAGE_NAME)]).arg("--output").arg(&archive);
     image.arg(place.binary(binaries.folder(), "caddy-sidecar")).arg(place.binary(binaries.folder(), "caddy-operator"));

@@ -1,12 +1,11 @@
 //! `cargo xtask test`: which tests run, in which order, and what they find in their environment. One build profile for
 //! all of them and for the image, so that nothing is compiled twice.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use crate::chart;
 use crate::checks::cargo;
-use crate::cluster::{self, Binaries};
+use crate::cluster::{self, Binaries, Which};
 use crate::failed::{Failed, Result};
 use crate::log::Log;
 use crate::need::{self, Clients};
@@ -39,7 +38,7 @@ impl Options {
         Ok(options)
     }
 
-    fn node(&self) -> bool {
+    fn everything(&self) -> bool {
         !self.quick && self.filter.is_none()
     }
 }
@@ -48,11 +47,9 @@ impl Options {
 pub(crate) fn run(place: &Place, options: &Options) -> Result {
     let title = if options.quick { "cargo xtask test --quick" } else { "cargo xtask test" };
     let mut plan = basic(place, options);
-    if options.filter.is_none() && !options.quick {
-        plan.extend(more(place));
-    }
-    if options.node() {
+    if options.everything() {
         plan.extend(on_a_node(place));
+        plan.extend(more(place));
     }
     stage::run(title, &place.logs(), plan)
 }
@@ -107,48 +104,51 @@ fn interleavings(place: &Place, log: &mut Log) -> Result<Outcome> {
 /// The end-to-end tests and what they need: the node is built in the background while cargo compiles.
 fn on_a_node(place: &Place) -> Vec<Stage> {
     let (prepare, image, up, e2e, down) = (place.clone(), place.clone(), place.clone(), place.clone(), place.clone());
-    let newer = place.clone();
+    let native = place.clone();
     vec![
-        Stage::new(Lane::Side, "kubernetes", move |log| cluster::prepare(&prepare, log)).after(&["packages"]),
+        Stage::new(Lane::Side, "kubernetes", move |log| cluster::prepare(&prepare, log, Which::Ours))
+            .after(&["packages", "client libraries"]),
         Stage::new(Lane::Cargo, "image", move |log| {
             cluster::build_image(&image, log, Binaries::Debug, None).map(|_| Outcome::Done)
         })
         .after(&["packages"]),
-        Stage::new(Lane::Side, "cluster up", move |log| cluster::up(&up, log)).after(&["kubernetes", "image"]),
-        Stage::new(Lane::Cargo, "end to end", move |log| end_to_end(&e2e, log, cluster::kubeconfig(&e2e)?))
-            .after(&["cluster up"]),
-        Stage::new(Lane::Side, "cluster down", move |log| cluster::down(&down, log)).after(&["end to end"]).always(),
-        Stage::new(Lane::Cargo, "end to end, native sidecars", move |log| native_sidecars(&newer, log))
-            .after(&["image"]),
+        Stage::new(Lane::Side, "cluster up", move |log| cluster::up(&up, log, Which::Ours))
+            .after(&["kubernetes", "image"]),
+        Stage::new(Lane::Cargo, "end to end", move |log| end_to_end(&e2e, log, Which::Ours)).after(&["cluster up"]),
+        Stage::new(Lane::Side, "cluster down", move |log| cluster::down(&down, log, Which::Ours))
+            .after(&["end to end"])
+            .always(),
+        Stage::new(Lane::Cargo, "native sidecars", move |log| native_sidecars(&native, log))
+            .after(&["image", "cluster down"]),
     ]
 }
 
-/// The packaged node is too old for native sidecars: their form runs where somebody names a newer cluster on purpose.
+/// The packaged node is too old for native sidecars: their form runs where somebody offers a newer Kubernetes on purpose.
 fn native_sidecars(place: &Place, log: &mut Log) -> Result<Outcome> {
-    match std::env::var_os("CADDY_TEST_KUBECONFIG") {
-        Some(kubeconfig) => end_to_end(place, log, kubeconfig.into()),
-        None => Ok(Outcome::Skipped("CADDY_TEST_KUBECONFIG names no cluster of 1.29 or newer".into())),
+    if cluster::NAMED_BY.iter().all(|variable| std::env::var_os(variable).is_none()) {
+        let variables = cluster::NAMED_BY.join(" or ");
+        return Ok(Outcome::Skipped(format!("no newer Kubernetes: {variables} offers one")));
     }
+    let result = cluster::up(place, log, Which::Chosen).and_then(|_| end_to_end(place, log, Which::Chosen));
+    cluster::down(place, log, Which::Chosen)?;
+    result
 }
 
-fn end_to_end(place: &Place, log: &mut Log, kubeconfig: PathBuf) -> Result<Outcome> {
+fn end_to_end(place: &Place, log: &mut Log, which: Which) -> Result<Outcome> {
     let mut command = cargo(place, &["test", "-p", "caddy-tests", "--test", "e2e"]);
-    command.env("CADDY_E2E_KUBECONFIG", kubeconfig);
     with_parts(&mut command, place);
+    cluster::with_cluster(&mut command, place, which)?;
     done(log.run(command.args(["--", "--nocapture", "--test-threads=1"])))
 }
 
 /// Tells the tests where the parts are that this command installed and built.
 fn with_parts(command: &mut Command, place: &Place) {
     let clients = Clients::of(place);
-    let parts: [(&str, PathBuf); 7] = [
+    let parts = [
         ("CADDY_SIDECAR_BIN", place.binary("debug", "caddy-sidecar")),
         ("CADDY_OPERATOR_BIN", place.binary("debug", "caddy-operator")),
         ("CADDY_PYTHON", clients.python),
         ("CADDY_NODE_MODULES", clients.node_modules),
-        ("CADDY_HELM", chart::tool(place, "helm")),
-        ("CADDY_KUBECTL", chart::tool(place, "kubectl")),
-        ("CADDY_IMAGE_ARCHIVE", place.target.join("image/caddy-cache.tar")),
     ];
     command.envs(parts);
 }
@@ -165,8 +165,8 @@ mod tests {
     fn options_are_understood_or_refused() {
         let options = Options::parse(&["--quick", "session"]).unwrap();
         assert_eq!(options, Options { quick: true, soak: false, filter: Some("session".into()) });
-        assert!(!options.node());
-        assert!(Options::parse(&[]).unwrap().node());
+        assert!(!options.everything());
+        assert!(Options::parse(&[]).unwrap().everything());
         assert!(Options::parse(&["--fast"]).unwrap_err().to_string().contains("--quick"));
         assert!(Options::parse(&["one", "two"]).is_err());
     }

@@ -9,7 +9,7 @@ pub(crate) mod process;
 mod story;
 
 use crate::checks::cargo;
-use crate::cluster::{self, Binaries};
+use crate::cluster::{self, Binaries, Which};
 use crate::failed::Result;
 use crate::need;
 use crate::place::Place;
@@ -43,13 +43,16 @@ pub(crate) fn run(place: &Place, acts: Acts) -> Result {
 fn in_pods(place: &Place) -> Vec<Stage> {
     let (prepare, image, up, two, down) = (place.clone(), place.clone(), place.clone(), place.clone(), place.clone());
     vec![
-        Stage::new(Lane::Side, "kubernetes", move |log| cluster::prepare(&prepare, log)).after(&["packages"]),
+        Stage::new(Lane::Side, "kubernetes", move |log| cluster::prepare(&prepare, log, Which::Chosen))
+            .after(&["packages"]),
         Stage::new(Lane::Cargo, "image", move |log| {
             cluster::build_image(&image, log, Binaries::Quick, None).map(|_| Outcome::Done)
         })
         .after(&["act one"]),
-        Stage::new(Lane::Side, "cluster up", move |log| cluster::up(&up, log)).after(&["kubernetes"]),
+        Stage::new(Lane::Side, "cluster up", move |log| cluster::up(&up, log, Which::Chosen)).after(&["kubernetes"]),
         Stage::new(Lane::Cargo, "act two", move |log| act_two::play(&two, log)).after(&["image", "cluster up"]),
-        Stage::new(Lane::Side, "cluster down", move |log| cluster::down(&down, log)).after(&["act two"]).always(),
+        Stage::new(Lane::Side, "cluster down", move |log| cluster::down(&down, log, Which::Chosen))
+            .after(&["act two"])
+            .always(),
     ]
 }
