@@ -10,10 +10,13 @@ TRIPLET="$(uname -m)-linux-gnu"
 # Two flavours of node, which can run side by side:
 #   packaged  Kubernetes 1.20, built from Debian's source package
 #   newer     the ready server binaries in $KUBEBUILDER_ASSETS, with containerd 2 from Debian sid
+SERVERS="kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy"
+# what of a node $KUBEBUILDER_ASSETS lacks; envtest's folder holds only an API server, etcd and kubectl
+missing_servers() { local b; for b in $SERVERS; do [ -x "${KUBEBUILDER_ASSETS:-}/$b" ] || printf ' %s' "$b"; done; }
 case "${CADDY_TEST_KUBECONFIG:-}" in   # either of them may be named on purpose
   /run/caddy-kube/*) FLAVOUR=packaged;;
   /run/caddy-kube-newer/*) FLAVOUR=newer;;
-  *) if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then FLAVOUR=newer; else FLAVOUR=packaged; fi;;
+  *) if [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -z "$(missing_servers)" ]; then FLAVOUR=newer; else FLAVOUR=packaged; fi;;
 esac
 if [ $FLAVOUR = newer ]; then
   NODE=caddy-kube-newer NET=36
