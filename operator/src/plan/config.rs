@@ -1,0 +1,202 @@
+//! The ConfigMap of a CacheCluster: the sidecar's configuration file, as the contract writes it.
+//!
+//! Refuses a spec that breaks a rule or that the sidecar would refuse, with all reasons at once; the last good
+//! ConfigMap then stays as it is.
+
+use caddy_contract::{
+    CacheMode, Coherence, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded, RawKeyspace,
+    RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RedisMode,
+};
+use caddy_crds::{
+    CacheCluster,
+    cluster::{self, Cache},
+    names, rules,
+};
+use k8s_openapi::{
+    api::core::v1::ConfigMap,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{Resource as _, ResourceExt as _};
+use std::collections::BTreeMap;
+
+/// Why a spec cannot be used; every reason, each with its path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct InvalidSpec(pub Vec<String>);
+
+/// The ConfigMap that sidecars of `cluster` mount.
+///
+/// # Errors
+/// When the spec breaks a rule of the API or of the contract.
+pub fn config_map(cluster: &CacheCluster) -> Result<ConfigMap, InvalidSpec> {
+    let name = cluster.name_any();
+    let text = serde_yaml::to_string(&checked(cluster)?).map_err(|error| InvalidSpec(vec![error.to_string()]))?;
+    Ok(ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(names::config_map(&name)),
+            namespace: cluster.namespace(),
+            labels: Some(BTreeMap::from([
+                ("app.kubernetes.io/name".to_owned(), "caddy-cache".to_owned()),
+                ("app.kubernetes.io/instance".to_owned(), name),
+                (names::MANAGED_BY_LABEL.to_owned(), names::FIELD_MANAGER.to_owned()),
+            ])),
+            owner_references: owner(cluster).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        data: Some(BTreeMap::from([(names::CONFIG_KEY.to_owned(), text)])),
+        ..ConfigMap::default()
+    })
+}
+
+/// Owner of what is made for `cluster`: garbage collection deletes it, no finalizer is needed.
+fn owner(cluster: &CacheCluster) -> Option<OwnerReference> {
+    // Without blockOwnerDeletion, which would need the right to set finalizers on CacheClusters.
+    let owner = cluster.controller_owner_ref(&())?;
+    Some(OwnerReference { block_owner_deletion: None, ..owner })
+}
+
+/// The configuration, when neither the API's rules nor the contract have anything against it.
+fn checked(cluster: &CacheCluster) -> Result<RawConfig, InvalidSpec> {
+    let mut reasons = rules::broken(cluster);
+    let raw = raw_config(cluster);
+    if let Err(faults) = raw.parse() {
+        // A fault of the contract in a field whose rule is broken already would say the same thing twice.
+        let told = |path: &str| reasons.iter().any(|reason| reason.contains(path.rsplit('.').next().unwrap_or(path)));
+        let more: Vec<_> =
+            faults.iter().filter(|fault| !told(&fault.path)).map(|fault| format!("spec.{fault}")).collect();
+        reasons.extend(more);
+    }
+    if reasons.is_empty() { Ok(raw) } else { Err(InvalidSpec(reasons)) }
+}
+
+/// The spec in the contract's words, unchecked.
+pub fn raw_config(cluster: &CacheCluster) -> RawConfig {
+    let spec = &cluster.spec;
+    RawConfig {
+        config_generation: Some(cluster.metadata.generation.unwrap_or(0).unsigned_abs()),
+        cluster: RawCluster {
+            name: cluster.name_any(),
+            namespace: cluster.namespace().unwrap_or_default(),
+            domain: format!("{}.{}", cluster.namespace().unwrap_or_default(), cluster.name_any()),
+        },
+        listen: RawListen {
+            socket: caddy_contract::SOCKET_PATH.to_owned(),
+            tcp_port: u16::try_from(spec.listen.tcp_port).unwrap_or(0),
+        },
+        // Prometheus reaches the pod by its own address; the port serves health and metrics only.
+        admin: RawAdmin { port: caddy_contract::ADMIN_PORT, address: "0.0.0.0".to_owned() },
+        l1: RawL1 { max_entries: spec.l1.max_entries.unsigned_abs(), max_bytes: spec.l1.max_bytes.0.clone() },
+        l2: RawL2 { max_bytes: spec.l2.max_bytes.0.clone() },
+        l3: RawL3 {
+            embedded: spec.l3.embedded.as_ref().map(|_| RawEmbedded {}),
+            redis: spec.l3.redis.as_ref().map(raw_redis),
+        },
+        tiering: RawTiering {
+            promote_after_hits: spec.tiering.promote_after_hits.unsigned_abs(),
+            demote_after_idle: spec.tiering.demote_after_idle.0.clone(),
+            maintenance_interval: spec.tiering.maintenance_interval.0.clone(),
+        },
+        consistency: RawConsistency {
+            max_staleness: spec.consistency.max_staleness.0.clone(),
+            on_uncertain: match spec.consistency.on_uncertain {
+                cluster::OnUncertain::Bypass => OnUncertain::Bypass,
+                cluster::OnUncertain::ServeStale => OnUncertain::ServeStale,
+                cluster::OnUncertain::Fail => OnUncertain::Fail,
+            },
+            coherence: match spec.consistency.coherence {
+                cluster::Coherence::Tracking => Coherence::Tracking,
+            },
+            allow_unmarked: spec.consistency.allow_unmarked,
+        },
+        keyspaces: spec.keyspaces.iter().map(raw_keyspace).collect(),
+        ..RawConfig::default()
+    }
+}
+
+fn raw_redis(redis: &cluster::Redis) -> RawRedis {
+    let password_file = |secret: &cluster::SecretKey| format!("{}/{}", names::REDIS_AUTH_DIR, secret.key);
+    RawRedis {
+        mode: match redis.mode {
+            cluster::Mode::Standalone => RedisMode::Standalone,
+        },
+        endpoints: redis.endpoints.clone(),
+        username: redis.username.clone().unwrap_or_default(),
+        password_file: redis.auth_secret_ref.as_ref().map(password_file).unwrap_or_default(),
+        connect_timeout: redis.connect_timeout.0.clone(),
+        timeout: redis.timeout.0.clone(),
+    }
+}
+
+fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
+    RawKeyspace {
+        name: keyspace.name.clone(),
+        pattern: keyspace.pattern.clone(),
+        cache: match keyspace.cache {
+            Cache::Auto => CacheMode::Auto,
+            Cache::Off => CacheMode::Off,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cluster, cluster_with};
+    use serde_json::json;
+
+    fn text(map: &ConfigMap) -> &str {
+        &map.data.as_ref().unwrap()["config.yaml"]
+    }
+
+    #[test]
+    fn the_file_says_what_the_spec_says() {
+        let cluster = cluster_with(&json!({
+            "l3": {"redis": {"endpoints": ["redis.shop:6379"], "username": "app", "authSecretRef": {"name": "redis", "key": "pw"}}},
+            "l2": {"maxBytes": "128Mi"},
+            "listen": {"tcpPort": 6380},
+            "consistency": {"onUncertain": "Fail"},
+            "keyspaces": [{"name": "queues", "match": "queue:*", "cache": "Off"}],
+        }));
+        let map = config_map(&cluster).unwrap();
+        let parsed = caddy_contract::parse(text(&map)).unwrap();
+        assert_eq!(parsed.ignored, Vec::<String>::new());
+        let config = parsed.config;
+        assert_eq!((config.config_generation, config.cluster.domain.as_str()), (3, "shop.web"));
+        assert_eq!(config.listen.tcp_port, Some(6380));
+        assert_eq!(config.admin.address.to_string(), "0.0.0.0");
+        assert_eq!(config.l2.max_bytes, caddy_contract::ByteSize::mebi(128));
+        assert_eq!(config.consistency.on_uncertain, OnUncertain::Fail);
+        assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
+        let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
+        assert_eq!(redis.password_file.unwrap().to_str(), Some("/etc/caddy/redis-auth/pw"));
+    }
+
+    #[test]
+    fn it_is_owned_and_blocks_nothing() {
+        let map = config_map(&cluster()).unwrap();
+        let owner = &map.metadata.owner_references.unwrap()[0];
+        assert_eq!((owner.kind.as_str(), owner.uid.as_str(), owner.controller), ("CacheCluster", "uid-1", Some(true)));
+        assert_eq!(owner.block_owner_deletion, None);
+    }
+
+    #[test]
+    fn every_reason_against_a_spec_is_told_once() {
+        let cluster = cluster_with(&json!({
+            "l3": {"redis": {"endpoints": ["r:1", "r:2"]}},
+            "l2": {"maxBytes": "0"},
+            "listen": {"tcpPort": 9464},
+            "consistency": {"maxStaleness": "1ms"},
+        }));
+        let InvalidSpec(reasons) = config_map(&cluster).unwrap_err();
+        assert_eq!(
+            reasons,
+            [
+                "spec.l3.redis: mode Standalone takes exactly one endpoint",
+                "spec.listen: tcpPort 9464 is taken by the sidecar's health and metrics; choose another, e.g. 6379",
+                "spec.consistency: maxStaleness must be 10ms to 24h",
+                "spec.l2.maxBytes: 0 is too small; write at least 1Mi",
+                "spec.l3.redis.endpoints: has 2; mode Standalone takes exactly one",
+            ]
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! Counting the pods of a CacheCluster: who asks, who got a sidecar, whose sidecar is not the one of today.
+
+use caddy_crds::{PodCounts, names};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+/// Pods named in a condition's message; status stays bounded.
+const NAMED: usize = 5;
+
+/// What was seen of a CacheCluster's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodTally {
+    /// The numbers.
+    pub counts: PodCounts,
+    /// Some of the pods without a sidecar, by name.
+    pub missed: Vec<String>,
+}
+
+impl PodTally {
+    /// Pods that ask and have no sidecar.
+    pub fn missing(&self) -> i32 {
+        self.counts.selected - self.counts.injected
+    }
+}
+
+/// Counts pods that have not ended. `template` is what a pod injected today would carry.
+pub fn tally<'a>(pods: impl Iterator<Item = &'a Pod>, template: &str) -> PodTally {
+    let mut tally = PodTally::default();
+    let mut missed = Vec::new();
+    for pod in pods.filter(|pod| lives(pod)) {
+        tally.counts.selected = tally.counts.selected.saturating_add(1);
+        if !has_sidecar(pod) {
+            missed.push(pod.name_any());
+            continue;
+        }
+        tally.counts.injected = tally.counts.injected.saturating_add(1);
+        if pod.annotations().get(names::TEMPLATE_ANNOTATION).is_none_or(|found| found != template) {
+            tally.counts.stale = tally.counts.stale.saturating_add(1);
+        }
+    }
+    missed.sort_unstable();
+    missed.truncate(NAMED);
+    tally.missed = missed;
+    tally
+}
+
+/// Whether the pod has a sidecar in either form.
+pub fn has_sidecar(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let init = spec.init_containers.iter().flatten();
+    spec.containers.iter().chain(init).any(|container| container.name == names::SIDECAR_CONTAINER)
+}
+
+fn lives(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::pod;
+    use serde_json::json;
+
+    fn counts(pods: &[Pod]) -> (i32, i32, i32) {
+        let PodCounts { selected, injected, stale } = tally(pods.iter(), "today").counts;
+        (selected, injected, stale)
+    }
+
+    fn injected(template: &str) -> Pod {
+        pod(&json!({
+            "metadata": {"name": "in", "annotations": {"cache.caddy.dev/template": template}},
+            "spec": {"containers": [{"name": "caddy-sidecar"}, {"name": "app"}]},
+        }))
+    }
+
+    #[test]
+    fn sidecars_count_in_both_forms() {
+        let native = pod(&json!({
+            "metadata": {"annotations": {"cache.caddy.dev/template": "today"}},
+            "spec": {"containers": [{"name": "app"}], "initContainers": [{"name": "caddy-sidecar"}]},
+        }));
+        assert_eq!(counts(&[native, injected("today")]), (2, 2, 0));
+    }
+
+    #[test]
+    fn another_template_or_none_is_stale() {
+        let unmarked = pod(&json!({"spec": {"containers": [{"name": "caddy-sidecar"}]}}));
+        assert_eq!(counts(&[injected("today"), injected("yesterday"), unmarked]), (3, 3, 2));
+    }
+
+    #[test]
+    fn pods_that_ended_or_are_ending_do_not_count() {
+        let bare = json!({"spec": {"containers": [{"name": "app"}]}});
+        let with = |path: &str, value: serde_json::Value| {
+            let mut object = bare.clone();
+            object[path] = value;
+            pod(&object)
+        };
+        let ended = [
+            with("status", json!({"phase": "Succeeded"})),
+            with("status", json!({"phase": "Failed"})),
+            with("metadata", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})),
+        ];
+        assert_eq!(counts(&ended), (0, 0, 0));
+        assert_eq!(counts(&[with("status", json!({"phase": "Running"}))]), (1, 0, 0));
+    }
+
+    #[test]
+    fn pods_without_a_sidecar_are_named_a_few() {
+        let bare =
+            |n: i32| pod(&json!({"metadata": {"name": format!("p{n}")}, "spec": {"containers": [{"name": "app"}]}}));
+        let pods: Vec<Pod> = (0..9).rev().map(bare).collect();
+        let tally = tally(pods.iter(), "today");
+        assert_eq!((tally.missing(), tally.missed.join(" ").as_str()), (9, "p0 p1 p2 p3 p4"));
+    }
+}

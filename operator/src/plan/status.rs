@@ -1,0 +1,282 @@
+//! Status and Events: what came of a reconciliation, as conditions that change only when something changed.
+
+use super::{InvalidSpec, PodTally};
+use caddy_crds::{CacheCluster, CacheClusterStatus};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+/// What came of applying the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything is written.
+    Applied,
+    /// The spec cannot be used; nothing was written.
+    Invalid(InvalidSpec),
+    /// The API server refused or did not answer; it is tried again.
+    Failed(String),
+}
+
+/// Whether an Event is good or bad news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoteKind {
+    /// As it should be.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
+
+/// An Event to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Good or bad news.
+    pub kind: NoteKind,
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// What happened and what to do.
+    pub text: String,
+}
+
+/// The status after `outcome`, with the transition times of conditions that did not change kept.
+pub fn status(cluster: &CacheCluster, outcome: &Outcome, pods: &PodTally, now: Timestamp) -> CacheClusterStatus {
+    let before = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let generation = cluster.metadata.generation;
+    // Kubernetes writes these times in whole seconds.
+    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
+    let merge = |(type_, verdict, reason, message): Told| {
+        let unchanged = before.iter().find(|old| old.type_ == type_ && old.status == verdict.text());
+        Condition {
+            type_: type_.to_owned(),
+            status: verdict.text().to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: generation,
+            last_transition_time: unchanged.map_or_else(|| now.clone(), |old| old.last_transition_time.clone()),
+        }
+    };
+    CacheClusterStatus {
+        observed_generation: generation,
+        conditions: told(cluster, outcome, pods).into_iter().map(merge).collect(),
+        pods: pods.counts,
+    }
+}
+
+/// Events for what changed from `before` to `after`; none when nothing did.
+pub fn notes(before: Option<&CacheClusterStatus>, after: &CacheClusterStatus) -> Vec<Note> {
+    let find = |status: &CacheClusterStatus, type_: &str| status.conditions.iter().find(|c| c.type_ == type_).cloned();
+    let changed = |type_: &str| {
+        let after = find(after, type_)?;
+        let before = before.and_then(|status| find(status, type_));
+        let same = before.is_some_and(|before| before.reason == after.reason && before.message == after.message);
+        (!same).then_some(after)
+    };
+    let mut notes = Vec::new();
+    if let Some(ready) = changed("Ready") {
+        let (kind, reason) = match ready.reason.as_str() {
+            "ConfigurationWritten" => (NoteKind::Normal, "ConfigurationWritten"),
+            "InvalidSpec" => (NoteKind::Warning, "InvalidSpec"),
+            _ => (NoteKind::Warning, "ApplyFailed"),
+        };
+        notes.push(Note { kind, reason, text: ready.message });
+    }
+    if let Some(injection) = changed("InjectionSynced").filter(|c| c.reason == "PodsNotInjected") {
+        notes.push(Note { kind: NoteKind::Warning, reason: "PodsNotInjected", text: injection.message });
+    }
+    notes
+}
+
+/// Type, status, reason, message.
+type Told = (&'static str, Verdict, &'static str, String);
+
+#[derive(Clone, Copy)]
+enum Verdict {
+    True,
+    False,
+    Unknown,
+}
+
+impl Verdict {
+    fn text(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+fn told(cluster: &CacheCluster, outcome: &Outcome, pods: &PodTally) -> [Told; 6] {
+    let (coherent, reachable) = beyond_the_pod(cluster, outcome);
+    [ready(outcome), progressing(outcome), degraded(outcome, pods), coherent, reachable, injection(pods)]
+}
+
+fn ready(outcome: &Outcome) -> Told {
+    match outcome {
+        Outcome::Applied => (
+            "Ready",
+            Verdict::True,
+            "ConfigurationWritten",
+            "the configuration is written; running sidecars read it within about a minute".into(),
+        ),
+        Outcome::Invalid(reasons) => ("Ready", Verdict::False, "InvalidSpec", bounded(&reasons.to_string())),
+        Outcome::Failed(error) => ("Ready", Verdict::False, "ApplyFailed", bounded(error)),
+    }
+}
+
+fn progressing(outcome: &Outcome) -> Told {
+    match outcome {
+        Outcome::Applied => ("Progressing", Verdict::False, "Done", String::new()),
+        Outcome::Invalid(_) => {
+            ("Progressing", Verdict::False, "InvalidSpec", "waits for a spec that can be used; see Ready".into())
+        }
+        Outcome::Failed(_) => {
+            ("Progressing", Verdict::True, "Retrying", "tried again with growing pauses; see Ready".into())
+        }
+    }
+}
+
+fn degraded(outcome: &Outcome, pods: &PodTally) -> Told {
+    match outcome {
+        Outcome::Applied if pods.missing() == 0 => ("Degraded", Verdict::False, "AsExpected", String::new()),
+        Outcome::Applied => {
+            ("Degraded", Verdict::True, "PodsNotInjected", "some pods have no sidecar; see InjectionSynced".into())
+        }
+        Outcome::Invalid(_) => {
+            ("Degraded", Verdict::True, "InvalidSpec", "sidecars keep their last configuration; see Ready".into())
+        }
+        Outcome::Failed(_) => {
+            ("Degraded", Verdict::True, "ApplyFailed", "sidecars keep their last configuration; see Ready".into())
+        }
+    }
+}
+
+/// Coherent and L3Reachable: only sidecars can know, and they do not report to the operator yet.
+fn beyond_the_pod(cluster: &CacheCluster, outcome: &Outcome) -> (Told, Told) {
+    let unknown = |type_, reason, text: &str| (type_, Verdict::Unknown, reason, text.to_owned());
+    if matches!(outcome, Outcome::Invalid(_)) {
+        let text = "nothing can be said of a spec that cannot be used";
+        return (unknown("Coherent", "InvalidSpec", text), unknown("L3Reachable", "InvalidSpec", text));
+    }
+    if cluster.spec.l3.embedded.is_some() {
+        let alone = "l3 is embedded: each pod has its own data. Set spec.l3.redis to share it".to_owned();
+        return (
+            ("Coherent", Verdict::False, "EachPodHasItsOwnData", alone),
+            ("L3Reachable", Verdict::True, "Embedded", "l3 is in the sidecar itself".into()),
+        );
+    }
+    let text = "sidecars do not report to the operator; ask their /metrics on port 9464";
+    (unknown("Coherent", "NotReported", text), unknown("L3Reachable", "NotReported", text))
+}
+
+fn injection(pods: &PodTally) -> Told {
+    let counts = pods.counts;
+    if pods.missing() > 0 {
+        let text = format!(
+            "{} of {} pods have no sidecar ({}): they were created while the operator was away, or could not get one. \
+             Replace them, e.g. with kubectl rollout restart",
+            pods.missing(),
+            counts.selected,
+            pods.missed.join(", "),
+        );
+        return ("InjectionSynced", Verdict::False, "PodsNotInjected", bounded(&text));
+    }
+    if counts.stale > 0 {
+        let text = format!(
+            "{} of {} sidecars differ in image, resources or volumes from what a new pod would get. They are not \
+             restarted unasked; use kubectl rollout restart when it suits",
+            counts.stale, counts.injected,
+        );
+        return ("InjectionSynced", Verdict::False, "PodsStale", text);
+    }
+    ("InjectionSynced", Verdict::True, "AllInjected", String::new())
+}
+
+/// A condition's message: one line, and short enough for the note of an Event (1 KiB).
+pub fn bounded(text: &str) -> String {
+    const MOST: usize = 1000;
+    let line = text.replace('\n', "; ");
+    if line.len() <= MOST {
+        return line;
+    }
+    format!("{}…", &line[..line.floor_char_boundary(MOST)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cluster, cluster_with};
+    use caddy_crds::PodCounts;
+    use serde_json::json;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn pods(selected: i32, injected: i32, stale: i32) -> PodTally {
+        PodTally { counts: PodCounts { selected, injected, stale }, missed: vec!["app-1".into()] }
+    }
+
+    fn condition<'a>(status: &'a CacheClusterStatus, type_: &str) -> &'a Condition {
+        status.conditions.iter().find(|c| c.type_ == type_).unwrap()
+    }
+
+    #[test]
+    fn a_second_look_at_the_same_thing_changes_nothing() {
+        let mut cluster = cluster();
+        let first = status(&cluster, &Outcome::Applied, &pods(2, 2, 0), at(100));
+        cluster.status = Some(first.clone());
+        let second = status(&cluster, &Outcome::Applied, &pods(2, 2, 0), at(200));
+        assert_eq!(first, second);
+        assert_eq!(notes(Some(&first), &second), []);
+    }
+
+    #[test]
+    fn transition_times_move_only_with_the_status() {
+        let mut cluster = cluster();
+        cluster.status = Some(status(&cluster, &Outcome::Applied, &pods(1, 1, 0), at(100)));
+        let invalid = Outcome::Invalid(InvalidSpec(vec!["spec.l2: no".into()]));
+        let after = status(&cluster, &invalid, &pods(1, 1, 0), at(200));
+        assert_eq!(condition(&after, "Ready").last_transition_time.0, at(200));
+        assert_eq!(condition(&after, "InjectionSynced").last_transition_time.0, at(100));
+        assert_eq!(
+            (condition(&after, "Ready").status.as_str(), condition(&after, "Ready").reason.as_str()),
+            ("False", "InvalidSpec")
+        );
+    }
+
+    #[test]
+    fn what_nobody_told_is_unknown() {
+        let status = status(&cluster(), &Outcome::Applied, &pods(0, 0, 0), at(1));
+        assert_eq!(condition(&status, "Coherent").status, "Unknown");
+        assert_eq!(condition(&status, "L3Reachable").status, "Unknown");
+    }
+
+    #[test]
+    fn an_embedded_l3_says_that_each_pod_is_alone() {
+        let cluster = cluster_with(&json!({"l3": {"embedded": {}}}));
+        let status = status(&cluster, &Outcome::Applied, &pods(0, 0, 0), at(1));
+        assert_eq!(condition(&status, "Coherent").reason, "EachPodHasItsOwnData");
+        assert_eq!(condition(&status, "Coherent").status, "False");
+    }
+
+    #[test]
+    fn missed_pods_are_named_and_told_once() {
+        let mut cluster = cluster();
+        let after = status(&cluster, &Outcome::Applied, &pods(3, 2, 1), at(1));
+        let injection = condition(&after, "InjectionSynced");
+        assert!(injection.message.starts_with("1 of 3 pods have no sidecar (app-1)"), "{}", injection.message);
+        assert_eq!(condition(&after, "Degraded").status, "True");
+        let told: Vec<_> = notes(None, &after).into_iter().map(|note| note.reason).collect();
+        assert_eq!(told, ["ConfigurationWritten", "PodsNotInjected"]);
+        cluster.status = Some(after.clone());
+        assert_eq!(notes(Some(&after), &status(&cluster, &Outcome::Applied, &pods(3, 2, 1), at(2))), []);
+    }
+
+    #[test]
+    fn messages_are_bounded() {
+        let invalid = Outcome::Invalid(InvalidSpec(vec!["ü".repeat(5000)]));
+        let status = status(&cluster(), &invalid, &pods(0, 0, 0), at(1));
+        assert!(condition(&status, "Ready").message.len() <= 1024);
+    }
+}
