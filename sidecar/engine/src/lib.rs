@@ -35,6 +35,7 @@ mod cache;
 mod clock;
 mod entry;
 mod flights;
+pub mod glob;
 mod guards;
 mod hash;
 pub mod kernel;
