@@ -30,11 +30,11 @@ need() {
   DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "${missing[@]}" >/dev/null || die "cannot install ${missing[*]} with apt-get"
 }
 
-# one_at_a_time LOCK : waits until no other script of ours holds LOCK; held until this process ends
+# one_at_a_time LOCK : waits until no other script of ours holds LOCK, then holds it until this process ends
 one_at_a_time() {
   mkdir -p "$CADDY_CACHE"
   exec 9> "$CADDY_CACHE/$1.lock"
-  flock -n 9 || { say "another run is filling the cache ($1); waiting for it"; flock 9; }
+  flock -n 9 || { say "another run holds $CADDY_CACHE/$1.lock; waiting for it"; flock 9; }
 }
 
 # === Debian packages, unpacked and not installed
