@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use caddy_tests::local;
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
 use redis::Commands;
 
 const HOW: &str = "`cargo xtask test --quick` installs the clients";
@@ -17,9 +17,8 @@ fn repository(path: &str) -> PathBuf {
 
 /// Runs an app beside a sidecar; what it prints must be the value twice, and Redis must have it afterwards.
 fn runs_beside_a_sidecar(mut app: Command) {
-    let folder = tempfile::tempdir().unwrap();
-    let redis = local::redis(folder.path()).unwrap();
-    let sidecar = local::sidecar(folder.path(), "cache", &redis).unwrap();
+    let redis = RedisServer::start().unwrap();
+    let sidecar = Sidecar::start(&redis).unwrap();
     let output = app.env("CADDY_SOCKET", sidecar.socket()).output().expect(HOW);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}: {err}", output.status);

@@ -1,0 +1,30 @@
+//! `docs/metrics.md` against a running sidecar: every metric has a row, and every row is about a metric that is there.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
+
+const DOC: &str = include_str!("../../docs/metrics.md");
+
+#[test]
+fn every_metric_of_a_sidecar_is_documented_with_its_type() {
+    let redis = RedisServer::start().unwrap();
+    let sidecar = Sidecar::start(&redis).unwrap();
+    let text = sidecar.metrics().unwrap();
+    assert!(text.contains("# EOF"), "not OpenMetrics:\n{text}");
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let real: BTreeMap<&str, &str> = types.collect();
+    let section = &DOC[DOC.find("\n## Sidecar\n").unwrap() + 4..];
+    let section = &section[..section.find("\n## ").unwrap_or(section.len())];
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `caddy_"));
+    let documented: BTreeMap<String, &str> = rows
+        .map(|row| {
+            let (name, rest) = row.split_once('`').unwrap();
+            (format!("caddy_{name}"), rest.split('|').nth(1).unwrap().trim())
+        })
+        .collect();
+    let documented: BTreeMap<&str, &str> = documented.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
+    assert_eq!(documented, real);
+}
