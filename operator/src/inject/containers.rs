@@ -36,8 +36,7 @@ pub(super) fn address(pod: &Value, cluster: &CacheCluster, form: SidecarForm) ->
         other => return Err(format!("annotation {} is {other:?}; write unix or tcp", names::VIA_ANNOTATION)),
     };
     let lists = app_lists(form);
-    let sets =
-        |list: &str| pod["spec"][list].as_array().into_iter().flatten().any(|c| position(c, variable).is_some());
+    let sets = |list: &str| pod["spec"][list].as_array().into_iter().flatten().any(|c| position(c, variable).is_some());
     if variable.is_empty() || !lists.iter().any(|list| sets(list)) {
         return Err(format!(
             "annotation {} names the variable {variable:?}, which no container of the pod sets under env; add it with \

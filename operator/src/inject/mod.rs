@@ -92,7 +92,7 @@ fn build(pod: &Value, cluster: &CacheCluster, form: SidecarForm, defaults: &Defa
             SidecarForm::Native => "initContainers",
             SidecarForm::Plain => "containers",
         };
-        patcher.insert_first(&["spec", list], sidecar::container(cluster, form, defaults));
+        patcher.insert_first(&["spec", list], sidecar::container(pod, cluster, form, defaults));
     }
     containers::connect(&mut patcher, form, address.as_ref())?;
     if !known {

@@ -68,7 +68,7 @@ pub(super) fn volumes(patcher: &mut Patcher, cluster: &CacheCluster) {
 }
 
 /// The sidecar container.
-pub(super) fn container(cluster: &CacheCluster, form: SidecarForm, defaults: &Defaults) -> Value {
+pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, defaults: &Defaults) -> Value {
     let mut mounts = vec![
         json!({"name": names::SOCKET_VOLUME, "mountPath": names::SOCKET_DIR}),
         json!({"name": names::CONFIG_VOLUME, "mountPath": names::CONFIG_DIR, "readOnly": true}),
@@ -79,7 +79,13 @@ pub(super) fn container(cluster: &CacheCluster, form: SidecarForm, defaults: &De
     let mut container = json!({
         "name": names::SIDECAR_CONTAINER,
         "image": image(cluster, defaults),
-        "command": ["caddy-sidecar", "--config", format!("{}/{}", names::CONFIG_DIR, names::CONFIG_KEY)],
+        "command": [
+            "caddy-sidecar",
+            "--config",
+            format!("{}/{}", names::CONFIG_DIR, names::CONFIG_KEY),
+            "--grace",
+            format!("{}s", grace(pod)),
+        ],
         "env": [{"name": names::SOCKET_ENV, "value": caddy_contract::SOCKET_PATH}],
         "ports": [{"name": "caddy-metrics", "containerPort": caddy_contract::ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(cluster),
@@ -102,6 +108,11 @@ pub(super) fn container(cluster: &CacheCluster, form: SidecarForm, defaults: &De
         }
     }
     container
+}
+
+/// How long a terminating sidecar waits for the app: the pod's grace less what its own end takes.
+fn grace(pod: &Value) -> u64 {
+    pod["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30).saturating_sub(3)
 }
 
 fn security(user: SidecarUser) -> Value {

@@ -1,0 +1,236 @@
+//! Keeps Secret, caBundle and serving certificate in step, in this order: a certificate is served only after the API
+//! server was told to trust its authority.
+//!
+//! Two operators at once (a rolling update) agree through the Secret's resourceVersion: whoever loses reads again. What
+//! fails is tried again with a pause; the certificate in use stays in use.
+
+use super::{
+    authority::{Authority, AuthorityError, SERVING_RENEWAL},
+    resolver::Resolver,
+};
+use crate::{admin::Readiness, metrics::Metrics};
+use caddy_crds::names;
+use futures::StreamExt as _;
+use k8s_openapi::{
+    ByteString,
+    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Pause between two looks when nothing happened.
+const INTERVAL: Duration = Duration::from_mins(10);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// The Secret cannot be read.
+    #[error("failed to read Secret {name}")]
+    GetSecret {
+        /// Its name.
+        name: String,
+        /// What the server said.
+        #[source]
+        source: kube::Error,
+    },
+    /// The Secret cannot be written; a conflict means that another operator was faster.
+    #[error("failed to write Secret {name}")]
+    PutSecret {
+        /// Its name.
+        name: String,
+        /// What the server said.
+        #[source]
+        source: kube::Error,
+    },
+    /// The webhook configuration cannot be read.
+    #[error("failed to read MutatingWebhookConfiguration {name}; is the chart installed whole?")]
+    GetConfiguration {
+        /// Its name.
+        name: String,
+        /// What the server said.
+        #[source]
+        source: kube::Error,
+    },
+    /// The caBundle cannot be written.
+    #[error("failed to patch the caBundle of MutatingWebhookConfiguration {name}")]
+    PatchConfiguration {
+        /// Its name.
+        name: String,
+        /// What the server said.
+        #[source]
+        source: kube::Error,
+    },
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A certificate cannot be used.
+    #[error("failed to serve a certificate")]
+    Serve(#[from] rustls::Error),
+}
+
+/// What keeping needs.
+pub struct Keeper {
+    /// For Secret and webhook configuration.
+    pub client: Client,
+    /// Namespace of the Secret.
+    pub namespace: String,
+    /// Name of the Secret.
+    pub secret: String,
+    /// Name of the webhook configuration.
+    pub configuration: String,
+    /// Names in the certificate.
+    pub hosts: Vec<String>,
+    /// Where certificates are served.
+    pub resolver: Arc<Resolver>,
+    /// Told when the API server trusts us.
+    pub readiness: Arc<Readiness>,
+    /// The certificate's expiry.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The authority and the expiry of what is served.
+type Served = (Authority, SystemTime);
+
+impl Keeper {
+    /// Keeps until the shutdown: at intervals, and at once when the webhook configuration changes (`helm upgrade` may
+    /// take the caBundle away).
+    pub async fn run(self, shutdown: CancellationToken) {
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.configuration));
+        let mut changes = std::pin::pin!(watcher(configurations, only).default_backoff().touched_objects());
+        let mut served = None;
+        loop {
+            let pause = match self.step(&mut served, SystemTime::now()).await {
+                Ok(()) => INTERVAL,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "certificates are not in step; trying again");
+                    RETRY
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                Some(change) = changes.next() => if let Err(error) = change {
+                    tracing::debug!(error = %chain(&error), "watching the webhook configuration failed");
+                    // The watch has its own pauses, but a step after each of its errors would defeat ours.
+                    tokio::time::sleep(RETRY).await;
+                },
+            }
+        }
+    }
+
+    async fn step(&self, served: &mut Option<Served>, now: SystemTime) -> Result<(), KeeperError> {
+        let authority = self.authority(now).await?;
+        self.trust(&authority.bundle(now)).await?;
+        let fresh = |(by, expires): &Served| *by == authority && now + SERVING_RENEWAL < *expires;
+        if !served.as_ref().is_some_and(fresh) {
+            let serving = authority.issue(&self.hosts, now)?;
+            let expires = serving.expires;
+            self.resolver.swap(serving)?;
+            let seconds = expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.metrics.certificate_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+            tracing::info!(hosts = ?self.hosts, "serving a new webhook certificate");
+            *served = Some((authority, expires));
+        }
+        self.readiness.certificate_is_trusted();
+        Ok(())
+    }
+
+    /// The authority in the Secret, made or rotated when needed.
+    async fn authority(&self, now: SystemTime) -> Result<Authority, KeeperError> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let name = || self.secret.clone();
+        let found =
+            secrets.get_opt(&self.secret).await.map_err(|source| KeeperError::GetSecret { name: name(), source })?;
+        let put = |source| KeeperError::PutSecret { name: name(), source };
+        let Some(secret) = found else {
+            let authority = Authority::create(now)?;
+            secrets.create(&PostParams::default(), &self.secret_of(&authority, None)).await.map_err(put)?;
+            tracing::info!(secret = self.secret, "created the webhook's certificate authority");
+            return Ok(authority);
+        };
+        let data: BTreeMap<_, _> =
+            secret.data.into_iter().flatten().map(|(key, ByteString(value))| (key, value)).collect();
+        let next = match Authority::from_secret(&data) {
+            Ok(authority) if !authority.is_due(now) => return Ok(authority),
+            Ok(authority) => authority.rotated(now)?,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), secret = self.secret, "the authority cannot be used; making a new one");
+                Authority::create(now)?
+            }
+        };
+        // With the version that was read: another operator's write in between makes this one fail and read again.
+        let object = self.secret_of(&next, secret.metadata.resource_version);
+        secrets.replace(&self.secret, &PostParams::default(), &object).await.map_err(put)?;
+        tracing::info!(secret = self.secret, "replaced the webhook's certificate authority");
+        Ok(next)
+    }
+
+    fn secret_of(&self, authority: &Authority, resource_version: Option<String>) -> Secret {
+        let data = authority.to_secret().into_iter().map(|(key, value)| (key, ByteString(value))).collect();
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(self.secret.clone()),
+                namespace: Some(self.namespace.clone()),
+                resource_version,
+                labels: Some(BTreeMap::from([(names::MANAGED_BY_LABEL.to_owned(), names::FIELD_MANAGER.to_owned())])),
+                ..ObjectMeta::default()
+            },
+            data: Some(data),
+            type_: Some("Opaque".to_owned()),
+            ..Secret::default()
+        }
+    }
+
+    /// Has the API server trust the bundle; writes nothing but caBundle, and only when it differs.
+    async fn trust(&self, bundle: &str) -> Result<(), KeeperError> {
+        let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let name = || self.configuration.clone();
+        let found = api.get(&self.configuration).await;
+        let found = found.map_err(|source| KeeperError::GetConfiguration { name: name(), source })?;
+        let bundle = ByteString(bundle.as_bytes().to_vec());
+        let webhooks = found.webhooks.unwrap_or_default();
+        if webhooks.iter().all(|webhook| webhook.client_config.ca_bundle.as_ref() == Some(&bundle)) {
+            return Ok(());
+        }
+        // A strategic merge finds webhooks by their names and leaves everything else to the chart.
+        let patched: Vec<_> = webhooks
+            .iter()
+            .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+            .collect();
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Strategic(json!({ "webhooks": patched }));
+        api.patch(&self.configuration, &params, &patch)
+            .await
+            .map_err(|source| KeeperError::PatchConfiguration { name: name(), source })?;
+        tracing::info!(configuration = self.configuration, "the API server is told to trust the webhook's authority");
+        Ok(())
+    }
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,306 @@
+//! The loop around the plan: watch CacheClusters and their pods, apply, report, and come back.
+//!
+//! Owns the two caches. Writes one ConfigMap per CacheCluster by server-side apply, and statuses. A failure is told in
+//! the status and tried again with growing pauses; a deletion is told by an Event and cleaned up by Kubernetes itself.
+
+use crate::{
+    admin::Readiness,
+    events::EventSink,
+    inject::{Shape, template_hash},
+    metrics::{self, Metrics},
+    plan::{self, Note, NoteKind, Outcome, PodTally},
+    settings::Settings,
+};
+use caddy_crds::{CacheCluster, CacheClusterStatus, names};
+use futures::{Stream, StreamExt as _, future};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Pod},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::{
+        Controller, WatchStreamExt as _,
+        controller::{Action, Error as ControllerError},
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use parking_lot::Mutex;
+use serde_json::json;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Deadline of one write.
+const WRITE: Duration = Duration::from_secs(15);
+/// First and longest pause after failures.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(2));
+
+/// Why a reconciliation is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The ConfigMap cannot be written.
+    #[error("failed to apply ConfigMap {name}: {reason}")]
+    ApplyConfigMap {
+        /// Its name.
+        name: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// The status cannot be written.
+    #[error("failed to write the status: {reason}")]
+    PatchStatus {
+        /// What the server said.
+        reason: String,
+    },
+}
+
+/// Everything that reconciling needs.
+pub struct Reconciler {
+    client: Client,
+    pods: Store<Pod>,
+    settings: Arc<Settings>,
+    events: EventSink,
+    metrics: Arc<Metrics>,
+    /// Failures in a row.
+    failures: Mutex<HashMap<ObjectRef<CacheCluster>, u32>>,
+}
+
+/// The caches and the streams that fill them.
+pub struct Caches {
+    /// CacheClusters as last seen.
+    pub clusters: Store<CacheCluster>,
+    /// Pods that ask for a sidecar, stripped to what is counted.
+    pub pods: Store<Pod>,
+    clusters_writer: reflector::store::Writer<CacheCluster>,
+    pods_writer: reflector::store::Writer<Pod>,
+}
+
+impl Caches {
+    /// Empty caches.
+    pub fn new() -> Self {
+        let (clusters, clusters_writer) = reflector::store();
+        let (pods, pods_writer) = reflector::store();
+        Self { clusters, pods, clusters_writer, pods_writer }
+    }
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs until the shutdown.
+pub async fn run(
+    client: Client,
+    caches: Caches,
+    settings: Arc<Settings>,
+    events: EventSink,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    shutdown: CancellationToken,
+) {
+    let Caches { clusters, pods, clusters_writer, pods_writer } = caches;
+    let reconciler = Arc::new(Reconciler {
+        client: client.clone(),
+        pods: pods.clone(),
+        settings,
+        events,
+        metrics,
+        failures: Mutex::default(),
+    });
+    let told = reconciler.clone();
+    let deleted = move |event: &Result<watcher::Event<CacheCluster>, watcher::Error>| {
+        if let Ok(watcher::Event::Delete(cluster)) = event {
+            told.deleted(cluster);
+        }
+    };
+    let cluster_stream = watcher(Api::<CacheCluster>::all(client.clone()), watcher::Config::default().any_semantic())
+        .default_backoff()
+        .modify(|cluster| cluster.managed_fields_mut().clear())
+        .inspect(deleted)
+        .inspect(log_watch_error)
+        .reflect(clusters_writer)
+        .applied_objects();
+    let pod_stream = triggers(client, pods_writer);
+    let synced = async {
+        let both = future::join(clusters.wait_until_ready(), pods.wait_until_ready());
+        if matches!(both.await, (Ok(()), Ok(()))) {
+            readiness.cache_is_synced();
+            tracing::info!("CacheClusters and pods are listed");
+        }
+    };
+    let stop = shutdown.clone();
+    let controller = Controller::for_stream(cluster_stream, clusters.clone())
+        .reconcile_on(pod_stream)
+        .graceful_shutdown_on(async move { stop.cancelled().await })
+        .run(Reconciler::reconcile, Reconciler::error_policy, reconciler)
+        .for_each(|result| {
+            log(result);
+            future::ready(())
+        });
+    future::join(synced, controller).await;
+}
+
+/// CacheClusters whose pods came, changed or went.
+fn triggers(
+    client: Client,
+    writer: reflector::store::Writer<Pod>,
+) -> impl Stream<Item = ObjectRef<CacheCluster>> + Send + 'static {
+    watcher(Api::<Pod>::all(client), watcher::Config::default().any_semantic().labels(names::CLUSTER_LABEL))
+        .default_backoff()
+        .modify(strip)
+        .inspect(log_watch_error)
+        .reflect(writer)
+        .touched_objects()
+        .filter_map(|pod| future::ready(pod.ok().as_ref().and_then(cluster_of)))
+}
+
+/// Keeps of a pod what is counted; a large cluster's pods must fit into memory.
+fn strip(pod: &mut Pod) {
+    pod.managed_fields_mut().clear();
+    pod.annotations_mut().retain(|name, _| name == names::TEMPLATE_ANNOTATION);
+    pod.labels_mut().retain(|name, _| name == names::CLUSTER_LABEL);
+    if let Some(spec) = pod.spec.take() {
+        let names = |containers: Vec<k8s_openapi::api::core::v1::Container>| {
+            let bare = |name| k8s_openapi::api::core::v1::Container { name, ..Default::default() };
+            containers.into_iter().map(|container| bare(container.name)).collect::<Vec<_>>()
+        };
+        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+            containers: names(spec.containers),
+            init_containers: spec.init_containers.map(names),
+            ..Default::default()
+        });
+    }
+    if let Some(status) = pod.status.take() {
+        pod.status = Some(k8s_openapi::api::core::v1::PodStatus { phase: status.phase, ..Default::default() });
+    }
+}
+
+fn cluster_of(pod: &Pod) -> Option<ObjectRef<CacheCluster>> {
+    let name = pod.labels().get(names::CLUSTER_LABEL)?;
+    Some(ObjectRef::new(name).within(&pod.namespace()?))
+}
+
+impl Reconciler {
+    async fn reconcile(cluster: Arc<CacheCluster>, this: Arc<Self>) -> Result<Action, ReconcileError> {
+        let outcome = this.apply(&cluster).await;
+        let word = match &outcome {
+            Outcome::Applied => "applied",
+            Outcome::Invalid(_) => "invalid",
+            Outcome::Failed(_) => "failed",
+        };
+        this.metrics.reconciliations.get_or_create(&metrics::Outcome { outcome: word }).inc();
+        let status = plan::status(&cluster, &outcome, &this.tally(&cluster), Timestamp::now());
+        this.report(&cluster, status).await?;
+        if let Outcome::Failed(reason) = outcome {
+            return Err(ReconcileError::ApplyConfigMap { name: names::config_map(&cluster.name_any()), reason });
+        }
+        this.failures.lock().remove(&ObjectRef::from_obj(&*cluster));
+        Ok(Action::requeue(this.settings.resync()))
+    }
+
+    async fn apply(&self, cluster: &CacheCluster) -> Outcome {
+        let map = match plan::config_map(cluster) {
+            Ok(map) => map,
+            Err(invalid) => return Outcome::Invalid(invalid),
+        };
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &cluster.namespace().unwrap_or_default());
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        match timeout(WRITE, api.patch(&map.name_any(), &params, &Patch::Apply(&map))).await {
+            Ok(Ok(_)) => Outcome::Applied,
+            Ok(Err(error)) => Outcome::Failed(words(&error)),
+            Err(_) => Outcome::Failed(format!("the API server did not answer within {WRITE:?}")),
+        }
+    }
+
+    fn tally(&self, cluster: &CacheCluster) -> PodTally {
+        let pods = self.pods_of(cluster);
+        let defaults = self.settings.defaults();
+        let template = template_hash(&Shape::of(cluster, &defaults));
+        plan::tally(pods.iter().map(AsRef::as_ref), &template)
+    }
+
+    fn pods_of(&self, cluster: &CacheCluster) -> Vec<Arc<Pod>> {
+        let own = ObjectRef::from_obj(cluster);
+        self.pods.state_filter(|pod| cluster_of(pod).is_some_and(|of| of == own))
+    }
+
+    /// Writes the status when it says something new, then tells what changed.
+    async fn report(&self, cluster: &CacheCluster, status: CacheClusterStatus) -> Result<(), ReconcileError> {
+        if cluster.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let api: Api<CacheCluster> = Api::namespaced(self.client.clone(), &cluster.namespace().unwrap_or_default());
+        let patch = json!({
+            "apiVersion": CacheCluster::api_version(&()),
+            "kind": CacheCluster::kind(&()),
+            "metadata": {"name": cluster.name_any()},
+            "status": status,
+        });
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        match timeout(WRITE, api.patch_status(&cluster.name_any(), &params, &Patch::Apply(&patch))).await {
+            Ok(Ok(_)) => {}
+            // Deleted meanwhile: there is nothing left to report to.
+            Ok(Err(kube::Error::Api(error))) if error.is_not_found() => return Ok(()),
+            Ok(Err(error)) => return Err(ReconcileError::PatchStatus { reason: words(&error) }),
+            Err(_) => return Err(ReconcileError::PatchStatus { reason: format!("no answer within {WRITE:?}") }),
+        }
+        for note in plan::notes(cluster.status.as_ref(), &status) {
+            self.events.publish(note, cluster.object_ref(&()));
+        }
+        Ok(())
+    }
+
+    /// Tells how many sidecars go on serving without their CacheCluster.
+    fn deleted(&self, cluster: &CacheCluster) {
+        self.failures.lock().remove(&ObjectRef::from_obj(cluster));
+        let serving = self.tally(cluster).counts.injected;
+        let text = format!(
+            "deleted; {serving} sidecars go on serving with their last configuration until their pods end. \
+             New pods with its label are refused or, by choice, get no sidecar"
+        );
+        tracing::info!(cluster = cluster.name_any(), namespace = cluster.namespace(), serving, "CacheCluster deleted");
+        let kind = if serving == 0 { NoteKind::Normal } else { NoteKind::Warning };
+        self.events.publish(Note { kind, reason: "CacheClusterDeleted", text }, cluster.object_ref(&()));
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "the controller hands these over")]
+    fn error_policy(cluster: Arc<CacheCluster>, _: &ReconcileError, this: Arc<Self>) -> Action {
+        let mut failures = this.failures.lock();
+        let count = failures.entry(ObjectRef::from_obj(&*cluster)).or_insert(0);
+        let (first, longest) = BACKOFF;
+        let pause = first.saturating_mul(1 << (*count).min(10)).min(longest);
+        *count = count.saturating_add(1);
+        Action::requeue(pause)
+    }
+}
+
+/// What the server said, without the debug form that kube adds.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
+}
+
+fn log_watch_error<K>(event: &Result<watcher::Event<K>, watcher::Error>) {
+    if let Err(error) = event {
+        tracing::warn!(error = %crate::certs::keeper::chain(error), "a watch failed; it is started again");
+    }
+}
+
+type Reconciled = Result<(ObjectRef<CacheCluster>, Action), ControllerError<ReconcileError, watcher::Error>>;
+
+fn log(result: Reconciled) {
+    match result {
+        Ok((cluster, _)) => tracing::debug!(%cluster, "reconciled"),
+        // Deleted between the trigger and the reconciliation.
+        Err(ControllerError::ObjectNotFound(_)) => {}
+        Err(ControllerError::ReconcilerFailed(error, cluster)) => tracing::warn!(%cluster, %error, "trying again"),
+        Err(error) => tracing::warn!(error = %crate::certs::keeper::chain(&error), "the controller's queue failed"),
+    }
+}

@@ -1,0 +1,148 @@
+//! Wires everything together and runs it until SIGTERM.
+
+use crate::{
+    admin::{Readiness, answer},
+    capabilities::Capabilities,
+    certs::{keeper::Keeper, resolver::Resolver},
+    events::{self, EventSink},
+    http::{bind, serve},
+    metrics::Metrics,
+    reconcile::{self, Caches},
+    settings::Settings,
+    supervisor::Supervisor,
+    webhook::Webhook,
+};
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use http::Request;
+use hyper::body::Incoming;
+use kube::Client;
+use std::{sync::Arc, time::Duration};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Pause between two questions for the server's version: it may be upgraded meanwhile.
+const VERSION_INTERVAL: Duration = Duration::from_mins(10);
+/// Time that the webhook goes on answering after SIGTERM, while the Service still sends requests here.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// Runs the operator.
+///
+/// # Errors
+/// When it cannot start, or a task ended that should not.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let client =
+        Client::try_default().await.context("no API server: neither a kubeconfig nor a pod's service account")?;
+    let capabilities = Capabilities::ask(&client).await.context("the API server did not tell its version")?;
+    tracing::info!("{capabilities}");
+    let capabilities = Arc::new(ArcSwap::from_pointee(capabilities));
+    let settings = Arc::new(settings);
+    let (metrics, readiness, resolver) =
+        (Arc::new(Metrics::new()), Arc::new(Readiness::default()), Arc::new(Resolver::default()));
+    let (event_sink, event_queue) = EventSink::new(metrics.clone());
+    let caches = Caches::new();
+    let mut supervisor = Supervisor::new();
+    let shutdown = supervisor.shutdown();
+
+    let admin = bind(settings.admin_address).await?;
+    let webhook_listener = bind(settings.webhook_address).await?;
+    tracing::info!(webhook = %settings.webhook_address, admin = %settings.admin_address, "listening");
+
+    let (ready, counters) = (readiness.clone(), metrics.clone());
+    let admin_handler = move |request: Request<Incoming>| {
+        let reply = answer(request.uri().path(), &ready, &counters);
+        async move { reply }
+    };
+    let stop = shutdown.clone();
+    supervisor.spawn("admin", async move {
+        serve(admin, None, admin_handler, stop).await;
+        Ok(())
+    });
+
+    let webhook = Webhook {
+        client: client.clone(),
+        clusters: caches.clusters.clone(),
+        capabilities: capabilities.clone(),
+        settings: settings.clone(),
+        events: event_sink.clone(),
+        metrics: metrics.clone(),
+    };
+    let tls = resolver.clone().server_config()?;
+    let webhook_handler = move |request| webhook.clone().answer(request);
+    let stop = shutdown.clone();
+    supervisor.spawn("webhook", async move {
+        serve(webhook_listener, Some(tls), webhook_handler, stop).await;
+        Ok(())
+    });
+
+    let keeper = Keeper {
+        client: client.clone(),
+        namespace: settings.namespace.clone(),
+        secret: settings.ca_secret.clone(),
+        configuration: settings.webhook_configuration.clone(),
+        hosts: settings.webhook_hosts.clone(),
+        resolver,
+        readiness: readiness.clone(),
+        metrics: metrics.clone(),
+    };
+    let stop = shutdown.clone();
+    supervisor.spawn("certificates", async move {
+        keeper.run(stop).await;
+        Ok(())
+    });
+
+    let sending = events::send(client.clone(), event_queue, metrics.clone(), shutdown.clone());
+    supervisor.spawn("events", async move {
+        sending.await;
+        Ok(())
+    });
+    supervisor.spawn("version", follow_version(client.clone(), capabilities, shutdown.clone()));
+    supervisor.spawn("signals", terminate(readiness.clone(), shutdown.clone()));
+
+    let reconciling = reconcile::run(client, caches, settings, event_sink, metrics, readiness, shutdown);
+    supervisor.spawn("reconciler", async move {
+        reconciling.await;
+        Ok(())
+    });
+    supervisor.run().await?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Follows upgrades of the server.
+async fn follow_version(
+    client: Client,
+    capabilities: Arc<ArcSwap<Capabilities>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(VERSION_INTERVAL) => {}
+        }
+        match Capabilities::ask(&client).await {
+            Ok(now) if now != **capabilities.load() => {
+                tracing::info!("the server changed: {now}");
+                capabilities.store(Arc::new(now));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the API server did not tell its version"),
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT, turns unready, answers a little longer, then begins the shutdown.
+async fn terminate(readiness: Arc<Readiness>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    tracing::info!("ending: unready now, answering for {LINGER:?} more");
+    readiness.drain();
+    tokio::time::sleep(LINGER).await;
+    shutdown.cancel();
+    Ok(())
+}
