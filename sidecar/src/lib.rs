@@ -1,3 +1,33 @@
 //! The coherent near cache that apps talk to over a Unix socket.
+//!
+//! In one line: socket → [session](Start) → command → engine (L1 → L2 → flight) → remote → back. A session
+//! (`session.rs`) reads and writes bytes; its conversation decides for each request whether a tier may answer, whether
+//! a miss becomes a flight on the tracked connection, or whether it is relayed; `upstream.rs` applies to the tiers what
+//! comes back, before anybody is answered.
+//!
+//! The binary is all that is meant to be used; the library exists for its tests and for the command table.
 
+mod admin;
+mod cache;
+mod cli;
 pub mod commands;
+mod guards;
+mod hub;
+mod keyspaces;
+mod listener;
+mod mailbox;
+mod metrics;
+mod ping;
+mod reload;
+mod server;
+mod session;
+mod shared;
+mod status;
+mod supervisor;
+mod upstream;
+mod worker;
+
+pub use cli::{Cli, Command, Serve, Start, read as read_config};
+pub use listener::ListenError;
+pub use ping::ping;
+pub use server::{ServeError, serve};

@@ -1,1 +1,18 @@
-//! What lies beyond the pod: connections to Redis, the embedded L3.
+//! What lies beyond the pod: connections to a Redis or Valkey, and the embedded L3.
+//!
+//! A [`Lane`] is one logical upstream connection. It connects, performs the handshake, keeps requests and replies in
+//! order, reconnects with backoff, and tells its [`Handler`] what it saw: replies, pushes, that it came up, that it
+//! was lost. It knows nothing of caches: what a push or a loss means is the handler's.
+//!
+//! Lanes are polled, not spawned. Whoever owns several of them decides the order in which they are read, and the
+//! sidecar's promise that pushes are applied before replies of other connections are handed on rests on that order.
+
+pub mod embedded;
+mod handshake;
+mod lane;
+mod stream;
+mod target;
+
+pub use handshake::{ConnectError, Role, ServerInfo};
+pub use lane::{Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};
+pub use target::{Endpoint, Password, Target};

@@ -1,0 +1,279 @@
+//! Getting in: connect, HELLO, AUTH, SELECT, TRACKING, in one pipelined write, and what the server said of itself.
+//!
+//! TRACKING is the first command after HELLO/AUTH/SELECT, so that nothing can be read on a tracked connection that is
+//! not tracked. A server that refuses it fails the handshake: there is no silent fallback to untracked reads.
+
+use std::{fmt, io, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use caddy_resp::{FrameKind, Protocol, ReplyScanner, Value, encode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{Password, Setup, Target, stream::Stream};
+
+/// What a server is to its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes; what it answers is the truth.
+    Primary,
+    /// It follows another server and may lag behind it.
+    Replica,
+    /// Neither `master` nor `replica` nor `slave`, or not told.
+    Unknown,
+}
+
+/// What a server told of itself in its HELLO reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// `redis` or `valkey`.
+    pub server: String,
+    /// Its version, e.g. `7.0.15`.
+    pub version: String,
+    /// `standalone`, `sentinel` or `cluster`.
+    pub mode: String,
+    /// Its role when asked.
+    pub role: Role,
+}
+
+impl ServerInfo {
+    /// Reads a reply to HELLO; `None` if it is not one.
+    pub fn from_hello(reply: &Value<'_>) -> Option<Self> {
+        let text = |name: &[u8]| {
+            let value = reply.field(name)?.as_bytes()?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        };
+        let role = match text(b"role").as_deref() {
+            Some("master" | "primary") => Role::Primary,
+            Some("slave" | "replica") => Role::Replica,
+            _ => Role::Unknown,
+        };
+        Some(Self {
+            server: text(b"server")?,
+            version: text(b"version")?,
+            mode: text(b"mode").unwrap_or_default(),
+            role,
+        })
+    }
+}
+
+impl fmt::Display for ServerInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.server, self.version)
+    }
+}
+
+/// Why a connection did not come up. Messages are for the person who has to mend it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// The TCP or Unix connection was refused or the name did not resolve.
+    #[error("cannot reach Redis at {endpoint}: {source}; is it running, and is the address right?")]
+    Connect {
+        /// Where to.
+        endpoint: String,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// Nothing came back in time.
+    #[error("Redis at {endpoint} did not answer within {timeout_ms} ms")]
+    TimedOut {
+        /// Where to.
+        endpoint: String,
+        /// The bound that passed, milliseconds.
+        timeout_ms: u128,
+    },
+    /// The password file could not be read.
+    #[error("cannot read the Redis password from {path}: {source}")]
+    ReadPassword {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The connection broke, or what came back was not RESP.
+    #[error("the handshake with Redis at {endpoint} broke off: {reason}")]
+    Broken {
+        /// Where to.
+        endpoint: String,
+        /// How.
+        reason: String,
+    },
+    /// The server refused user or password, or asks for one.
+    #[error("Redis at {endpoint} refused the login: {message}; check username and password")]
+    Login {
+        /// Where to.
+        endpoint: String,
+        /// The server's own error.
+        message: String,
+    },
+    /// HELLO 3 is unknown to the server.
+    #[error("Redis at {endpoint} does not speak RESP3 ({message}); Redis 7 or Valkey is needed")]
+    TooOld {
+        /// Where to.
+        endpoint: String,
+        /// The server's own error.
+        message: String,
+    },
+    /// The database does not exist or may not be selected.
+    #[error("{message}")]
+    Select {
+        /// The server's own error, without its dash.
+        message: String,
+    },
+    /// CLIENT TRACKING was refused: nothing can be cached coherently.
+    #[error(
+        "Redis at {endpoint} refused CLIENT TRACKING: {message}; nothing is cached. Allow the user +client, or set consistency.coherence: Ttl where the server has no tracking"
+    )]
+    TrackingRefused {
+        /// Where to.
+        endpoint: String,
+        /// The server's own error.
+        message: String,
+    },
+    /// The server is a replica: what it holds may be older than what its primary acknowledged.
+    #[error("Redis at {endpoint} is a replica; nothing is cached from it. Point the endpoint at the primary")]
+    NotPrimary {
+        /// Where to.
+        endpoint: String,
+    },
+}
+
+impl ConnectError {
+    /// The server answered, but not as we need it; trying again soon will not help much.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. })
+    }
+}
+
+/// A connection that is logged in, on its database, and tracked if asked for.
+pub(crate) struct Link {
+    pub(crate) stream: Stream,
+    pub(crate) unread: BytesMut,
+    pub(crate) server: Option<ServerInfo>,
+}
+
+pub(crate) async fn connect(target: Arc<Target>, setup: Setup) -> Result<Link, ConnectError> {
+    let timeout = target.connect_timeout;
+    match tokio::time::timeout(timeout, establish(&target, setup)).await {
+        Ok(result) => result,
+        Err(_) => {
+            Err(ConnectError::TimedOut { endpoint: target.endpoint.to_string(), timeout_ms: timeout.as_millis() })
+        }
+    }
+}
+
+/// The commands of a handshake, in the order in which they are sent and answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Hello,
+    Auth,
+    Select,
+    Tracking,
+}
+
+async fn establish(target: &Target, setup: Setup) -> Result<Link, ConnectError> {
+    let endpoint = || target.endpoint.to_string();
+    let password = read_password(target)?;
+    let mut stream = Stream::connect(&target.endpoint)
+        .await
+        .map_err(|source| ConnectError::Connect { endpoint: endpoint(), source: Arc::new(source) })?;
+    let broken = |reason: String| ConnectError::Broken { endpoint: endpoint(), reason };
+
+    let (request, steps) = requests(target, setup, password.as_deref());
+    stream.write_all(&request).await.map_err(|error| broken(error.to_string()))?;
+
+    let mut unread = BytesMut::new();
+    let mut server = None;
+    for step in steps {
+        let frame = read_reply(&mut stream, &mut unread).await.map_err(broken)?;
+        let (value, _) = Value::decode(&frame).map_err(|error| broken(error.to_string()))?;
+        if let Some(message) = value.as_error() {
+            return Err(refused(step, endpoint(), String::from_utf8_lossy(message).into_owned()));
+        }
+        if step == Step::Hello {
+            server = ServerInfo::from_hello(&value);
+        }
+    }
+    if setup.tracked && server.as_ref().is_some_and(|server| server.role == Role::Replica) {
+        return Err(ConnectError::NotPrimary { endpoint: endpoint() });
+    }
+    Ok(Link { stream, unread, server })
+}
+
+fn read_password(target: &Target) -> Result<Option<String>, ConnectError> {
+    Ok(match &target.password {
+        None => None,
+        Some(Password::Inline(password)) => Some(password.clone()),
+        Some(Password::File(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|source| ConnectError::ReadPassword {
+                path: path.display().to_string(),
+                source: Arc::new(source),
+            })?;
+            Some(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+    })
+}
+
+fn requests(target: &Target, setup: Setup, password: Option<&str>) -> (Vec<u8>, Vec<Step>) {
+    let mut out = Vec::with_capacity(160);
+    let mut steps = Vec::with_capacity(4);
+    let user = target.username.as_deref().unwrap_or("default");
+    match setup.protocol {
+        Protocol::Resp3 => {
+            let mut args = vec!["HELLO", "3"];
+            if let Some(password) = password {
+                args.extend(["AUTH", user, password]);
+            }
+            args.extend(["SETNAME", setup.client_name()]);
+            encode::command(&mut out, args);
+            steps.push(Step::Hello);
+        }
+        // A relay of a RESP2 app stays on the protocol that the app speaks, so that replies pass through as bytes.
+        Protocol::Resp2 => {
+            if let Some(password) = password {
+                encode::command(&mut out, ["AUTH", user, password]);
+                steps.push(Step::Auth);
+            }
+        }
+    }
+    if setup.database != 0 || steps.is_empty() {
+        encode::command(&mut out, ["SELECT", &setup.database.to_string()]);
+        steps.push(Step::Select);
+    }
+    if setup.tracked {
+        encode::command(&mut out, ["CLIENT", "TRACKING", "ON"]);
+        steps.push(Step::Tracking);
+    }
+    (out, steps)
+}
+
+fn refused(step: Step, endpoint: String, message: String) -> ConnectError {
+    let is_login = ["NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH"]
+        .iter()
+        .any(|prefix| message.starts_with(prefix));
+    match step {
+        Step::Tracking => ConnectError::TrackingRefused { endpoint, message },
+        _ if message.starts_with("LOADING") || message.starts_with("MASTERDOWN") => {
+            ConnectError::Broken { endpoint, reason: message }
+        }
+        _ if is_login => ConnectError::Login { endpoint, message },
+        Step::Auth => ConnectError::Login { endpoint, message },
+        Step::Hello => ConnectError::TooOld { endpoint, message },
+        Step::Select => ConnectError::Select { message },
+    }
+}
+
+async fn read_reply(stream: &mut Stream, unread: &mut BytesMut) -> Result<Bytes, String> {
+    let mut scanner = ReplyScanner::default();
+    loop {
+        if let Some(frame) = scanner.scan(unread).map_err(|error| error.to_string())? {
+            let bytes = unread.split_to(frame.len).freeze();
+            if frame.kind == FrameKind::Push {
+                continue;
+            }
+            return Ok(bytes);
+        }
+        if stream.read_buf(unread).await.map_err(|error| error.to_string())? == 0 {
+            return Err("the server closed the connection".to_owned());
+        }
+    }
+}

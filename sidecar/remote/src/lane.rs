@@ -1,0 +1,421 @@
+//! One logical upstream connection: a state machine that is polled by its owner.
+//!
+//! Requests go out in the order of their submission and replies are handed to the [`Handler`] in that order; pushes
+//! are handed over inline, at their place in the stream. A request that was taken is always finished, by its replies or
+//! by a [`Loss`]; after a loss it is unknown whether the server executed it. [`Handler::lost`] runs before any waiting
+//! request is finished, so that what must be forgotten is forgotten before anybody is answered.
+//!
+//! The queue is not bounded here: each session bounds what it has under way, and sessions are bounded.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use caddy_resp::{FrameKind, Protocol, ReplyScanner};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite},
+    sync::mpsc,
+    time::{Instant, Sleep, sleep, sleep_until},
+};
+
+use crate::{
+    ConnectError, ServerInfo, Target,
+    handshake::{self, Link},
+    stream::Stream,
+};
+
+/// The first wait after a failed connect; each further one doubles it, up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// What is read from the socket at once.
+const READ_CHUNK: usize = 16 << 10;
+
+/// How a lane's connections are set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup {
+    /// The protocol spoken on it.
+    pub protocol: Protocol,
+    /// The database selected on it.
+    pub database: u32,
+    /// `CLIENT TRACKING ON`. A tracked lane connects at once and always comes back by itself; others connect when
+    /// there is something to send.
+    pub tracked: bool,
+    /// Whether a request unanswered for [`Target::response_timeout`] is a loss. Not so where commands may block.
+    pub timed: bool,
+}
+
+impl Setup {
+    pub(crate) fn client_name(self) -> &'static str {
+        if self.tracked { "caddy-tracked" } else { "caddy-relay" }
+    }
+}
+
+/// One request: bytes to send, and how many replies belong to it.
+#[derive(Debug)]
+pub struct Request<T> {
+    /// One or more encoded commands, sent contiguously.
+    pub bytes: Bytes,
+    /// The replies to wait for; 0 where the answers are pushes.
+    pub replies: u16,
+    /// What the handler is given back.
+    pub tag: T,
+}
+
+/// Why a request will get no (further) reply.
+#[derive(Debug, Clone)]
+pub enum Loss {
+    /// It was not sent: there is no connection.
+    NotSent(Arc<ConnectError>),
+    /// It was sent, or may have been: the connection was lost for this reason before the answer was whole.
+    Lost(Arc<str>),
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotSent(error) => error.fmt(f),
+            Self::Lost(reason) => write!(f, "the connection to Redis was lost before it answered ({reason})"),
+        }
+    }
+}
+
+/// What a lane's owner does with what the lane sees. All calls come from [`Lane::poll`], on its thread, and must not block.
+pub trait Handler {
+    /// What identifies a request to the handler.
+    type Tag;
+    /// The request is about to be sent: what is measured from now on is measured from before the sending.
+    fn sending(&mut self, tag: &mut Self::Tag);
+    /// The `index`-th reply of the request.
+    fn reply(&mut self, tag: &mut Self::Tag, index: u16, frame: Bytes);
+    /// The request is over: all replies were given, or will never be.
+    fn finish(&mut self, tag: Self::Tag, outcome: Result<(), Loss>);
+    /// A push, or a frame that no request waits for.
+    fn push(&mut self, frame: Bytes);
+    /// The handshake is done.
+    fn connected(&mut self, server: Option<&ServerInfo>);
+    /// The connection is gone; its waiting requests are finished next.
+    fn lost(&mut self, reason: &str);
+    /// A connect attempt failed.
+    fn refused(&mut self, error: &Arc<ConnectError>);
+}
+
+/// Whether a lane can be expected to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LaneState {
+    /// Not connected; the next request connects.
+    Idle = 0,
+    /// On the way.
+    Connecting = 1,
+    /// Connected and set up.
+    Ready = 2,
+    /// The last attempt failed; requests fail until the next.
+    Failed = 3,
+}
+
+/// The sending end of a lane; clones share it. A lane whose handles are all gone ends.
+#[derive(Debug)]
+pub struct LaneHandle<T> {
+    queue: mpsc::UnboundedSender<Request<T>>,
+    state: Arc<AtomicU8>,
+}
+
+impl<T> Clone for LaneHandle<T> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), state: self.state.clone() }
+    }
+}
+
+impl<T> LaneHandle<T> {
+    /// Queues a request. An error gives the request back: the lane has ended.
+    pub fn submit(&self, request: Request<T>) -> Result<(), Request<T>> {
+        self.queue.send(request).map_err(|error| error.0)
+    }
+
+    /// The lane's state at this moment.
+    pub fn state(&self) -> LaneState {
+        match self.state.load(Ordering::Acquire) {
+            0 => LaneState::Idle,
+            1 => LaneState::Connecting,
+            2 => LaneState::Ready,
+            _ => LaneState::Failed,
+        }
+    }
+}
+
+/// Makes a lane and its handle. Nothing happens before the lane is polled.
+pub fn lane<H: Handler>(target: Arc<Target>, setup: Setup, handler: H) -> (LaneHandle<H::Tag>, Lane<H>) {
+    let (queue, inbox) = mpsc::unbounded_channel();
+    let state = Arc::new(AtomicU8::new(LaneState::Idle as u8));
+    let handle = LaneHandle { queue, state: state.clone() };
+    (handle, Lane { target, setup, handler, inbox, first: None, state, phase: Phase::Idle, backoff: BACKOFF_MIN })
+}
+
+/// The receiving end: see the module.
+pub struct Lane<H: Handler> {
+    target: Arc<Target>,
+    setup: Setup,
+    handler: H,
+    inbox: mpsc::UnboundedReceiver<Request<H::Tag>>,
+    /// The request that asked for the connection which is being made.
+    first: Option<Request<H::Tag>>,
+    state: Arc<AtomicU8>,
+    phase: Phase<H::Tag>,
+    backoff: Duration,
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>> + Send>>;
+
+enum Phase<T> {
+    Idle,
+    Connecting(Connecting),
+    Ready(Box<Connection<T>>),
+    Failed { until: Pin<Box<Sleep>>, error: Arc<ConnectError> },
+}
+
+/// The state of an established connection.
+struct Connection<T> {
+    stream: Stream,
+    scanner: ReplyScanner,
+    input: BytesMut,
+    /// An attribute whose reply has not come yet; it is handed over in front of it.
+    attribute: BytesMut,
+    output: BytesMut,
+    waiting: VecDeque<Waiting<T>>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+struct Waiting<T> {
+    tag: T,
+    replies: u16,
+    seen: u16,
+    sent_at: Instant,
+}
+
+impl<H: Handler> Lane<H> {
+    /// Makes what progress can be made. Ready when every handle is gone and nothing is under way.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut self.phase {
+                Phase::Idle => {
+                    if !self.setup.tracked {
+                        match ready!(self.inbox.poll_recv(cx)) {
+                            Some(request) => self.first = Some(request),
+                            None => return Poll::Ready(()),
+                        }
+                    } else if self.inbox.is_closed() && self.inbox.is_empty() {
+                        return Poll::Ready(());
+                    }
+                    let connecting = Box::pin(handshake::connect(self.target.clone(), self.setup));
+                    self.enter(Phase::Connecting(connecting));
+                }
+                Phase::Connecting(connecting) => match ready!(connecting.as_mut().poll(cx)) {
+                    Ok(link) => {
+                        self.backoff = BACKOFF_MIN;
+                        self.handler.connected(link.server.as_ref());
+                        let mut connection = Box::new(Connection::new(link));
+                        if let Some(request) = self.first.take() {
+                            connection.take(request, &mut self.handler);
+                        }
+                        self.enter(Phase::Ready(connection));
+                    }
+                    Err(error) => {
+                        let error = Arc::new(error);
+                        self.handler.refused(&error);
+                        let until = Box::pin(sleep(jittered(self.backoff)));
+                        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+                        if let Some(request) = self.first.take() {
+                            self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));
+                        }
+                        self.enter(Phase::Failed { until, error });
+                    }
+                },
+                Phase::Failed { until, error } => {
+                    while let Poll::Ready(next) = self.inbox.poll_recv(cx) {
+                        match next {
+                            Some(request) => self.handler.finish(request.tag, Err(Loss::NotSent(error.clone()))),
+                            None => return Poll::Ready(()),
+                        }
+                    }
+                    ready!(until.as_mut().poll(cx));
+                    self.enter(Phase::Idle);
+                }
+                Phase::Ready(connection) => {
+                    let timeout = self.setup.timed.then_some(self.target.response_timeout);
+                    let over = ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout));
+                    let Phase::Ready(connection) = std::mem::replace(&mut self.phase, Phase::Idle) else { continue };
+                    self.enter(Phase::Idle);
+                    let Over::Lost(reason) = over else { return Poll::Ready(()) };
+                    self.handler.lost(&reason);
+                    for waiting in connection.waiting {
+                        self.handler.finish(waiting.tag, Err(Loss::Lost(reason.clone())));
+                    }
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self, phase: Phase<H::Tag>) {
+        let state = match phase {
+            Phase::Idle => LaneState::Idle,
+            Phase::Connecting(_) => LaneState::Connecting,
+            Phase::Ready(_) => LaneState::Ready,
+            Phase::Failed { .. } => LaneState::Failed,
+        };
+        self.state.store(state as u8, Ordering::Release);
+        self.phase = phase;
+    }
+}
+
+/// How a connection ended.
+enum Over {
+    /// Nobody can submit any more and everything is answered.
+    Unused,
+    Lost(Arc<str>),
+}
+
+impl<T> Connection<T> {
+    fn new(link: Link) -> Self {
+        Self {
+            stream: link.stream,
+            scanner: ReplyScanner::default(),
+            input: link.unread,
+            attribute: BytesMut::new(),
+            output: BytesMut::new(),
+            waiting: VecDeque::new(),
+            timer: None,
+        }
+    }
+
+    fn take<H: Handler<Tag = T>>(&mut self, request: Request<T>, handler: &mut H) {
+        let Request { bytes, replies, mut tag } = request;
+        handler.sending(&mut tag);
+        self.output.extend_from_slice(&bytes);
+        if replies == 0 {
+            handler.finish(tag, Ok(()));
+        } else {
+            self.waiting.push_back(Waiting { tag, replies, seen: 0, sent_at: Instant::now() });
+        }
+    }
+
+    fn poll<H: Handler<Tag = T>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        inbox: &mut mpsc::UnboundedReceiver<Request<T>>,
+        handler: &mut H,
+        timeout: Option<Duration>,
+    ) -> Poll<Over> {
+        // Reading comes first: what the server said is applied before anything new is asked.
+        if let Err(reason) = self.poll_read(cx, handler) {
+            return Poll::Ready(Over::Lost(reason));
+        }
+        let mut closed = false;
+        while let Poll::Ready(next) = inbox.poll_recv(cx) {
+            let Some(request) = next else {
+                closed = true;
+                break;
+            };
+            self.take(request, handler);
+        }
+        if let Err(error) = self.poll_write(cx) {
+            return Poll::Ready(Over::Lost(error.to_string().into()));
+        }
+        if closed && self.waiting.is_empty() && self.output.is_empty() {
+            return Poll::Ready(Over::Unused);
+        }
+        match timeout {
+            Some(timeout) => self.poll_timer(cx, timeout),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_read<H: Handler<Tag = T>>(&mut self, cx: &mut Context<'_>, handler: &mut H) -> Result<(), Arc<str>> {
+        loop {
+            while let Some(frame) = self.scanner.scan(&self.input).map_err(|error| Arc::from(error.to_string()))? {
+                let mut bytes = self.input.split_to(frame.len);
+                if frame.kind == FrameKind::Attribute {
+                    self.attribute.unsplit(bytes);
+                    continue;
+                }
+                if !self.attribute.is_empty() {
+                    let reply = std::mem::replace(&mut bytes, std::mem::take(&mut self.attribute));
+                    bytes.unsplit(reply);
+                }
+                let bytes = bytes.freeze();
+                match self.waiting.front_mut() {
+                    Some(first) if frame.kind != FrameKind::Push => {
+                        let index = first.seen;
+                        first.seen += 1;
+                        handler.reply(&mut first.tag, index, bytes);
+                        if first.seen == first.replies
+                            && let Some(done) = self.waiting.pop_front()
+                        {
+                            handler.finish(done.tag, Ok(()));
+                        }
+                    }
+                    _ => handler.push(bytes),
+                }
+            }
+            if self.input.is_empty() {
+                self.input = BytesMut::new();
+            }
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => return Err("the server closed it".into()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Err(error.to_string().into()),
+                Poll::Pending => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads once. After a short read the next call answers Pending without a system call (tokio clears readiness).
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.input.reserve(READ_CHUNK);
+        // `read_buf` does all it does in one poll: dropping it unfinished loses nothing.
+        pin!(self.stream.read_buf(&mut self.input)).poll(cx)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.output) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => self.output.advance(written),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        self.output = BytesMut::new();
+        Ok(())
+    }
+
+    /// The timer runs while something is unanswered and is looked at only when it fires.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<Over> {
+        loop {
+            let Some(oldest) = self.waiting.front() else { return Poll::Pending };
+            let due = oldest.sent_at + timeout;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            ready!(timer.as_mut().poll(cx));
+            self.timer = None;
+            if Instant::now() >= due {
+                return Poll::Ready(Over::Lost(format!("no answer within {} ms", timeout.as_millis()).into()));
+            }
+        }
+    }
+}
+
+/// Between half and the whole of `wait`, so that sidecars do not come back in step.
+fn jittered(wait: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let draw = RandomState::new().hash_one(0u8) % 1024;
+    wait / 2 + wait / 2 * u32::try_from(draw).unwrap_or(0) / 1024
+}

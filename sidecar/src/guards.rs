@@ -1,0 +1,67 @@
+//! The guards of the session and of the connections by name, so that a test can show what each one is for.
+//!
+//! In a normal build every guard holds, as a constant. A build with the feature `mutations`, which only tests make,
+//! drops the one that the environment variable `CADDY_DROP_GUARD` names (an engine guard likewise), and some promise
+//! breaks.
+
+/// One rule that coherence rests on, beyond the engine's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// The keys that a relayed command wrote are bumped before the app is answered.
+    BumpBeforeAnswer,
+    /// The keys that a relayed read named are bumped before the app is answered.
+    BumpRelayedReads,
+    /// The keys that a pinned session read or wrote are bumped before the app is answered.
+    BumpPinned,
+    /// A reply to a command whose keys nobody can name is handed on behind a barrier.
+    Barrier,
+    /// Reads behind an unanswered relayed command follow it on its relay.
+    ReadsFollowRelay,
+    /// A relayed command waits for the session's own fills.
+    WritesWaitForFills,
+    /// Pushes are applied where they stand in the stream.
+    PushInline,
+    /// Only a primary proves its copies current.
+    ProbeRole,
+    /// What the tiers keep is read on the tracked connection.
+    TrackedFill,
+}
+
+#[cfg(not(feature = "mutations"))]
+mod build {
+    use super::Guard;
+
+    #[inline]
+    pub(crate) const fn hold(_: Guard) -> bool {
+        true
+    }
+
+    pub(crate) fn engine() -> caddy_engine::Guards {
+        caddy_engine::Guards::default()
+    }
+}
+
+#[cfg(feature = "mutations")]
+mod build {
+    use std::sync::LazyLock;
+
+    use super::Guard;
+
+    static DROPPED: LazyLock<String> = LazyLock::new(|| std::env::var("CADDY_DROP_GUARD").unwrap_or_default());
+
+    pub(crate) fn hold(guard: Guard) -> bool {
+        *DROPPED != format!("{guard:?}")
+    }
+
+    pub(crate) fn engine() -> caddy_engine::Guards {
+        use caddy_engine::Guard::{
+            Bump, CurrencyCheck, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
+        };
+        let guards =
+            [Bump, CurrencyCheck, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending];
+        let dropped = guards.into_iter().find(|guard| *DROPPED == format!("{guard:?}"));
+        dropped.map_or_else(caddy_engine::Guards::default, caddy_engine::Guards::without)
+    }
+}
+
+pub(crate) use build::{engine, hold};

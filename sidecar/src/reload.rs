@@ -1,0 +1,63 @@
+//! Configuration that changes while the sidecar runs: the mounted ConfigMap is read again every few seconds (the
+//! kubelet swaps it as a whole), taken over if it is valid as a whole, and otherwise left aside with one message.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use caddy_contract::Config;
+
+use crate::shared::Shared;
+
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Watches the file until the sidecar ends.
+pub(crate) async fn watch(path: PathBuf, shared: Arc<Shared>) {
+    let mut seen = std::fs::read_to_string(&path).ok();
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        // Between two mounts, or gone: the last one stays in force.
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        if seen.as_ref() == Some(&text) {
+            continue;
+        }
+        match caddy_contract::parse(&text) {
+            Ok(parsed) => {
+                log_ignored(&parsed.ignored);
+                take_over(parsed.config, &shared);
+            }
+            Err(faults) => {
+                shared.metrics.config_errors.inc();
+                tracing::error!(path = %path.display(), "the new configuration is not valid; the old one stays in force:\n{faults}");
+            }
+        }
+        seen = Some(text);
+    }
+}
+
+/// Unknown fields in the operator's file: this sidecar is older than the operator.
+pub(crate) fn log_ignored(paths: &[String]) {
+    if !paths.is_empty() {
+        tracing::warn!(
+            fields = paths.join(", "),
+            "this version ignores fields of the configuration; new pods get a newer sidecar"
+        );
+    }
+}
+
+fn take_over(config: Config, shared: &Shared) {
+    let old = Config::clone(&shared.config());
+    let needs_restart = [
+        ("listen", old.listen != config.listen),
+        ("admin", old.admin != config.admin),
+        ("workers", old.workers != config.workers),
+        ("l1", old.l1 != config.l1),
+        ("l2", old.l2 != config.l2),
+        ("l3", old.l3 != config.l3),
+        ("tiering", old.tiering != config.tiering),
+    ];
+    let waiting: Vec<&str> = needs_restart.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
+    tracing::info!(generation = config.config_generation, "took over a new configuration");
+    if !waiting.is_empty() {
+        tracing::warn!(fields = waiting.join(", "), "changes of these fields take effect in new pods only");
+    }
+    shared.reconfigure(config);
+}

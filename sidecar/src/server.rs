@@ -1,0 +1,246 @@
+//! The sidecar as a whole: a control thread that accepts, reports and watches, and worker threads that serve.
+//!
+//! SIGTERM: goes on serving until the last app has been gone for a second or the grace is over, so that in a pod
+//! without native sidecars the app can finish first. SIGINT ends at once.
+
+use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+
+use tokio::{
+    runtime::{Builder, LocalOptions, LocalRuntime},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    admin,
+    cli::Start,
+    hub::{Addition, Hub},
+    listener::{Accepted, ListenError, Listeners},
+    reload,
+    session::Session,
+    shared::{L3, Shared},
+    supervisor::Supervisor,
+    worker::Worker,
+};
+
+/// How long the last app has to be gone before a terminating sidecar ends.
+const QUIET: Duration = Duration::from_secs(1);
+/// Slots looked at by one slice of maintenance; with the lock held some tens of microseconds.
+const MAINTENANCE_STEPS: u32 = 256;
+
+/// Why the sidecar cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A thread's runtime could not be made.
+    #[error("cannot start a runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    /// A worker's thread could not be started.
+    #[error("cannot start a worker thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The socket could not be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin port could not be opened.
+    #[error("cannot listen on the admin address {address}: {source}; choose another with admin.port or --admin-port")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Signals could not be watched.
+    #[error("cannot watch signals: {0}")]
+    Signals(#[source] std::io::Error),
+    /// The kernel's table of sources is too small for its configuration.
+    #[error(transparent)]
+    Kernel(#[from] caddy_engine::KernelError),
+    /// A part the sidecar cannot do without ended.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Serves until told to stop.
+pub fn serve(start: Start) -> Result<(), ServeError> {
+    let runtime = local_runtime()?;
+    let supervisor = Supervisor::default();
+    let outcome = runtime.block_on(control(start, supervisor.clone()));
+    supervisor.shutdown().cancel();
+    outcome?;
+    supervisor.failure().map_or(Ok(()), |reason| Err(ServeError::Failed(reason)))
+}
+
+fn local_runtime() -> Result<LocalRuntime, ServeError> {
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(ServeError::Runtime)
+}
+
+async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError> {
+    let config = start.config.clone();
+    let (hub, additions) = mpsc::unbounded_channel();
+    let shared = Shared::new(config.clone(), start.password.clone(), hub.clone())?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let listeners = Listeners::open(&config.listen.socket, config.listen.tcp_port).await?;
+    let address = SocketAddr::new(config.admin.address, config.admin.port);
+    let admin = admin::bind(address, start.by_hand).await.map_err(|source| ServeError::Admin { address, source })?;
+    let admin_address = admin.local_addr().unwrap_or(address);
+
+    let mut workers = vec![start_worker(0, &shared, hub, additions, &supervisor)?];
+    for index in 1..config.workers {
+        let (hub, additions) = mpsc::unbounded_channel();
+        workers.push(start_worker(index, &shared, hub, additions, &supervisor)?);
+    }
+    supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
+    if let Some(path) = start.config_path.clone() {
+        supervisor.spawn_vital("configuration watch", reload::watch(path, shared.clone()));
+    }
+    announce(&start, &shared, admin_address);
+
+    let accepting = accept(&listeners, &shared, &workers);
+    tokio::select! {
+        () = accepting => {}
+        () = supervisor.shutdown().cancelled() => {}
+        _ = interrupt.recv() => tracing::info!("interrupted; ending"),
+        () = async { terminate.recv().await; drain(&shared, start.grace).await } => {}
+    }
+    supervisor.shutdown().cancel();
+    drop(listeners);
+    for worker in workers {
+        drop(worker.accepted);
+        if worker.thread.join().is_err() {
+            tracing::error!("a worker thread panicked");
+        }
+    }
+    Ok(())
+}
+
+/// Says how to talk to the sidecar, once.
+fn announce(start: &Start, shared: &Shared, admin: SocketAddr) {
+    let config = shared.config();
+    let socket = config.listen.socket.display();
+    let l3 = match &shared.l3 {
+        L3::Embedded(_) => "embedded: this process has its own data".to_owned(),
+        L3::Redis(redis) => redis.target.endpoint.to_string(),
+    };
+    tracing::info!(%socket, tcp_port = config.listen.tcp_port, %admin, l3, workers = config.workers, "serving");
+    if start.by_hand {
+        println!("CADDY cache {} serves {socket}   (L3: {l3})", env!("CARGO_PKG_VERSION"));
+        println!(
+            "  talk to it:   redis-cli -s {socket}        then: SET greeting hello, GET greeting, CACHE.WHY greeting"
+        );
+        println!("  from an app:  unix://{}", std::path::absolute(&config.listen.socket).unwrap_or_default().display());
+        println!("  metrics:      curl http://{admin}/metrics");
+        if matches!(shared.l3, L3::Embedded(_)) {
+            println!("  a Redis behind it:   caddy-sidecar --redis redis://127.0.0.1:6379");
+        }
+    }
+}
+
+async fn accept(listeners: &Listeners, shared: &Shared, workers: &[WorkerThread]) {
+    let mut next = 0;
+    loop {
+        let accepted = match listeners.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: existing sessions go on, and closing ones make room.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Some(shown) = shared.enter(accepted.peer().to_owned()) else {
+            shared.metrics.refused_connections.inc();
+            accepted
+                .refuse(b"-ERR max number of clients reached; raise limits.maxConnections or close connections\r\n");
+            continue;
+        };
+        shared.metrics.connections.inc();
+        let id = shown.id;
+        if workers[next % workers.len()].accepted.send((accepted, shown)).is_err() {
+            shared.leave(id);
+        }
+        next += 1;
+    }
+}
+
+async fn drain(shared: &Shared, grace: Duration) {
+    tracing::info!(sessions = shared.session_count(), ?grace, "terminating: serving until the last app is gone");
+    let started = tokio::time::Instant::now();
+    let mut quiet_since = started;
+    while started.elapsed() < grace && quiet_since.elapsed() < QUIET {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if shared.session_count() > 0 {
+            quiet_since = tokio::time::Instant::now();
+        }
+    }
+}
+
+// === workers ===
+
+struct WorkerThread {
+    accepted: mpsc::UnboundedSender<(Accepted, Arc<crate::session::client::Shown>)>,
+    thread: JoinHandle<()>,
+}
+
+fn start_worker(
+    index: usize,
+    shared: &Arc<Shared>,
+    hub: mpsc::UnboundedSender<Addition>,
+    additions: mpsc::UnboundedReceiver<Addition>,
+    supervisor: &Supervisor,
+) -> Result<WorkerThread, ServeError> {
+    let (accepted, arrivals) = mpsc::unbounded_channel();
+    let (shared, supervisor) = (shared.clone(), supervisor.clone());
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            // A runtime of this kind belongs to the thread that makes it.
+            let runtime = match local_runtime() {
+                Ok(runtime) => runtime,
+                Err(error) => return supervisor.fail(error.to_string()),
+            };
+            runtime.block_on(work(shared, hub, additions, arrivals, supervisor));
+        })
+        .map_err(ServeError::Thread)?;
+    Ok(WorkerThread { accepted, thread })
+}
+
+async fn work(
+    shared: Arc<Shared>,
+    hub: mpsc::UnboundedSender<Addition>,
+    additions: mpsc::UnboundedReceiver<Addition>,
+    mut arrivals: mpsc::UnboundedReceiver<(Accepted, Arc<crate::session::client::Shown>)>,
+    supervisor: Supervisor,
+) {
+    let worker = Worker::new(shared.clone(), hub, supervisor.clone());
+    let mut lanes = Hub::new(additions);
+    supervisor.spawn_vital("upstream connections", async move { std::future::poll_fn(|cx| lanes.poll(cx)).await });
+    let maintained = worker.clone();
+    supervisor.spawn_vital("maintenance", async move { maintain(&maintained).await });
+    loop {
+        let arrival = tokio::select! {
+            () = supervisor.shutdown().cancelled() => return,
+            arrival = arrivals.recv() => arrival,
+        };
+        let Some((accepted, shown)) = arrival else { return };
+        let id = shown.id;
+        match accepted.register() {
+            Ok(stream) => supervisor.spawn_local("session", Session::new(worker.clone(), stream, shown).run()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot serve a connection");
+                shared.leave(id);
+            }
+        }
+    }
+}
+
+/// Frees what has expired and what is idle, in slices between which requests are served.
+async fn maintain(worker: &Worker) {
+    loop {
+        let interval = worker.shared.config().tiering.maintenance_interval;
+        tokio::time::sleep(interval).await;
+        worker.tiers.borrow_mut().maintain(worker.shared.now(), MAINTENANCE_STEPS);
+        while worker.shared.cache.maintain(worker.shared.now(), MAINTENANCE_STEPS as usize) {
+            tokio::task::yield_now().await;
+        }
+    }
+}

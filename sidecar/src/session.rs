@@ -1,0 +1,277 @@
+//! One app connection: bytes in, bytes out. What is said is [`conversation`]'s.
+//!
+//! A session is a hand-written state machine that is polled once per wake-up: deliveries first, then one read (until
+//! short), then every whole request in it, then one write. An idle session owns no buffer: reads go into the worker's,
+//! and only an incomplete request or an unwritten reply is copied into the session's own.
+//!
+//! Bounds: requests under way, bytes of one request, bytes of unwritten replies (beyond which nothing more is read),
+//! and the time that a reader may make no progress. Breaking the protocol gets Redis's own error and ends the session.
+
+mod args;
+pub(crate) mod client;
+mod conversation;
+mod inspect;
+mod own;
+mod pinned;
+mod reads;
+mod replies;
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use caddy_resp::{Limits, RequestParser, encode};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use self::{
+    args::Args,
+    client::{Client, Shown},
+    conversation::{Conversation, Flow},
+};
+use crate::{listener::ClientStream, mailbox::Delivery, worker::Worker};
+
+/// See the module.
+pub(crate) struct Session {
+    worker: Rc<Worker>,
+    stream: ClientStream,
+    parser: RequestParser,
+    /// Bytes that were read and not yet understood, or held back.
+    input: BytesMut,
+    /// How much of the conversation's output has been written.
+    written: usize,
+    conversation: Conversation,
+    deliveries: Vec<Delivery>,
+    /// The next request waits until everything under way is answered.
+    held: bool,
+    /// The app closed its end.
+    at_end: bool,
+    /// Runs while the app does not read.
+    stuck: Option<Pin<Box<Sleep>>>,
+    bounds: Bounds,
+}
+
+#[derive(Clone, Copy)]
+struct Bounds {
+    pipeline: usize,
+    output: usize,
+    patience: Duration,
+}
+
+impl Session {
+    pub(crate) fn new(worker: Rc<Worker>, stream: ClientStream, shown: Arc<Shown>) -> Self {
+        let limits = worker.shared.config().limits;
+        let frame = limits.max_frame_bytes.as_usize();
+        let parser = RequestParser::new(Limits { max_bulk: frame, max_frame: frame, ..Limits::default() });
+        Self {
+            conversation: Conversation::new(worker.clone(), Client::new(shown)),
+            worker,
+            stream,
+            parser,
+            input: BytesMut::new(),
+            written: 0,
+            deliveries: Vec::new(),
+            held: false,
+            at_end: false,
+            stuck: None,
+            bounds: Bounds {
+                pipeline: limits.max_pipeline,
+                output: limits.output_buffer_bytes.as_usize(),
+                patience: limits.slow_reader_timeout,
+            },
+        }
+    }
+
+    /// Runs the session to its end.
+    pub(crate) async fn run(mut self) {
+        let id = self.conversation.client.shown().id;
+        let worker = self.worker.clone();
+        let ended = std::future::poll_fn(|cx| self.poll(cx)).await;
+        if let Err(error) = ended {
+            tracing::debug!(id, %error, "a session ended");
+        }
+        worker.shared.leave(id);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.conversation.mailbox.register(cx);
+        loop {
+            let mut progress = self.receive();
+            progress |= self.answer_buffered();
+            progress |= self.poll_input(cx)?;
+            // What the requests just read made ready (an embedded L3 answers at once) goes out in the same write.
+            progress |= self.receive();
+            self.conversation.replies.drain_into(&mut self.conversation.out);
+            progress |= self.poll_output(cx)?;
+            let all_written = self.conversation.out.is_empty();
+            let nothing_due = all_written && self.conversation.replies.is_empty();
+            if self.conversation.closing && all_written && self.conversation.replies.waiting() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if self.at_end && (nothing_due || self.conversation.is_pinned()) && (self.input.is_empty() || !self.held) {
+                return Poll::Ready(Ok(()));
+            }
+            if !progress {
+                self.poll_patience(cx)?;
+                return Poll::Pending;
+            }
+        }
+    }
+
+    // === replies from upstream ===
+
+    fn receive(&mut self) -> bool {
+        self.conversation.mailbox.take(&mut self.deliveries);
+        let any = !self.deliveries.is_empty();
+        for delivery in self.deliveries.drain(..) {
+            self.conversation.deliver(delivery);
+        }
+        if self.conversation.replies.waiting() == 0 {
+            self.held = false;
+        }
+        any
+    }
+
+    // === requests ===
+
+    /// Whether another request may be taken now.
+    fn may_answer(&self) -> bool {
+        !self.held
+            && !self.conversation.closing
+            && self.conversation.replies.len() < self.bounds.pipeline
+            && self.conversation.out.len() - self.written < self.bounds.output
+    }
+
+    fn answer_buffered(&mut self) -> bool {
+        if self.input.is_empty() || !self.may_answer() {
+            return false;
+        }
+        self.conversation.begin_batch();
+        let mut input = std::mem::take(&mut self.input);
+        let taken = self.answer(&input);
+        input.advance(taken);
+        if !input.is_empty() {
+            self.input = input;
+        }
+        taken > 0
+    }
+
+    /// Reads while there is something to read and room for it.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut progress = false;
+        while !self.at_end && self.may_answer() {
+            let read = if self.input.is_empty() { self.poll_shared_read(cx) } else { self.poll_own_read(cx) };
+            match read {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Ok(0)) => self.at_end = true,
+                Poll::Ready(Ok(_)) => {}
+            }
+            progress = true;
+        }
+        Ok(progress)
+    }
+
+    /// Into the worker's buffer; what is left of it is copied into the session's own.
+    fn poll_shared_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let worker = self.worker.clone();
+        let mut buffer = worker.read_buffer.borrow_mut();
+        let mut chunk = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
+        let input = chunk.filled();
+        self.conversation.begin_batch();
+        let taken = self.answer(input);
+        self.input.extend_from_slice(&input[taken..]);
+        Poll::Ready(Ok(input.len()))
+    }
+
+    /// Behind what is already there, in steps that grow with what the parser knows to be missing.
+    fn poll_own_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let room = self.parser.bytes_needed().clamp(4 << 10, 1 << 20);
+        let before = self.input.len();
+        let mut input = std::mem::take(&mut self.input);
+        input.resize(before + room, 0);
+        let mut chunk = ReadBuf::new(&mut input[before..]);
+        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut chunk);
+        let read = chunk.filled().len();
+        input.truncate(before + read);
+        self.input = input;
+        ready!(polled)?;
+        self.answer_buffered();
+        Poll::Ready(Ok(read))
+    }
+
+    /// Answers the whole requests at the front of `input`; tells how many bytes they were.
+    fn answer(&mut self, input: &[u8]) -> usize {
+        let mut at = 0;
+        while at < input.len() && self.may_answer() {
+            match self.parser.parse(&input[at..]) {
+                Ok(Some(0) | None) => break,
+                Ok(Some(length)) => {
+                    let frame = &input[at..at + length];
+                    if !self.parser.is_empty()
+                        && self.conversation.request(Args::new(&self.parser, frame)) == Flow::Hold
+                    {
+                        self.held = true;
+                        break;
+                    }
+                    at += length;
+                    self.held = self.conversation.is_selecting();
+                }
+                Err(error) => {
+                    self.conversation.reply(|out| encode::error(out, format!("ERR {error}")));
+                    self.conversation.closing = true;
+                    return input.len();
+                }
+            }
+        }
+        at
+    }
+
+    // === output ===
+
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut progress = false;
+        while self.written < self.conversation.out.len() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.conversation.out[self.written..]) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => {
+                    self.written += written;
+                    self.stuck = None;
+                    progress = true;
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(progress),
+            }
+        }
+        if progress {
+            self.written = 0;
+            self.worker.return_output(&mut self.conversation.out);
+        }
+        Ok(progress)
+    }
+
+    /// An app that does not read what it asked for is closed after a while, or at once if it is sent more than it may
+    /// leave unread (only subscribers are sent what they did not ask for).
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let unread = self.conversation.out.len() - self.written;
+        if unread == 0 {
+            return Ok(());
+        }
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(self.bounds.patience)));
+        if stuck.as_mut().poll(cx).is_ready() || unread > 2 * self.bounds.output {
+            self.worker.shared.metrics.slow_readers.inc();
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the app does not read its replies"));
+        }
+        Ok(())
+    }
+}

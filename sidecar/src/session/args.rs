@@ -1,0 +1,58 @@
+//! One parsed request, borrowed from the input.
+
+use bytes::Bytes;
+use caddy_resp::{RequestParser, encode};
+
+/// A request's arguments; the first is the command's name.
+#[derive(Clone, Copy)]
+pub(crate) struct Args<'a> {
+    parser: &'a RequestParser,
+    frame: &'a [u8],
+}
+
+impl<'a> Args<'a> {
+    /// `frame` is the whole request that `parser` has just found.
+    pub(crate) fn new(parser: &'a RequestParser, frame: &'a [u8]) -> Self {
+        Self { parser, frame }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.parser.len()
+    }
+
+    /// The argument at `index`; empty if there is none.
+    pub(crate) fn get(&self, index: usize) -> &'a [u8] {
+        if index < self.len() { self.parser.arg(self.frame, index) } else { b"" }
+    }
+
+    /// Whether the argument at `index` is `word`, in any case.
+    pub(crate) fn is(&self, index: usize, word: &str) -> bool {
+        self.get(index).eq_ignore_ascii_case(word.as_bytes())
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+        self.parser.args(self.frame)
+    }
+
+    /// Those from `index` on.
+    pub(crate) fn from(&self, index: usize) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+        self.iter().skip(index)
+    }
+
+    /// The request as it goes upstream.
+    pub(crate) fn to_bytes(self) -> Bytes {
+        if self.parser.is_inline() {
+            let mut out = Vec::with_capacity(self.frame.len() + 32);
+            encode::command(&mut out, self.iter());
+            out.into()
+        } else {
+            Bytes::copy_from_slice(self.frame)
+        }
+    }
+
+    /// The first arguments as text for messages, cut to a readable length.
+    pub(crate) fn name(&self) -> String {
+        let name = self.get(0);
+        String::from_utf8_lossy(&name[..name.len().min(64)]).into_owned()
+    }
+}

@@ -1,0 +1,292 @@
+//! What one app and the sidecar say to each other: each request is answered, in order, from where it may be.
+//!
+//! The rule that keeps a session's own view in order: **one upstream stream at a time**. While requests are under way
+//! on one upstream connection nothing of this session is sent on another; reads behind an unanswered relayed command
+//! follow it on its relay, also those that would hit, and any other change of connection waits until all is answered
+//! ([`Flow::Hold`]).
+
+use std::{rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use caddy_engine::{KeyHash, Moment};
+use caddy_remote::{LaneHandle, Request};
+use caddy_resp::{Protocol, encode};
+
+use super::{args::Args, client::Client, pinned::Pinned, replies::Replies};
+use crate::{
+    cache::Cached,
+    commands::{self, Class, Pin, Row},
+    guards::{Guard, hold},
+    mailbox::{Delivery, Mailbox},
+    shared::L3,
+    upstream::{Effect, Relay, Tag},
+    worker::Worker,
+};
+
+/// Whether a request was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// It is answered or under way.
+    Done,
+    /// It has to wait until everything under way is answered; it is given again then.
+    Hold,
+}
+
+/// What is remembered of a request until its reply is there.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    /// Nothing: the reply is passed on.
+    Relayed,
+    /// INFO: our own section goes behind it.
+    Info,
+    /// SELECT: the database before it, should it fail.
+    Selecting(u32),
+    /// EXEC: the database that a queued SELECT leaves behind, should it succeed.
+    Executing(Option<u32>),
+    /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
+    /// could not be proved.
+    Filling { request: Bytes, effect: Effect, unproven: Option<Cached> },
+}
+
+const CONNECTION_HINT: &str =
+    "it is about the very connection to Redis, and connections are shared here; send it to Redis directly";
+
+/// What a command means for local copies once it is answered over another connection than the tracked one.
+pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
+    let mut effect = Effect::default();
+    match row.effect {
+        commands::Effect::Harmless => return effect,
+        commands::Effect::ReadsKeys if !hold(Guard::BumpRelayedReads) => return effect,
+        commands::Effect::WritesKeys if !hold(Guard::BumpBeforeAnswer) => return effect,
+        commands::Effect::ReadsKeys | commands::Effect::WritesKeys => {}
+        commands::Effect::KeysUnknown => effect.barrier = hold(Guard::Barrier),
+        commands::Effect::Flush => effect.flush = true,
+    }
+    let positions = row.keys(args.len(), |index| args.get(index));
+    effect.keys.extend(positions.iter().map(|position| KeyHash::of(args.get(*position))));
+    effect
+}
+
+/// The connection on which requests of this session are under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    Tracked(u32),
+    Relay(u32, Protocol),
+    Pinned,
+}
+
+/// See the module.
+pub(crate) struct Conversation {
+    pub(super) worker: Rc<Worker>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) client: Client,
+    pub(super) replies: Replies<Pending>,
+    /// Replies that are due, not yet written to the socket.
+    pub(super) out: Vec<u8>,
+    /// Where the requests in `replies` are under way; meaningless while none is.
+    pub(super) stream: Stream,
+    pub(super) pinned: Option<Pinned>,
+    /// The moment of the present batch, read after the batch was.
+    pub(super) now: Moment,
+    /// Nothing more is read; the connection closes when everything due has been written.
+    pub(super) closing: bool,
+}
+
+impl Conversation {
+    pub(crate) fn new(worker: Rc<Worker>, client: Client) -> Self {
+        Self {
+            worker,
+            mailbox: Arc::new(Mailbox::default()),
+            client,
+            replies: Replies::new(),
+            out: Vec::new(),
+            stream: Stream::Pinned,
+            pinned: None,
+            now: Moment::ZERO,
+            closing: false,
+        }
+    }
+
+    /// A batch begins: its requests have been read.
+    pub(crate) fn begin_batch(&mut self) {
+        self.now = self.worker.shared.now();
+        self.worker.lend_output(&mut self.out);
+    }
+
+    /// Answers one request, or says that it has to wait.
+    pub(crate) fn request(&mut self, args: Args<'_>) -> Flow {
+        let row = commands::lookup_request(args.len(), |index| args.get(index));
+        if self.pinned.is_some() {
+            self.unpin_if_clean();
+        }
+        if self.pinned.is_some() {
+            return self.pinned_request(row, args);
+        }
+        if !row.accepts(args.len()) {
+            // Redis says what is wrong with it, in its own words.
+            return self.relay(args, Effect::default(), Pending::Relayed);
+        }
+        match row.class_of(args.len(), |index| args.get(index)) {
+            Class::Fill => self.read(row, args),
+            Class::Derived => self.derived(row, args),
+            Class::Local | Class::Session => self.own_command(row, args),
+            Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
+            Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
+            Class::Refused(hint) => self.refuse(args, hint),
+            Class::Relayed => self.relay(args, effect(row, args), Pending::Relayed),
+            Class::CrossProtocol => {
+                tracing::warn!(peer = self.client.shown().peer, "a web browser spoke HTTP to the socket; closing");
+                self.closing = true;
+                Flow::Done
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, args: Args<'_>, hint: &str) -> Flow {
+        self.reply_error(&format!("ERR '{}' is not available through the cache: {hint}", args.name()));
+        Flow::Done
+    }
+
+    // === answering ===
+
+    /// A reply that is known now.
+    pub(crate) fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.replies.is_empty() {
+            write(&mut self.out);
+        } else {
+            let mut bytes = Vec::new();
+            write(&mut bytes);
+            self.replies.append(bytes.into());
+        }
+    }
+
+    pub(crate) fn reply_error(&mut self, text: &str) {
+        self.reply(|out| encode::error(out, text));
+    }
+
+    pub(super) fn reply_ok(&mut self) {
+        self.reply(encode::ok);
+    }
+
+    /// Whether requests are under way on another stream than this.
+    pub(super) fn is_under_way_elsewhere(&self, stream: Stream) -> bool {
+        self.replies.waiting() > 0 && self.stream != stream && hold(Guard::WritesWaitForFills)
+    }
+
+    /// Whether reads have to follow an unanswered command on its relay.
+    pub(super) fn is_behind_relay(&self) -> bool {
+        self.replies.waiting() > 0 && matches!(self.stream, Stream::Relay(..)) && hold(Guard::ReadsFollowRelay)
+    }
+
+    // === passing on ===
+
+    /// Passes a request on as bytes, behind whatever of this session is under way there.
+    pub(super) fn relay(&mut self, args: Args<'_>, effect: Effect, pending: Pending) -> Flow {
+        let worker = self.worker.clone();
+        match &worker.shared.l3 {
+            L3::Embedded(store) => {
+                let (database, protocol) = (self.client.database, self.client.protocol);
+                let args: Vec<&[u8]> = args.iter().collect();
+                let mut reply = Vec::new();
+                store.execute(database, protocol, &args, &mut reply);
+                let seq = self.replies.expect(pending);
+                effect.apply(&worker.shared);
+                self.complete(seq, reply.into());
+                Flow::Done
+            }
+            L3::Redis(redis) => {
+                let (database, protocol) = (self.client.database, self.client.protocol);
+                let stream = Stream::Relay(database, protocol);
+                if self.is_under_way_elsewhere(stream) {
+                    return Flow::Hold;
+                }
+                self.stream = stream;
+                let seq = self.replies.expect(pending);
+                self.send_relayed(&worker.relay(redis, database, protocol), args.to_bytes(), seq, effect);
+                Flow::Done
+            }
+        }
+    }
+
+    pub(super) fn send_relayed(&self, lane: &LaneHandle<Tag>, bytes: Bytes, seq: u64, effect: Effect) {
+        let tag = Tag::Relay(Relay { to: self.mailbox.clone(), seq, effect, reply: None });
+        if lane.submit(Request { bytes, replies: 1, tag }).is_err() {
+            self.mailbox.reply(seq, &b"-NOTREADY the sidecar is shutting down\r\n"[..]);
+        }
+    }
+
+    // === what comes back ===
+
+    /// Takes what was delivered.
+    pub(crate) fn deliver(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Reply { seq, bytes } => self.complete(seq, bytes),
+            Delivery::Bypass { seq } => self.bypass(seq),
+            Delivery::Push(bytes) => self.pushed(&bytes),
+            Delivery::PinnedLost(reason) => self.pinned_lost(&reason),
+        }
+    }
+
+    fn complete(&mut self, seq: u64, bytes: Bytes) {
+        let failed = bytes.first() == Some(&b'-');
+        let bytes = match self.replies.pending_mut(seq) {
+            Some(Pending::Info) if !failed => self.worker.shared.with_info_section(&bytes),
+            _ => bytes,
+        };
+        match self.replies.complete(seq, bytes.clone()) {
+            Some(Pending::Selecting(previous)) if failed => self.client.set_database(previous),
+            Some(Pending::Executing(Some(database))) if bytes.starts_with(b"*") && !bytes.starts_with(b"*-") => {
+                self.client.set_database(database);
+            }
+            _ => {}
+        }
+        if self.pinned.is_some() {
+            self.unpin_if_clean();
+        }
+    }
+
+    /// A fill failed: the read goes over the relay, unless the rules for unproven copies say otherwise.
+    fn bypass(&mut self, seq: u64) {
+        let Some(Pending::Filling { request, effect, unproven }) = self.replies.pending_mut(seq) else { return };
+        let (request, effect, unproven) = (std::mem::take(request), std::mem::take(effect), unproven.take());
+        if let Some(answer) = unproven.and_then(|copy| self.answer_unproven(&copy)) {
+            self.complete(seq, answer);
+            return;
+        }
+        if let Some(pending) = self.replies.pending_mut(seq) {
+            *pending = Pending::Relayed;
+        }
+        let worker = self.worker.clone();
+        let L3::Redis(redis) = &worker.shared.l3 else { return };
+        let (database, protocol) = (self.client.database, self.client.protocol);
+        self.stream = Stream::Relay(database, protocol);
+        self.send_relayed(&worker.relay(redis, database, protocol), request, seq, effect);
+    }
+
+    /// SELECT: the relay of the other database says whether there is such a database.
+    pub(super) fn select(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let Some(database) = caddy_resp::parse_i64(args.get(1)) else {
+            self.reply_error("ERR value is not an integer or out of range");
+            return Flow::Done;
+        };
+        let Ok(database) = u32::try_from(database) else {
+            self.reply_error("ERR DB index is out of range");
+            return Flow::Done;
+        };
+        if database == self.client.database && self.replies.waiting() == 0 {
+            self.reply_ok();
+            return Flow::Done;
+        }
+        if self.replies.waiting() > 0 {
+            return Flow::Hold;
+        }
+        let previous = self.client.database;
+        self.client.set_database(database);
+        self.relay(args, effect(row, args), Pending::Selecting(previous))
+    }
+
+    /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for.
+    pub(crate) fn is_selecting(&self) -> bool {
+        self.replies.any_pending(|pending| matches!(pending, Pending::Selecting(_) | Pending::Executing(Some(_))))
+    }
+}

@@ -1,0 +1,185 @@
+//! Commands about the session itself, answered without asking Redis: they work also while Redis is away.
+
+use caddy_resp::{Protocol, encode};
+
+use super::{
+    args::Args,
+    conversation::{Conversation, Flow, Pending, effect},
+};
+use crate::{
+    commands::{self, Row},
+    shared::Shared,
+};
+
+/// Longest name a client may give itself.
+const MAX_NAME: usize = 256;
+
+impl Conversation {
+    /// A command of the class `Session`.
+    pub(super) fn own_command(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        match commands::lookup(args.get(0)).name {
+            "ping" => self.ping(args),
+            "echo" => self.reply(|out| encode::bulk(out, args.get(1))),
+            "hello" => self.hello(args),
+            "auth" => self.auth(),
+            "select" => return self.select(row, args),
+            "client" => return self.client_command(row, args),
+            "quit" => {
+                self.reply_ok();
+                self.closing = true;
+            }
+            "reset" => self.reset(),
+            "info" => return self.relay(args, effect(row, args), Pending::Info),
+            name if name.starts_with("cache.") => self.cache_command(name, args),
+            _ => return self.relay(args, effect(row, args), Pending::Relayed),
+        }
+        Flow::Done
+    }
+
+    fn ping(&mut self, args: Args<'_>) {
+        match args.len() {
+            1 => self.reply(|out| encode::simple(out, "PONG")),
+            _ => self.reply(|out| encode::bulk(out, args.get(1))),
+        }
+    }
+
+    /// The sidecar's Redis user is what the app gets; who the app says it is changes nothing.
+    fn auth(&mut self) {
+        self.worker.shared.note_ignored_auth();
+        self.reply_ok();
+    }
+
+    /// `HELLO [2|3 [AUTH user password] [SETNAME name]]`
+    fn hello(&mut self, args: Args<'_>) {
+        let mut protocol = self.client.protocol;
+        if args.len() > 1 {
+            protocol = match caddy_resp::parse_i64(args.get(1)) {
+                Some(2) => Protocol::Resp2,
+                Some(3) => Protocol::Resp3,
+                Some(_) => return self.reply_error("NOPROTO unsupported protocol version"),
+                None => return self.reply_error("ERR Protocol version is not an integer or out of range"),
+            };
+        }
+        let mut name = None;
+        let mut at = 2;
+        while at < args.len() {
+            if args.is(at, "AUTH") && at + 2 < args.len() {
+                self.worker.shared.note_ignored_auth();
+                at += 3;
+            } else if args.is(at, "SETNAME") && at + 1 < args.len() {
+                name = Some(args.get(at + 1));
+                at += 2;
+            } else {
+                let option = String::from_utf8_lossy(args.get(at)).into_owned();
+                return self.reply_error(&format!("ERR Syntax error in HELLO option '{option}'"));
+            }
+        }
+        if let Some(name) = name {
+            if !is_name(name) {
+                return self.reply_error(BAD_NAME);
+            }
+            self.client.set_name(name);
+        }
+        self.client.set_protocol(protocol);
+        let shared = self.worker.shared.clone();
+        let id = self.client.shown().id;
+        self.reply(|out| hello_reply(&shared, protocol, id, out));
+    }
+
+    fn client_command(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let shared = self.worker.shared.clone();
+        let now = shared.now();
+        match args.get(1).to_ascii_lowercase().as_slice() {
+            b"id" => {
+                let id = self.client.shown().id;
+                self.reply(|out| encode::integer(out, id.cast_signed()));
+            }
+            b"getname" => {
+                let (name, protocol) = (self.client.name(), self.client.protocol);
+                self.reply(|out| match name.as_str() {
+                    "" => encode::null(out, protocol),
+                    name => encode::bulk(out, name.as_bytes()),
+                });
+            }
+            b"setname" if args.len() == 3 => {
+                if is_name(args.get(2)) {
+                    self.client.set_name(args.get(2));
+                    self.reply_ok();
+                } else {
+                    self.reply_error(BAD_NAME);
+                }
+            }
+            b"setinfo" if args.len() == 4 => {
+                if !is_name(args.get(3)) {
+                    self.reply_error("ERR Client info must not contain spaces, newlines or special characters");
+                } else if self.client.set_info(args.get(2), args.get(3)) {
+                    self.reply_ok();
+                } else {
+                    let attribute = String::from_utf8_lossy(args.get(2)).into_owned();
+                    self.reply_error(&format!("ERR Unrecognized option '{attribute}'"));
+                }
+            }
+            b"info" => {
+                let line = self.client.shown().line(now);
+                self.reply_text(&line);
+            }
+            b"list" => {
+                let lines: String = shared.sessions().iter().map(|shown| shown.line(now)).collect();
+                self.reply_text(&lines);
+            }
+            // Hints to a server about one of its connections: this one is ours.
+            b"no-evict" | b"no-touch" => self.reply_ok(),
+            b"tracking" | b"caching" => return self.pin(row, args),
+            b"kill" | b"reply" | b"pause" | b"unpause" | b"unblock" => {
+                let name = String::from_utf8_lossy(args.get(1)).to_uppercase();
+                self.reply_error(&format!(
+                    "ERR CLIENT {name} is not available through the cache; send it to Redis directly"
+                ));
+            }
+            _ => return self.relay(args, effect(row, args), Pending::Relayed),
+        }
+        Flow::Done
+    }
+
+    fn reply_text(&mut self, text: &str) {
+        let protocol = self.client.protocol;
+        self.reply(|out| encode::verbatim(out, protocol, *b"txt", text.as_bytes()));
+    }
+
+    /// RESET: everything the session set is gone, its own connection too.
+    pub(super) fn reset(&mut self) {
+        self.pinned = None;
+        self.client.reset();
+        self.reply(|out| encode::simple(out, "RESET"));
+    }
+}
+
+const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+fn is_name(name: &[u8]) -> bool {
+    name.len() <= MAX_NAME && name.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+/// What Redis answers to HELLO, with the server that is behind us.
+fn hello_reply(shared: &Shared, protocol: Protocol, id: u64, out: &mut Vec<u8>) {
+    let status = shared.status.get();
+    let (server, version) =
+        status.server.as_ref().map_or(("redis", "7.0.0"), |info| (info.server.as_str(), info.version.as_str()));
+    encode::map_header(out, protocol, 7);
+    let mut text = |key: &str, value: &str| {
+        encode::bulk(out, key.as_bytes());
+        encode::bulk(out, value.as_bytes());
+    };
+    text("server", server);
+    text("version", version);
+    encode::bulk(out, b"proto");
+    encode::integer(out, if protocol == Protocol::Resp3 { 3 } else { 2 });
+    encode::bulk(out, b"id");
+    encode::integer(out, id.cast_signed());
+    for (key, value) in [("mode", "standalone"), ("role", "master")] {
+        encode::bulk(out, key.as_bytes());
+        encode::bulk(out, value.as_bytes());
+    }
+    encode::bulk(out, b"modules");
+    encode::array_header(out, 0);
+}

@@ -1,0 +1,274 @@
+//! Sessions with an upstream connection of their own: transactions, blocking commands, subscriptions, own tracking.
+//!
+//! Such a command changes the state of the connection that it is sent on, or holds it up; on a shared relay it would do
+//! so to others. While a session is pinned everything but its own commands goes over that connection as bytes, and
+//! every reply kills the copies of the keys it named, as on a relay; what a transaction queued counts when EXEC is
+//! answered. A connection that is clean again goes back to its worker's pool. If it is lost, its state is lost, and the
+//! app's connection closes, as it would have without us.
+
+use bytes::Bytes;
+use caddy_remote::Request;
+use caddy_resp::Protocol;
+
+use super::{
+    args::Args,
+    conversation::{Conversation, Flow, Pending, Stream, effect},
+};
+use crate::{
+    commands::{Class, Row},
+    guards::{Guard, hold},
+    shared::L3,
+    upstream::{Effect, Tag},
+    worker::PinnedLane,
+};
+
+/// A session's own connection, and what keeps it.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    lane: PinnedLane,
+    /// Between MULTI and EXEC or DISCARD.
+    transaction: Option<Transaction>,
+    watching: bool,
+    /// Subscribed or tracking at some time: kept until the session ends.
+    for_good: bool,
+    /// RESP2 and subscribed: every frame is a message, nothing is counted.
+    subscribed_resp2: bool,
+    /// Confirmations of UNSUBSCRIBE still to come, which may end that.
+    unsubscribing: usize,
+}
+
+/// What a transaction will have done when EXEC is answered.
+#[derive(Debug, Default)]
+struct Transaction {
+    effect: Effect,
+    /// The database that a queued SELECT leaves.
+    database: Option<u32>,
+}
+
+impl Conversation {
+    /// Gives the session a connection of its own and sends the command there.
+    pub(super) fn pin(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        if self.replies.waiting() > 0 {
+            return Flow::Hold;
+        }
+        let worker = self.worker.clone();
+        let L3::Redis(redis) = &worker.shared.l3 else {
+            let name = args.name();
+            self.reply_error(&format!("ERR '{name}' needs a Redis L3: start with --redis URL, or set spec.l3.redis"));
+            return Flow::Done;
+        };
+        let lane = match worker.pin(redis, self.client.database, self.client.protocol, &self.mailbox) {
+            Ok(lane) => lane,
+            Err(message) => {
+                self.reply_error(&message);
+                return Flow::Done;
+            }
+        };
+        self.pinned = Some(Pinned {
+            lane,
+            transaction: None,
+            watching: false,
+            for_good: false,
+            subscribed_resp2: false,
+            unsubscribing: 0,
+        });
+        self.pinned_request(row, args)
+    }
+
+    /// A request of a pinned session.
+    pub(super) fn pinned_request(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let protocol = self.client.protocol;
+        let Some(pinned) = &mut self.pinned else { return Flow::Hold };
+        match row.name {
+            "quit" | "reset" => {
+                if self.replies.waiting() > 0 {
+                    return Flow::Hold;
+                }
+                return self.own_command(row, args);
+            }
+            _ if pinned.subscribed_resp2 => return self.while_subscribed(row, args),
+            "subscribe" | "psubscribe" | "ssubscribe" if pinned.transaction.is_none() => {
+                if protocol == Protocol::Resp2 {
+                    // Its confirmations look like replies: nothing may be waiting for one.
+                    if self.replies.waiting() > 0 {
+                        return Flow::Hold;
+                    }
+                    pinned.subscribed_resp2 = args.len() > 1;
+                }
+                pinned.for_good = true;
+                return if args.len() > 1 { self.forward(args) } else { self.send(row, args, Pending::Relayed) };
+            }
+            "unsubscribe" | "punsubscribe" | "sunsubscribe"
+                if protocol == Protocol::Resp3 && pinned.transaction.is_none() =>
+            {
+                return self.forward(args);
+            }
+            _ if let Class::Refused(hint) = row.class => return self.refuse(args, hint),
+            _ => {}
+        }
+        if pinned.transaction.is_some() {
+            return self.within_transaction(row, args);
+        }
+        match row.name {
+            "multi" if args.len() == 1 => pinned.transaction = Some(Transaction::default()),
+            "watch" => pinned.watching = true,
+            "unwatch" => pinned.watching = false,
+            // Answered once for each channel: what comes after the first answer must not meet another session.
+            "unsubscribe" | "punsubscribe" | "sunsubscribe" | "tracking" | "caching" => pinned.for_good = true,
+            "select" => return self.select_pinned(row, args),
+            "hello" if args.len() > 1 => {
+                self.reply_error(
+                    "ERR HELLO cannot change a connection that watches, subscribes or tracks; send RESET first",
+                );
+                return Flow::Done;
+            }
+            _ => {}
+        }
+        match row.class {
+            Class::Local | Class::Session => self.own_command(row, args),
+            _ => self.send(row, args, Pending::Relayed),
+        }
+    }
+
+    fn within_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let Some(pinned) = &mut self.pinned else { return Flow::Hold };
+        match (row.name, &mut pinned.transaction) {
+            ("exec", transaction) => {
+                let Transaction { effect, database } = transaction.take().unwrap_or_default();
+                pinned.watching = false;
+                return self.send_with(args.to_bytes(), effect, Pending::Executing(database));
+            }
+            ("discard", transaction) => {
+                *transaction = None;
+                pinned.watching = false;
+            }
+            ("select", Some(transaction)) => transaction.database = database(args).or(transaction.database),
+            (_, Some(transaction)) => transaction.effect.merge(&effect(row, args)),
+            (_, None) => {}
+        }
+        self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed)
+    }
+
+    fn select_pinned(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let previous = self.client.database;
+        if let Some(database) = database(args) {
+            self.client.set_database(database);
+        }
+        self.send(row, args, Pending::Selecting(previous))
+    }
+
+    fn send(&mut self, row: &'static Row, args: Args<'_>, pending: Pending) -> Flow {
+        let effect = effect(row, args);
+        self.send_with(args.to_bytes(), effect, pending)
+    }
+
+    fn send_with(&mut self, bytes: Bytes, effect: Effect, pending: Pending) -> Flow {
+        let seq = self.replies.expect(pending);
+        self.stream = Stream::Pinned;
+        let effect = if hold(Guard::BumpPinned) { effect } else { Effect::default() };
+        if let Some(pinned) = &self.pinned {
+            self.send_relayed(pinned.lane.handle(), bytes, seq, effect);
+        }
+        Flow::Done
+    }
+
+    /// A command whose answers are pushes.
+    fn forward(&self, args: Args<'_>) -> Flow {
+        if let Some(pinned) = &self.pinned {
+            let request = Request { bytes: args.to_bytes(), replies: 0, tag: Tag::Forward };
+            // A lane that has ended has told the session so.
+            let _ = pinned.lane.handle().submit(request);
+        }
+        Flow::Done
+    }
+
+    // === RESP2 subscribers ===
+
+    fn while_subscribed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let Some(pinned) = &mut self.pinned else { return Flow::Hold };
+        if pinned.unsubscribing > 0 {
+            return Flow::Hold;
+        }
+        match row.name {
+            "subscribe" | "psubscribe" | "ssubscribe" | "ping" => self.forward(args),
+            "unsubscribe" | "punsubscribe" | "sunsubscribe" => {
+                pinned.unsubscribing = args.len().saturating_sub(1).max(1);
+                self.forward(args)
+            }
+            _ => {
+                let name = args.name().to_lowercase();
+                self.reply_error(&format!(
+                    "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+                ));
+                Flow::Done
+            }
+        }
+    }
+
+    /// A push or a message: it goes out here, since all replies before it have been delivered.
+    pub(super) fn pushed(&mut self, bytes: &[u8]) {
+        if let Some(pinned) = &mut self.pinned
+            && pinned.subscribed_resp2
+            && let Some(left) = subscriptions_left(bytes)
+        {
+            pinned.unsubscribing = pinned.unsubscribing.saturating_sub(1);
+            if left == 0 {
+                pinned.subscribed_resp2 = false;
+                pinned.unsubscribing = 0;
+            }
+        }
+        self.reply(|out| out.extend_from_slice(bytes));
+    }
+
+    pub(super) fn pinned_lost(&mut self, reason: &str) {
+        if self.pinned.take().is_some() {
+            tracing::debug!(reason, "closing a session whose own connection was lost");
+            self.closing = true;
+        }
+    }
+
+    // === coming back ===
+
+    /// Gives a connection back that holds no state any more.
+    pub(super) fn unpin_if_clean(&mut self) {
+        let is_clean = |pinned: &mut Pinned| !(pinned.transaction.is_some() || pinned.watching || pinned.for_good);
+        if self.replies.waiting() == 0
+            && let Some(pinned) = self.pinned.take_if(is_clean)
+        {
+            self.worker.clone().unpin(pinned.lane, self.client.database);
+        }
+    }
+
+    /// Whether the app may still be answered after it closed its end: not if an answer may never come.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+}
+
+/// The database that a SELECT names.
+fn database(args: Args<'_>) -> Option<u32> {
+    caddy_resp::parse_i64(args.get(1)).and_then(|index| u32::try_from(index).ok())
+}
+
+/// The count in a RESP2 confirmation of UNSUBSCRIBE; `None` for anything else.
+fn subscriptions_left(frame: &[u8]) -> Option<i64> {
+    let kind = ["*3\r\n$11\r\nunsubscribe\r\n", "*3\r\n$12\r\npunsubscribe\r\n", "*3\r\n$12\r\nsunsubscribe\r\n"];
+    if !kind.iter().any(|prefix| frame.starts_with(prefix.as_bytes())) {
+        return None;
+    }
+    let (value, _) = caddy_resp::Value::decode(frame).ok()?;
+    value.as_elements()?.last()?.as_integer()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_subscription_is_recognised() {
+        assert_eq!(subscriptions_left(b"*3\r\n$11\r\nunsubscribe\r\n$2\r\nch\r\n:0\r\n"), Some(0));
+        assert_eq!(subscriptions_left(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"), Some(0));
+        assert_eq!(subscriptions_left(b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"), None);
+        assert_eq!(subscriptions_left(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), None);
+    }
+}

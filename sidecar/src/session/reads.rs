@@ -1,0 +1,330 @@
+//! Reads that the tiers may answer: GET and MGET fill them, EXISTS, STRLEN, TTL and PTTL are derived from what GET left.
+//!
+//! A hit touches nothing but the worker's own L1 and the shared L2. A miss becomes a flight on the tracked connection,
+//! or joins one; where there is no tracked connection, or the key's rule says `cache: Off`, the read is relayed.
+
+use bytes::Bytes;
+use caddy_contract::OnUncertain;
+use caddy_engine::{Currency, FillToken, Joined, KeyHash, Lookup, Moment, Wanted};
+use caddy_remote::{LaneHandle, LaneState};
+use caddy_resp::{Protocol, encode};
+use smallvec::SmallVec;
+
+use super::{
+    args::Args,
+    conversation::{Conversation, Flow, Pending, Stream, effect},
+};
+use crate::{
+    cache::{Cached, KeyRef, TierKey, Waiter},
+    commands::Row,
+    guards::{Guard, hold},
+    shared::{L3, Tracked},
+    upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep, probe},
+};
+
+/// MGETs of more keys are relayed: their fills would crowd out what single reads keep warm.
+const MAX_FILL_KEYS: usize = 256;
+
+/// Where a miss is read.
+enum FillPath {
+    /// On the tracked connection.
+    Lane(Tracked),
+    /// There, once what is under way elsewhere is answered.
+    Hold,
+    /// In this process.
+    Embedded,
+    /// Over the relay, leaving no copy.
+    None,
+}
+
+/// What the tiers say about one key.
+enum Found<R> {
+    /// A current copy, already rendered.
+    Answered(R),
+    /// A copy that nothing proves current.
+    Unproven(Cached),
+    Absent,
+}
+
+impl Conversation {
+    /// GET and MGET.
+    pub(super) fn read(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        if self.is_behind_relay() {
+            return self.relay(args, effect(row, args), Pending::Relayed);
+        }
+        if args.len() == 2 && args.get(0).len() == 3 { self.get(row, args) } else { self.mget(row, args) }
+    }
+
+    fn get(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let key = args.get(1);
+        let hash = KeyHash::of(key);
+        // Straight into the output if nothing is in front of it: the hit path copies once and allocates nothing.
+        let found = if self.replies.is_empty() {
+            let mut out = std::mem::take(&mut self.out);
+            let found = self.look_up(key, hash, |value, _, protocol| value.encode(protocol, &mut out));
+            self.out = out;
+            found
+        } else {
+            let found = self.look_up(key, hash, |value, _, protocol| {
+                let mut out = Vec::new();
+                value.encode(protocol, &mut out);
+                Bytes::from(out)
+            });
+            match found {
+                Found::Answered(bytes) => {
+                    self.replies.append(bytes);
+                    Found::Answered(())
+                }
+                Found::Unproven(copy) => Found::Unproven(copy),
+                Found::Absent => Found::Absent,
+            }
+        };
+        let unproven = match found {
+            Found::Answered(()) => return Flow::Done,
+            Found::Unproven(copy) => Some(copy),
+            Found::Absent => None,
+        };
+        match self.fill_path(&[key]) {
+            FillPath::Lane(lane) => self.fill(&lane, args, key, hash, unproven),
+            FillPath::Hold => Flow::Hold,
+            FillPath::Embedded => self.fill_embedded(key, hash),
+            FillPath::None => self.read_unfilled(row, args, unproven),
+        }
+    }
+
+    /// Looks a key up in the tiers and renders a current copy; sends a probe if one is due.
+    fn look_up<R>(&self, key: &[u8], hash: KeyHash, render: impl FnOnce(&Cached, Moment, Protocol) -> R) -> Found<R> {
+        let key = KeyRef { database: self.client.database, key };
+        let mut tiers = self.worker.tiers.borrow_mut();
+        let (found, probe_due) = match tiers.lookup(key.tier_hash(hash), &key, self.now) {
+            Lookup::Hit(hit) => {
+                let answer = render(hit.entry.value(), hit.entry.deadline(), self.client.protocol);
+                (Found::Answered(answer), hit.probe_due)
+            }
+            Lookup::Uncertain(copy) => (Found::Unproven(copy.entry.value().clone()), true),
+            Lookup::Miss(_) => (Found::Absent, false),
+        };
+        drop(tiers);
+        if probe_due {
+            self.send_probe();
+        }
+        found
+    }
+
+    fn send_probe(&self) {
+        let L3::Redis(redis) = &self.worker.shared.l3 else { return };
+        if let Some(tracked) = redis.tracked(self.client.database)
+            && tracked.lane.state() == LaneState::Ready
+        {
+            self.probe_if_due(&tracked);
+        }
+    }
+
+    fn probe_if_due(&self, tracked: &Tracked) {
+        let kernel = self.worker.shared.kernel();
+        if kernel.currency(tracked.source, self.now) != Currency::Proven
+            && let Some(sent) = kernel.claim_probe(tracked.source, self.now)
+        {
+            probe(&tracked.lane, sent);
+        }
+    }
+
+    // === misses ===
+
+    /// How a miss of these keys may be filled now.
+    fn fill_path(&self, keys: &[&[u8]]) -> FillPath {
+        let shared = &self.worker.shared;
+        let redis = match &shared.l3 {
+            L3::Embedded(_) => return FillPath::Embedded,
+            L3::Redis(redis) => redis,
+        };
+        if !shared.keyspaces().may_cache(keys) {
+            return FillPath::None;
+        }
+        match redis.tracked_or_open(shared, self.client.database) {
+            Some(tracked) if tracked.lane.state() == LaneState::Ready => {
+                if self.is_under_way_elsewhere(Stream::Tracked(self.client.database)) {
+                    FillPath::Hold
+                } else {
+                    FillPath::Lane(tracked)
+                }
+            }
+            _ => FillPath::None,
+        }
+    }
+
+    fn fill(&mut self, tracked: &Tracked, args: Args<'_>, key: &[u8], hash: KeyHash, unproven: Option<Cached>) -> Flow {
+        let shared = self.worker.shared.clone();
+        // In front of the fill: what it brings can then be served at once.
+        self.probe_if_due(tracked);
+        let effect = Effect { keys: SmallVec::from_slice(&[hash]), ..Effect::default() };
+        let pending = Pending::Filling { request: args.to_bytes(), effect, unproven };
+        self.stream = Stream::Tracked(self.client.database);
+        let seq = self.replies.expect(pending);
+        let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
+        let key_ref = KeyRef { database: self.client.database, key };
+        let wanted = Wanted { source: tracked.source, key_hash: hash, hash: key_ref.tier_hash(hash), key: &key_ref };
+        match shared.flights.join(shared.kernel(), &wanted, |key| key.to_tier_key(), waiter, self.now, Moment::NEVER) {
+            Joined::Waiting(_) => {}
+            Joined::Lead(flight, _) => {
+                let fill = Tag::Fill(Fill { flight, reply: None, pttl: None });
+                if self.fill_lane(tracked).submit(fill_request(key, fill)).is_err() {
+                    shared.flights.abandon(flight).iter().for_each(Waiter::bypass);
+                }
+            }
+            Joined::Refused(waiter) => waiter.bypass(),
+        }
+        Flow::Done
+    }
+
+    /// The tracked connection, always.
+    fn fill_lane(&self, tracked: &Tracked) -> LaneHandle<Tag> {
+        match &self.worker.shared.l3 {
+            L3::Redis(redis) if !hold(Guard::TrackedFill) => {
+                self.worker.relay(redis, self.client.database, Protocol::Resp3)
+            }
+            _ => tracked.lane.clone(),
+        }
+    }
+
+    /// No fill is possible: an unproven copy by its rule, everything else over the relay.
+    fn read_unfilled(&mut self, row: &'static Row, args: Args<'_>, unproven: Option<Cached>) -> Flow {
+        match unproven.and_then(|copy| self.answer_unproven(&copy)) {
+            Some(answer) => {
+                self.reply(|out| out.extend_from_slice(&answer));
+                Flow::Done
+            }
+            None => self.relay(args, effect(row, args), Pending::Relayed),
+        }
+    }
+
+    /// The answer that `onUncertain` gives from a copy that cannot be proved current; `None`: ask L3.
+    pub(super) fn answer_unproven(&self, copy: &Cached) -> Option<Bytes> {
+        let consistency = self.worker.shared.config().consistency;
+        let mut out = Vec::new();
+        match consistency.on_uncertain {
+            OnUncertain::Bypass => return None,
+            OnUncertain::Fail => encode::error(
+                &mut out,
+                "STALE the copy cannot be proved current and consistency.onUncertain is Fail; retry when Redis answers",
+            ),
+            OnUncertain::ServeStale => match self.client.protocol {
+                Protocol::Resp3 => {
+                    encode::attribute_header(&mut out, 1);
+                    encode::simple(&mut out, "stale");
+                    encode::boolean(&mut out, Protocol::Resp3, true);
+                    copy.encode(Protocol::Resp3, &mut out);
+                }
+                Protocol::Resp2 if consistency.allow_unmarked => copy.encode(Protocol::Resp2, &mut out),
+                Protocol::Resp2 => return None,
+            },
+        }
+        self.worker.shared.metrics.served_unproven.inc();
+        Some(out.into())
+    }
+
+    fn fill_embedded(&mut self, key: &[u8], hash: KeyHash) -> Flow {
+        let shared = self.worker.shared.clone();
+        let L3::Embedded(store) = &shared.l3 else { return Flow::Done };
+        let token = shared.kernel().begin_fill(shared.embedded_source, hash, self.now);
+        let (mut reply, mut pttl) = (Vec::new(), Vec::new());
+        store.execute(self.client.database, self.client.protocol, &[b"GET", key], &mut reply);
+        store.execute(self.client.database, self.client.protocol, &[b"PTTL", key], &mut pttl);
+        if shared.keyspaces().may_cache(&[key])
+            && let Some(value) = Cached::from_reply(&reply)
+        {
+            keep(&shared, TierKey::new(self.client.database, key), &token, value, integer(&pttl));
+        }
+        self.reply(|out| out.extend_from_slice(&reply));
+        Flow::Done
+    }
+
+    // === several keys ===
+
+    /// Local only if every key hits; else all are read together, so that the answer is of one moment.
+    fn mget(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let keys: SmallVec<[&[u8]; 16]> = args.from(1).collect();
+        let mut values = Vec::new();
+        let all_hit = keys.iter().all(|key| {
+            let render = |value: &Cached, _, protocol| value.encode(protocol, &mut values);
+            matches!(self.look_up(key, KeyHash::of(key), render), Found::Answered(()))
+        });
+        if all_hit {
+            self.reply(|out| {
+                encode::array_header(out, keys.len());
+                out.extend_from_slice(&values);
+            });
+            return Flow::Done;
+        }
+        let path = if keys.len() <= MAX_FILL_KEYS { self.fill_path(&keys) } else { FillPath::None };
+        match path {
+            FillPath::Hold => Flow::Hold,
+            FillPath::Lane(tracked) => self.fill_many(&tracked, row, args, &keys),
+            FillPath::Embedded | FillPath::None => self.relay(args, effect(row, args), Pending::Relayed),
+        }
+    }
+
+    fn fill_many(&mut self, tracked: &Tracked, row: &'static Row, args: Args<'_>, keys: &[&[u8]]) -> Flow {
+        self.probe_if_due(tracked);
+        let kernel = self.worker.shared.kernel();
+        let tokens: Vec<(TierKey, FillToken)> = keys
+            .iter()
+            .map(|key| {
+                let token = kernel.begin_fill(tracked.source, KeyHash::of(key), self.now);
+                (TierKey::new(self.client.database, key), token)
+            })
+            .collect();
+        let effect = effect(row, args);
+        self.stream = Stream::Tracked(self.client.database);
+        let seq = self.replies.expect(Pending::Filling { request: args.to_bytes(), effect, unproven: None });
+        let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
+        let many = FillMany { keys: tokens, waiter, reply: None, pttls: Vec::with_capacity(keys.len()) };
+        let request = fill_many_request(keys.iter().copied(), Tag::FillMany(Box::new(many)));
+        if let Err(request) = tracked.lane.submit(request)
+            && let Tag::FillMany(many) = request.tag
+        {
+            many.waiter.bypass();
+        }
+        Flow::Done
+    }
+
+    // === derived reads ===
+
+    /// EXISTS, STRLEN, TTL, PTTL: from the copy that a GET left, else over the relay.
+    pub(super) fn derived(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        if !self.is_behind_relay() {
+            let mut sum = 0;
+            let render = derivation(row.name);
+            let now = self.now;
+            let all_hit = args.from(1).all(|key| {
+                let render = |value: &Cached, deadline, _| sum += render(value, deadline, now);
+                matches!(self.look_up(key, KeyHash::of(key), render), Found::Answered(()))
+            });
+            if all_hit {
+                self.reply(|out| encode::integer(out, sum));
+                return Flow::Done;
+            }
+        }
+        self.relay(args, effect(row, args), Pending::Relayed)
+    }
+}
+
+/// How a derived command reads a copy: value, deadline, now.
+fn derivation(name: &str) -> fn(&Cached, Moment, Moment) -> i64 {
+    let millis = |value: &Cached, deadline: Moment, now: Moment| match (value.exists(), deadline) {
+        (false, _) => -2,
+        (true, Moment::NEVER) => -1,
+        (true, deadline) => i64::try_from(deadline.since(now).as_millis()).unwrap_or(i64::MAX),
+    };
+    match name {
+        "exists" => |value, _, _| i64::from(value.exists()),
+        "strlen" => |value, _, _| i64::try_from(value.len()).unwrap_or(i64::MAX),
+        "pttl" => millis,
+        // Rounded to the nearest second, as Redis does.
+        _ => |value, deadline, now| match (value.exists(), deadline) {
+            (false, _) => -2,
+            (true, Moment::NEVER) => -1,
+            (true, deadline) => i64::try_from((deadline.since(now).as_millis() + 500) / 1000).unwrap_or(i64::MAX),
+        },
+    }
+}

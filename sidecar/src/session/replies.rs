@@ -1,0 +1,127 @@
+//! Replies in the order of their requests, whatever order they become known in.
+//!
+//! While nothing is waited for, replies go straight to the output and this queue stays empty: that is the hit path.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// The queue of replies that cannot be written yet.
+#[derive(Debug, Default)]
+pub(crate) struct Replies<P> {
+    /// The sequence number of the first slot.
+    first: u64,
+    slots: VecDeque<Slot<P>>,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+enum Slot<P> {
+    Ready(Bytes),
+    /// What the session has to remember of the request until its reply is there.
+    Waiting(P),
+}
+
+impl<P> Replies<P> {
+    pub(crate) fn new() -> Self {
+        Self { first: 0, slots: VecDeque::new(), waiting: 0 }
+    }
+
+    /// How many requests have no reply yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether the next reply may be written to the output directly.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// A place for a reply that is yet to come.
+    pub(crate) fn expect(&mut self, pending: P) -> u64 {
+        self.slots.push_back(Slot::Waiting(pending));
+        self.waiting += 1;
+        self.first + self.slots.len() as u64 - 1
+    }
+
+    /// A reply that is known, behind others that are not.
+    pub(crate) fn append(&mut self, bytes: Bytes) {
+        self.slots.push_back(Slot::Ready(bytes));
+    }
+
+    /// The reply for `seq`; gives back what was remembered of the request.
+    pub(crate) fn complete(&mut self, seq: u64, bytes: Bytes) -> Option<P> {
+        let slot = self.slots.get_mut(usize::try_from(seq.checked_sub(self.first)?).ok()?)?;
+        match std::mem::replace(slot, Slot::Ready(bytes)) {
+            Slot::Waiting(pending) => {
+                self.waiting -= 1;
+                Some(pending)
+            }
+            ready @ Slot::Ready(_) => {
+                *slot = ready;
+                None
+            }
+        }
+    }
+
+    /// What was remembered of a request that is still waiting.
+    pub(crate) fn pending_mut(&mut self, seq: u64) -> Option<&mut P> {
+        match self.slots.get_mut(usize::try_from(seq.checked_sub(self.first)?).ok()?)? {
+            Slot::Waiting(pending) => Some(pending),
+            Slot::Ready(_) => None,
+        }
+    }
+
+    /// Whether one of the requests that wait is such.
+    pub(crate) fn any_pending(&self, is_such: impl Fn(&P) -> bool) -> bool {
+        self.slots.iter().any(|slot| matches!(slot, Slot::Waiting(pending) if is_such(pending)))
+    }
+
+    /// How many replies are held back.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Moves the replies that are due into `out`.
+    pub(crate) fn drain_into(&mut self, out: &mut Vec<u8>) {
+        while let Some(Slot::Ready(bytes)) = self.slots.front() {
+            out.extend_from_slice(bytes);
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        if self.slots.is_empty() && self.slots.capacity() > 256 {
+            self.slots = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_leave_in_the_order_of_their_requests() {
+        let mut replies = Replies::new();
+        let mut out = Vec::new();
+        let (a, b) = (replies.expect("a"), replies.expect("b"));
+        replies.append(Bytes::from_static(b"3"));
+        assert_eq!(replies.complete(b, Bytes::from_static(b"2")), Some("b"));
+        replies.drain_into(&mut out);
+        assert_eq!((out.as_slice(), replies.waiting()), (&b""[..], 1));
+        assert_eq!(replies.complete(a, Bytes::from_static(b"1")), Some("a"));
+        replies.drain_into(&mut out);
+        assert_eq!((out.as_slice(), replies.is_empty()), (&b"123"[..], true));
+    }
+
+    #[test]
+    fn a_second_reply_to_one_request_is_ignored() {
+        let mut replies = Replies::new();
+        let seq = replies.expect(());
+        assert!(replies.complete(seq, Bytes::from_static(b"1")).is_some());
+        assert!(replies.complete(seq, Bytes::from_static(b"2")).is_none());
+        assert!(replies.complete(seq + 1, Bytes::from_static(b"2")).is_none());
+        let mut out = Vec::new();
+        replies.drain_into(&mut out);
+        assert_eq!(out, b"1");
+    }
+}

@@ -1,0 +1,303 @@
+//! What all threads of a sidecar share: configuration, tiers, flights, connections to L3, sessions, counters.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
+use caddy_contract::Config;
+use caddy_engine::{
+    BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, Kernel, KernelConfig, KernelError, L1Config,
+    L2Config, Moment, SourceId, SourceKind, TieringConfig,
+};
+use caddy_remote::{LaneHandle, LaneState, Password, Setup, Target, embedded::Embedded, lane};
+use caddy_resp::{Protocol, encode};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc;
+
+use crate::{
+    cache::{Cached, TierKey, Waiter},
+    guards,
+    hub::Addition,
+    keyspaces::Keyspaces,
+    metrics::Metrics,
+    session::client::Shown,
+    status::Status,
+    upstream::{Purpose, Tag, Upstream},
+};
+
+/// Databases that may be cached at a time; reads of further ones are relayed.
+const MAX_TRACKED: usize = 16;
+
+/// See the module.
+pub(crate) struct Shared {
+    clock: BootClock,
+    config: ArcSwap<Config>,
+    keyspaces: ArcSwap<Keyspaces>,
+    pub(crate) cache: Arc<Cache<TierKey, Cached>>,
+    pub(crate) flights: Flights<TierKey, Waiter>,
+    pub(crate) l3: L3,
+    pub(crate) status: Status,
+    pub(crate) metrics: Metrics,
+    /// The source of copies from the embedded L3.
+    pub(crate) embedded_source: SourceId,
+    pub(crate) started: Moment,
+    sessions: Mutex<BTreeMap<u64, Arc<Shown>>>,
+    next_session: AtomicU64,
+    auth_noted: AtomicBool,
+}
+
+/// The tier behind the sidecar.
+pub(crate) enum L3 {
+    /// In this process.
+    Embedded(Embedded),
+    /// A Redis or Valkey.
+    Redis(RedisL3),
+}
+
+/// The connections to a Redis that all workers share, and how to make more.
+pub(crate) struct RedisL3 {
+    pub(crate) target: Arc<Target>,
+    tracked: RwLock<BTreeMap<u32, Tracked>>,
+    /// Worker 0, which owns the tracked connections.
+    hub: mpsc::UnboundedSender<Addition>,
+}
+
+/// The tracked connection of one database.
+#[derive(Clone)]
+pub(crate) struct Tracked {
+    pub(crate) lane: LaneHandle<Tag>,
+    pub(crate) source: SourceId,
+}
+
+impl Shared {
+    /// Everything but the connections; `hub` is worker 0's.
+    pub(crate) fn new(
+        config: Config,
+        password: Option<String>,
+        hub: mpsc::UnboundedSender<Addition>,
+    ) -> Result<Arc<Self>, KernelError> {
+        let cache = Cache::new(cache_config(&config));
+        let embedded_source = cache.kernel().register(SourceKind::Local)?;
+        let l3 = match &config.l3 {
+            caddy_contract::L3::Embedded => L3::Embedded(Embedded::new(Arc::new(wall_clock_millis))),
+            caddy_contract::L3::Redis(redis) => L3::Redis(RedisL3::new(redis, password, hub)),
+        };
+        let is_embedded = matches!(l3, L3::Embedded(_));
+        let shared = Arc::new(Self {
+            clock: BootClock,
+            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config)),
+            config: ArcSwap::from_pointee(config),
+            cache,
+            flights: Flights::new(FlightsConfig::default()),
+            l3,
+            status: Status::new(is_embedded),
+            metrics: Metrics::default(),
+            embedded_source,
+            started: BootClock.now(),
+            sessions: Mutex::default(),
+            next_session: AtomicU64::new(1),
+            auth_noted: AtomicBool::new(false),
+        });
+        if let L3::Redis(redis) = &shared.l3 {
+            redis.tracked_or_open(&shared, 0);
+        }
+        Ok(shared)
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel {
+        self.cache.kernel()
+    }
+
+    pub(crate) fn config(&self) -> Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    pub(crate) fn keyspaces(&self) -> Guard<Arc<Keyspaces>> {
+        self.keyspaces.load()
+    }
+
+    /// Takes over what of a new configuration can change while running.
+    pub(crate) fn reconfigure(&self, config: Config) {
+        self.kernel().set_max_staleness(config.consistency.max_staleness);
+        let rules_changed = self.config().keyspaces != config.keyspaces;
+        self.keyspaces.store(Arc::new(Keyspaces::new(&config)));
+        self.config.store(Arc::new(config));
+        if rules_changed {
+            // What is kept was admitted under the old rules.
+            self.cache.clear();
+            self.kernel().flush_all(caddy_engine::FlushCause::Overwritten);
+        }
+    }
+
+    /// Calls `visit` for every tracked connection that is up.
+    pub(crate) fn for_each_tracked(&self, visit: impl FnMut(&LaneHandle<Tag>)) {
+        if let L3::Redis(redis) = &self.l3 {
+            let tracked = redis.tracked.read();
+            tracked
+                .values()
+                .map(|tracked| &tracked.lane)
+                .filter(|lane| lane.state() == LaneState::Ready)
+                .for_each(visit);
+        }
+    }
+
+    // === sessions ===
+
+    /// A place in the list of sessions; `None`: the limit is reached.
+    pub(crate) fn enter(&self, peer: String) -> Option<Arc<Shown>> {
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= self.config().limits.max_connections {
+            return None;
+        }
+        let id = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let shown = Arc::new(Shown::new(id, peer, self.now()));
+        sessions.insert(id, shown.clone());
+        Some(shown)
+    }
+
+    pub(crate) fn leave(&self, id: u64) {
+        self.sessions.lock().remove(&id);
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<Arc<Shown>> {
+        self.sessions.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn session_count(&self) -> usize {
+        self.sessions.lock().len()
+    }
+
+    /// AUTH changes nothing here; said once, since an app's author may expect otherwise.
+    pub(crate) fn note_ignored_auth(&self) {
+        if !self.auth_noted.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                "an app sent AUTH; any login is accepted on the socket, and L3 is used with the sidecar's own user"
+            );
+        }
+    }
+
+    // === INFO ===
+
+    /// Redis's reply to INFO with our section behind it.
+    pub(crate) fn with_info_section(&self, reply: &[u8]) -> Bytes {
+        let Ok((value, _)) = caddy_resp::Value::decode(reply) else { return Bytes::copy_from_slice(reply) };
+        let Some(text) = value.as_bytes() else { return Bytes::copy_from_slice(reply) };
+        let mut all = text.to_vec();
+        all.extend_from_slice(self.info_section().as_bytes());
+        let mut out = Vec::with_capacity(all.len() + 32);
+        // RESP3's INFO is verbatim text, RESP2's a bulk.
+        let protocol = if reply.starts_with(b"=") { Protocol::Resp3 } else { Protocol::Resp2 };
+        encode::verbatim(&mut out, protocol, *b"txt", &all);
+        out.into()
+    }
+
+    fn info_section(&self) -> String {
+        let status = self.status.get();
+        let stats = self.cache.stats();
+        let config = self.config();
+        let l3 = if matches!(self.l3, L3::Embedded(_)) { "embedded" } else { "redis" };
+        let mut text = format!(
+            "\r\n# Caddy\r\ncaddy_version:{}\r\ncaddy_l3:{l3}\r\ncaddy_l3_reachable:{}\r\ncaddy_coherent:{}\r\n\
+             caddy_reason:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
+            env!("CARGO_PKG_VERSION"),
+            u8::from(status.reachable),
+            u8::from(status.coherent),
+            status.reason,
+            config.config_generation,
+            self.session_count(),
+            stats.l2_entries,
+            stats.l2_bytes,
+        );
+        for (counter, count) in stats.iter() {
+            // Writing into a String does not fail.
+            let _ = write!(text, "caddy_{}:{count}\r\n", counter.name());
+        }
+        text
+    }
+}
+
+impl RedisL3 {
+    fn new(redis: &caddy_contract::Redis, password: Option<String>, hub: mpsc::UnboundedSender<Addition>) -> Self {
+        let password = password.map(Password::Inline).or_else(|| redis.password_file.clone().map(Password::File));
+        let endpoint = redis.endpoints.first().map(|endpoint| match endpoint {
+            caddy_contract::Endpoint::Tcp { host, port } => {
+                caddy_remote::Endpoint::Tcp { host: host.clone(), port: *port }
+            }
+            caddy_contract::Endpoint::Unix(path) => caddy_remote::Endpoint::Unix(path.clone()),
+        });
+        let target = Target {
+            // The contract refuses a Redis without an endpoint.
+            endpoint: endpoint.unwrap_or_else(|| caddy_remote::Endpoint::Unix("/".into())),
+            username: redis.username.clone(),
+            password,
+            connect_timeout: redis.connect_timeout,
+            response_timeout: redis.timeout,
+        };
+        Self { target: Arc::new(target), tracked: RwLock::default(), hub }
+    }
+
+    /// The tracked connection of a database, if it was opened before.
+    pub(crate) fn tracked(&self, database: u32) -> Option<Tracked> {
+        self.tracked.read().get(&database).cloned()
+    }
+
+    /// As [`tracked`](Self::tracked); opens it at the first read of a database.
+    pub(crate) fn tracked_or_open(&self, shared: &Arc<Shared>, database: u32) -> Option<Tracked> {
+        if let Some(tracked) = self.tracked(database) {
+            return Some(tracked);
+        }
+        let mut all = self.tracked.write();
+        if let Some(tracked) = all.get(&database) {
+            return Some(tracked.clone());
+        }
+        if all.len() >= MAX_TRACKED {
+            return None;
+        }
+        let source = shared.kernel().register(SourceKind::Tracked).ok()?;
+        let setup = Setup { protocol: Protocol::Resp3, database, tracked: true, timed: true };
+        let purpose = Purpose::Tracked { source, incarnation: None };
+        let handler = Upstream { shared: shared.clone(), purpose };
+        let (handle, lane) = lane(self.target.clone(), setup, handler);
+        self.hub.send(Addition::Tracked(lane)).ok()?;
+        let tracked = Tracked { lane: handle, source };
+        all.insert(database, tracked.clone());
+        Some(tracked)
+    }
+}
+
+fn cache_config(config: &Config) -> CacheConfig {
+    let workers = config.workers.max(1);
+    CacheConfig {
+        kernel: KernelConfig {
+            max_staleness: config.consistency.max_staleness,
+            guards: guards::engine(),
+            ..KernelConfig::default()
+        },
+        l1: L1Config {
+            max_entries: config.l1.max_entries.div_ceil(workers),
+            max_bytes: config.l1.max_bytes.as_usize() / workers,
+        },
+        l2: L2Config { max_bytes: config.l2.max_bytes.as_usize(), ..L2Config::default() },
+        tiering: TieringConfig {
+            promote_after_hits: u16::try_from(config.tiering.promote_after_hits).unwrap_or(u16::MAX),
+            demote_after_idle: config.tiering.demote_after_idle,
+        },
+    }
+}
+
+/// The embedded L3 counts expiry on the wall clock, as Redis does: EXPIREAT takes such times.
+fn wall_clock_millis() -> u64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since_epoch.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}

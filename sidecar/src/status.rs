@@ -1,0 +1,75 @@
+//! What is known of L3 at this moment, in words for people: shown by INFO, CACHE.WHY, the log and the metrics.
+//!
+//! Changes are logged once, not at each retry.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use caddy_remote::ServerInfo;
+
+/// A snapshot of L3's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct L3Status {
+    /// The last connect attempt, of any connection, succeeded.
+    pub(crate) reachable: bool,
+    /// The tracked connection is up: reads may fill the tiers.
+    pub(crate) coherent: bool,
+    /// What is wrong and what to do; empty if nothing is.
+    pub(crate) reason: String,
+    /// What the server last told of itself.
+    pub(crate) server: Option<ServerInfo>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Status(ArcSwap<L3Status>);
+
+impl Status {
+    pub(crate) fn new(embedded: bool) -> Self {
+        let reason = if embedded { String::new() } else { "not connected yet".to_owned() };
+        Self(ArcSwap::from_pointee(L3Status { reachable: embedded, coherent: embedded, reason, server: None }))
+    }
+
+    pub(crate) fn get(&self) -> Arc<L3Status> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn tracked_up(&self, server: Option<&ServerInfo>) {
+        if let Some(server) = server {
+            tracing::info!(%server, "connected to L3; copies are tracked");
+        }
+        let server = server.cloned().or_else(|| self.get().server.clone());
+        self.0.store(Arc::new(L3Status { reachable: true, coherent: true, reason: String::new(), server }));
+    }
+
+    /// The tracked connection cannot be had: nothing is cached until it can.
+    pub(crate) fn tracked_down(&self, reason: &str) {
+        self.change(reason, |status| status.coherent = false);
+    }
+
+    pub(crate) fn reachable(&self) {
+        if !self.get().reachable {
+            self.change_quietly(|status| status.reachable = true);
+        }
+    }
+
+    pub(crate) fn unreachable(&self, reason: &str) {
+        self.change(reason, |status| status.reachable = false);
+    }
+
+    fn change(&self, reason: &str, change: impl FnOnce(&mut L3Status)) {
+        if self.get().reason != reason {
+            tracing::warn!(reason, "L3 is not fully usable");
+        }
+        self.change_quietly(|status| {
+            change(status);
+            reason.clone_into(&mut status.reason);
+        });
+    }
+
+    fn change_quietly(&self, change: impl FnOnce(&mut L3Status)) {
+        let mut status = L3Status::clone(&self.get());
+        change(&mut status);
+        self.0.store(Arc::new(status));
+    }
+}

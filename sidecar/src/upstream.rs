@@ -1,0 +1,405 @@
+//! What the sidecar does with what its Redis connections see: the coherence rules of relays, fills, probes and barriers.
+//!
+//! Every reply that reaches an app over another connection than the tracked one kills the local copies of the keys it
+//! read or wrote *before* it is handed on. Fills and proofs travel on the tracked connection only; its pushes are
+//! applied inline, and its loss kills all copies before any waiter is told.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use caddy_engine::{FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, Sent, SourceId};
+use caddy_remote::{ConnectError, Handler, LaneHandle, Loss, Request, Role, ServerInfo};
+use caddy_resp::{Protocol, Value, encode};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use crate::{
+    cache::{Cached, TierKey, Waiter},
+    guards::{Guard, hold},
+    mailbox::{Delivery, Mailbox},
+    shared::Shared,
+};
+
+/// What a reply says about local copies, applied before the reply is handed on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Effect {
+    /// The keys that the command read or wrote.
+    pub(crate) keys: SmallVec<[KeyHash; 2]>,
+    /// It may have touched keys that nobody can name.
+    pub(crate) barrier: bool,
+    /// It replaced a whole database.
+    pub(crate) flush: bool,
+}
+
+impl Effect {
+    /// Adds another command's effect, for what is executed together.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.keys.extend_from_slice(&other.keys);
+        self.barrier |= other.barrier;
+        self.flush |= other.flush;
+    }
+
+    /// What must have happened before the reply is handed on.
+    pub(crate) fn apply(&self, shared: &Shared) {
+        for key in &self.keys {
+            shared.kernel().bump(*key);
+        }
+        if self.flush {
+            shared.kernel().flush_all(FlushCause::Overwritten);
+        }
+    }
+}
+
+/// What a request is to the sidecar.
+#[derive(Debug)]
+pub(crate) enum Tag {
+    /// An app's own command, passed on as bytes.
+    Relay(Relay),
+    /// A read that fills the tiers: GET and PTTL of one key, for all who wait for it.
+    Fill(Fill),
+    /// MGET and a PTTL for each key, for one session.
+    FillMany(Box<FillMany>),
+    /// Asks the tracked connection whether it is current.
+    Probe(Sent),
+    /// A PING whose PONG proves that all earlier pushes have been applied.
+    Barrier(#[expect(dead_code, reason = "its drop releases the reply")] Arc<HeldReply>),
+    /// Answered by pushes only.
+    Forward,
+}
+
+/// See [`Tag::Relay`].
+#[derive(Debug)]
+pub(crate) struct Relay {
+    pub(crate) to: Arc<Mailbox>,
+    pub(crate) seq: u64,
+    pub(crate) effect: Effect,
+    pub(crate) reply: Option<Bytes>,
+}
+
+/// See [`Tag::Fill`].
+#[derive(Debug)]
+pub(crate) struct Fill {
+    pub(crate) flight: FlightId,
+    pub(crate) reply: Option<Bytes>,
+    pub(crate) pttl: Option<i64>,
+}
+
+/// See [`Tag::FillMany`].
+#[derive(Debug)]
+pub(crate) struct FillMany {
+    pub(crate) keys: Vec<(TierKey, FillToken)>,
+    pub(crate) waiter: Waiter,
+    pub(crate) reply: Option<Bytes>,
+    pub(crate) pttls: Vec<Option<i64>>,
+}
+
+/// A reply that goes out when the last barrier that holds it is gone, whether its PONG came or its connection was lost
+/// (a loss kills every copy, which is all that the barrier is for).
+#[derive(Debug)]
+pub(crate) struct HeldReply {
+    to: Arc<Mailbox>,
+    seq: u64,
+    bytes: Bytes,
+}
+
+impl Drop for HeldReply {
+    fn drop(&mut self) {
+        self.to.reply(self.seq, std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Which of the sidecar's connections a handler serves.
+pub(crate) enum Purpose {
+    /// Fills and proofs of one database.
+    Tracked { source: SourceId, incarnation: Option<Incarnation> },
+    /// Everything else, of many sessions.
+    Relay,
+    /// One session's own connection, or in a pool: what it pushes is its owner's.
+    Pinned(Arc<Mutex<Option<Arc<Mailbox>>>>),
+}
+
+/// A pinned connection in the pool has nobody to tell.
+fn tell(owner: &Mutex<Option<Arc<Mailbox>>>, delivery: Delivery) {
+    if let Some(mailbox) = &*owner.lock() {
+        mailbox.deliver(delivery);
+    }
+}
+
+/// The [`Handler`] of all Redis lanes.
+pub(crate) struct Upstream {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) purpose: Purpose,
+}
+
+impl Handler for Upstream {
+    type Tag = Tag;
+
+    fn sending(&mut self, _: &mut Tag) {}
+
+    fn reply(&mut self, tag: &mut Tag, index: u16, frame: Bytes) {
+        match tag {
+            Tag::Relay(relay) => relay.reply = Some(frame),
+            Tag::Fill(fill) if index == 0 => fill.reply = Some(frame),
+            Tag::Fill(fill) => fill.pttl = integer(&frame),
+            Tag::FillMany(many) if index == 0 => many.reply = Some(frame),
+            Tag::FillMany(many) => many.pttls.push(integer(&frame)),
+            Tag::Probe(sent) => self.probed(*sent, &frame),
+            Tag::Barrier(_) | Tag::Forward => {}
+        }
+    }
+
+    fn finish(&mut self, tag: Tag, outcome: Result<(), Loss>) {
+        let shared = &self.shared;
+        match (tag, outcome) {
+            (Tag::Relay(relay), outcome) => finish_relay(shared, relay, outcome),
+            (Tag::Fill(fill), Ok(())) => finish_fill(shared, fill),
+            (Tag::Fill(fill), Err(_)) => {
+                for waiter in shared.flights.abandon(fill.flight) {
+                    waiter.bypass();
+                }
+            }
+            (Tag::FillMany(many), Ok(())) => finish_fill_many(shared, *many),
+            (Tag::FillMany(many), Err(_)) => many.waiter.bypass(),
+            (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward, _) => {}
+        }
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        match &self.purpose {
+            Purpose::Tracked { source, .. } if hold(Guard::PushInline) => invalidate(&self.shared, *source, &frame),
+            Purpose::Tracked { source, .. } => invalidate_later(self.shared.clone(), *source, frame),
+            Purpose::Pinned(owner) => tell(owner, Delivery::Push(frame)),
+            // RESP3 relays get none: nothing on them subscribes or tracks.
+            Purpose::Relay => tracing::debug!("a relay connection got an unexpected push"),
+        }
+    }
+
+    fn connected(&mut self, server: Option<&ServerInfo>) {
+        if let Purpose::Tracked { source, incarnation } = &mut self.purpose {
+            *incarnation = Some(self.shared.kernel().connected(*source));
+            self.shared.status.tracked_up(server);
+        } else {
+            self.shared.status.reachable();
+        }
+    }
+
+    fn lost(&mut self, reason: &str) {
+        match &mut self.purpose {
+            Purpose::Tracked { source, incarnation } => {
+                if let Some(incarnation) = incarnation.take() {
+                    self.shared.kernel().lost(*source, incarnation);
+                }
+                self.shared.status.tracked_down(&format!("the tracked connection was lost: {reason}"));
+            }
+            Purpose::Relay => {}
+            Purpose::Pinned(owner) => tell(owner, Delivery::PinnedLost(reason.to_owned())),
+        }
+    }
+
+    fn refused(&mut self, error: &Arc<ConnectError>) {
+        match &self.purpose {
+            Purpose::Tracked { .. } => self.shared.status.tracked_down(&error.to_string()),
+            // Redis answered: there is no such database.
+            Purpose::Relay if matches!(**error, ConnectError::Select { .. }) => {}
+            Purpose::Relay => self.shared.status.unreachable(&error.to_string()),
+            Purpose::Pinned(owner) => tell(owner, Delivery::PinnedLost(error.to_string())),
+        }
+    }
+}
+
+impl Upstream {
+    /// A node proves its copies current only while it says that it is a primary: replicas and demoted primaries answer
+    /// too, and push nothing of what they miss.
+    fn probed(&self, sent: Sent, frame: &[u8]) {
+        let info = Value::decode(frame).ok().and_then(|(value, _)| ServerInfo::from_hello(&value));
+        match info {
+            Some(info) if info.role != Role::Replica || !hold(Guard::ProbeRole) => {
+                self.shared.kernel().proved(&sent, self.shared.now());
+            }
+            other => {
+                let reason = other.map_or_else(
+                    || format!("the probe was answered by {}", String::from_utf8_lossy(frame).trim_end()),
+                    |_| "Redis became a replica; point the endpoint at the primary".to_owned(),
+                );
+                self.shared.kernel().lapse(sent.source());
+                self.shared.status.tracked_down(&reason);
+            }
+        }
+    }
+}
+
+pub(crate) fn integer(frame: &[u8]) -> Option<i64> {
+    match Value::decode(frame).ok()?.0 {
+        Value::Integer(value) => Some(value),
+        _ => None,
+    }
+}
+
+/// An invalidation push: named keys, or null for all.
+fn invalidate(shared: &Shared, source: SourceId, frame: &[u8]) {
+    let kernel = shared.kernel();
+    let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
+    match elements.as_slice() {
+        [kind, keys] if kind.as_bytes() == Some(b"invalidate") => match keys.as_elements() {
+            Some(keys) => {
+                shared.metrics.pushed_keys.inc_by(keys.len() as u64);
+                for key in keys.iter().filter_map(Value::as_bytes) {
+                    kernel.bump(KeyHash::of(key));
+                }
+            }
+            None => kernel.flush(source, FlushCause::Overwritten),
+        },
+        _ => {}
+    }
+}
+
+/// What [`Guard::PushInline`] forbids.
+fn invalidate_later(shared: Arc<Shared>, source: SourceId, frame: Bytes) {
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        invalidate(&shared, source, &frame);
+    });
+}
+
+fn finish_relay(shared: &Shared, relay: Relay, outcome: Result<(), Loss>) {
+    let Relay { to, seq, effect, reply } = relay;
+    // Whatever the answer is, also a loss: the command may have been executed.
+    effect.apply(shared);
+    let bytes = match (outcome, reply) {
+        (Ok(()), Some(reply)) => reply,
+        (Err(loss), _) => error_reply(&loss),
+        (Ok(()), None) => Bytes::from_static(b"-ERR the relay ended without a reply\r\n"),
+    };
+    let held = HeldReply { to, seq, bytes };
+    if effect.barrier {
+        shared.barrier(held);
+    }
+}
+
+/// What an app is told about a command that Redis did not answer.
+fn error_reply(loss: &Loss) -> Bytes {
+    let mut out = Vec::new();
+    match loss {
+        Loss::NotSent(error) => match &**error {
+            ConnectError::Select { message } => encode::error(&mut out, message),
+            error => encode::error(&mut out, format!("NOTREADY {error}")),
+        },
+        lost @ Loss::Lost(_) => {
+            encode::error(&mut out, format!("NOTREADY {lost}; the command may or may not have been executed"));
+        }
+    }
+    out.into()
+}
+
+fn finish_fill(shared: &Shared, fill: Fill) {
+    let (Some(reply), Some(landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
+    let value = Cached::from_reply(&reply);
+    if let Some(value) = &value {
+        keep(shared, landed.key, &landed.token, value.clone(), fill.pttl);
+    }
+    for waiter in landed.waiters {
+        match &value {
+            Some(value) => waiter.answer(value),
+            // An error (WRONGTYPE, NOPERM): the same bytes in both protocols.
+            None => waiter.to.reply(waiter.seq, reply.clone()),
+        }
+    }
+}
+
+fn finish_fill_many(shared: &Shared, many: FillMany) {
+    let FillMany { keys, waiter, reply, pttls } = many;
+    let Some(reply) = reply else { return };
+    let mut out = Vec::with_capacity(reply.len() + 16);
+    match Value::decode(&reply) {
+        Ok((Value::Array(elements), _)) if elements.len() == keys.len() => {
+            encode::array_header(&mut out, elements.len());
+            for ((element, (key, token)), pttl) in elements.iter().zip(keys).zip(pttls) {
+                let value = Cached::from_value(element);
+                value.encode(waiter.protocol, &mut out);
+                // A nil may also stand for a key of another type; `deadline` tells them apart by PTTL.
+                keep(shared, key, &token, value, pttl);
+            }
+        }
+        _ => out.extend_from_slice(&reply),
+    }
+    waiter.to.reply(waiter.seq, out);
+}
+
+/// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.
+pub(crate) fn keep(shared: &Shared, key: TierKey, token: &FillToken, value: Cached, pttl: Option<i64>) {
+    if let Some(deadline) = deadline(&value, pttl, token)
+        && value.len() <= shared.config().limits.max_value_bytes.as_usize()
+    {
+        let hash = key.tier_hash();
+        let _ = shared.cache.fill(token, hash, key, value, deadline, shared.now());
+    }
+}
+
+/// When a copy expires, on this host's clock: counted from before the read was sent, so never after L3's own expiry.
+/// `None`: the two replies do not belong together (the key came or went between them); not to be kept.
+fn deadline(value: &Cached, pttl: Option<i64>, token: &FillToken) -> Option<Moment> {
+    match (value, pttl?) {
+        (Cached::Bulk(_), -1) | (Cached::Nil, -2) => Some(Moment::NEVER),
+        (Cached::Bulk(_), ttl @ 1..) => Some(token.sent().at() + std::time::Duration::from_millis(ttl.unsigned_abs())),
+        _ => None,
+    }
+}
+
+/// The requests of a fill: the read, then its expiry, in that order and in one write.
+pub(crate) fn fill_request(key: &[u8], tag: Tag) -> Request<Tag> {
+    let mut out = Vec::with_capacity(2 * key.len() + 48);
+    encode::command(&mut out, [b"GET", key]);
+    encode::command(&mut out, [b"PTTL" as &[u8], key]);
+    Request { bytes: out.into(), replies: 2, tag }
+}
+
+/// As [`fill_request`], for several keys that are read together.
+pub(crate) fn fill_many_request<'a>(keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone, tag: Tag) -> Request<Tag> {
+    let mut out = Vec::new();
+    encode::array_header(&mut out, keys.len() + 1);
+    encode::bulk(&mut out, b"MGET");
+    keys.clone().for_each(|key| encode::bulk(&mut out, key));
+    let replies = 1 + keys.len() as u16;
+    keys.for_each(|key| encode::command(&mut out, [b"PTTL" as &[u8], key]));
+    Request { bytes: out.into(), replies, tag }
+}
+
+/// Asks a tracked connection for its node's role; the answer is the currency proof.
+pub(crate) fn probe(lane: &LaneHandle<Tag>, sent: Sent) {
+    let bytes = Bytes::from_static(b"*1\r\n$5\r\nHELLO\r\n");
+    // An ended lane has no copies left to prove.
+    let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Probe(sent) });
+}
+
+impl Shared {
+    /// Sends a PING behind whatever the command caused, on every tracked connection; the reply goes out when the last
+    /// PONG is in.
+    fn barrier(&self, held: HeldReply) {
+        let held = Arc::new(held);
+        self.for_each_tracked(|lane| {
+            let bytes = Bytes::from_static(b"*1\r\n$4\r\nPING\r\n");
+            let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Barrier(held.clone()) });
+        });
+    }
+}
+
+impl Waiter {
+    pub(crate) fn bypass(&self) {
+        self.to.deliver(Delivery::Bypass { seq: self.seq });
+    }
+
+    pub(crate) fn answer(&self, value: &Cached) {
+        match value {
+            Cached::Bulk(bytes) => self.to.reply(self.seq, bytes.clone()),
+            Cached::Nil => self.to.reply(self.seq, Bytes::from_static(nil(self.protocol))),
+        }
+    }
+}
+
+/// A null, as `protocol` writes it.
+pub(crate) const fn nil(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Resp2 => b"$-1\r\n",
+        Protocol::Resp3 => b"_\r\n",
+    }
+}

@@ -1,0 +1,159 @@
+//! One worker: a thread with a runtime, an L1 and relays of its own. Sessions live and die on it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+};
+
+use caddy_remote::{Lane, LaneHandle, Setup, lane};
+use caddy_resp::Protocol;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::{
+    cache::{Cached, TierKey},
+    hub::Addition,
+    mailbox::Mailbox,
+    shared::{RedisL3, Shared},
+    supervisor::Supervisor,
+    upstream::{Purpose, Tag, Upstream},
+};
+
+/// What one read from a socket may bring; shared by all sessions of the worker, so that idle ones hold no buffer.
+pub(crate) const READ_BUFFER: usize = 64 << 10;
+/// The largest output buffer that is kept for the next session.
+const MAX_KEPT_OUTPUT: usize = 1 << 20;
+/// Connections of their own that pinned sessions of one worker may have.
+const MAX_PINNED: usize = 512;
+/// Clean ones kept for the next session.
+const MAX_IDLE_PINNED: usize = 8;
+
+/// See the module.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tiers: RefCell<caddy_engine::Worker<TierKey, Cached>>,
+    pub(crate) supervisor: Supervisor,
+    /// Lent to the session that is reading.
+    pub(crate) read_buffer: RefCell<Vec<u8>>,
+    /// Lent to the session that has something to write.
+    output: RefCell<Vec<u8>>,
+    relays: RefCell<HashMap<(u32, Protocol), LaneHandle<Tag>>>,
+    hub: mpsc::UnboundedSender<Addition>,
+    idle: RefCell<Vec<PinnedLane>>,
+    pinned: Rc<Cell<usize>>,
+}
+
+/// A connection that serves one session at a time.
+#[derive(Debug)]
+pub(crate) struct PinnedLane {
+    handle: LaneHandle<Tag>,
+    owner: Arc<Mutex<Option<Arc<Mailbox>>>>,
+    database: u32,
+    protocol: Protocol,
+    _count: PinnedCount,
+}
+
+/// Counts a pinned connection while it exists.
+#[derive(Debug)]
+struct PinnedCount(Rc<Cell<usize>>);
+
+impl Drop for PinnedCount {
+    fn drop(&mut self) {
+        self.0.update(|count| count - 1);
+    }
+}
+
+impl PinnedLane {
+    pub(crate) fn handle(&self) -> &LaneHandle<Tag> {
+        &self.handle
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, hub: mpsc::UnboundedSender<Addition>, supervisor: Supervisor) -> Rc<Self> {
+        Rc::new(Self {
+            tiers: RefCell::new(shared.cache.worker()),
+            shared,
+            supervisor,
+            read_buffer: RefCell::new(vec![0; READ_BUFFER]),
+            output: RefCell::default(),
+            relays: RefCell::default(),
+            hub,
+            idle: RefCell::default(),
+            pinned: Rc::default(),
+        })
+    }
+
+    /// A buffer for a session that has none.
+    pub(crate) fn lend_output(&self, out: &mut Vec<u8>) {
+        if out.capacity() == 0 {
+            *out = self.output.take();
+        }
+    }
+
+    /// Takes back a buffer whose bytes have all been written; an unusually large one is given up.
+    pub(crate) fn return_output(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let returned = std::mem::take(out);
+        if returned.capacity() <= MAX_KEPT_OUTPUT {
+            *self.output.borrow_mut() = returned;
+        }
+    }
+
+    /// The shared connection of this worker for a database and protocol; it connects when first used.
+    pub(crate) fn relay(&self, redis: &RedisL3, database: u32, protocol: Protocol) -> LaneHandle<Tag> {
+        let mut relays = self.relays.borrow_mut();
+        let relay = relays.entry((database, protocol)).or_insert_with(|| {
+            let setup = Setup { protocol, database, tracked: false, timed: true };
+            let (handle, lane) = self.lane(redis, setup, Purpose::Relay);
+            // Without a hub the worker is ending, and the handle says so at the first submit.
+            let _ = self.hub.send(Addition::Relay(lane));
+            handle
+        });
+        relay.clone()
+    }
+
+    fn lane(&self, redis: &RedisL3, setup: Setup, purpose: Purpose) -> (LaneHandle<Tag>, Lane<Upstream>) {
+        lane(redis.target.clone(), setup, Upstream { shared: self.shared.clone(), purpose })
+    }
+
+    /// A connection for one session alone: a clean one from the pool, or a new one.
+    pub(crate) fn pin(
+        &self,
+        redis: &RedisL3,
+        database: u32,
+        protocol: Protocol,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<PinnedLane, String> {
+        let mut idle = self.idle.borrow_mut();
+        if let Some(at) = idle.iter().position(|lane| lane.database == database && lane.protocol == protocol) {
+            let lane = idle.swap_remove(at);
+            *lane.owner.lock() = Some(mailbox.clone());
+            return Ok(lane);
+        }
+        if self.pinned.get() >= MAX_PINNED && idle.pop().is_none() {
+            return Err(format!(
+                "LIMIT {MAX_PINNED} sessions already hold a connection to Redis of their own (MULTI, blocking commands, subscriptions); close some"
+            ));
+        }
+        drop(idle);
+        self.pinned.update(|count| count + 1);
+        let count = PinnedCount(self.pinned.clone());
+        let owner = Arc::new(Mutex::new(Some(mailbox.clone())));
+        let setup = Setup { protocol, database, tracked: false, timed: false };
+        let (handle, mut lane) = self.lane(redis, setup, Purpose::Pinned(owner.clone()));
+        self.supervisor.spawn_local("pinned connection", async move { std::future::poll_fn(|cx| lane.poll(cx)).await });
+        Ok(PinnedLane { handle, owner, database, protocol, _count: count })
+    }
+
+    /// Takes back a connection that holds no state of its session.
+    pub(crate) fn unpin(&self, lane: PinnedLane, database: u32) {
+        let mut idle = self.idle.borrow_mut();
+        if lane.database == database && idle.len() < MAX_IDLE_PINNED {
+            *lane.owner.lock() = None;
+            idle.push(lane);
+        }
+    }
+}
