@@ -32,12 +32,12 @@ fn an_app_pod_reads_through_its_sidecar_and_the_way_back_is_one_label() {
     let story = Story { cluster: &cluster };
     let result = story.tell();
     if let Err(error) = &result {
-        println!("{}", cluster.diagnosis(&[SHOP, SYSTEM]));
-        println!("FAILED: {error:#}");
+        println!("{}\nFAILED: {error:#}", cluster.diagnosis(&[SHOP, SYSTEM]));
     }
     let cleaned = story.clean_up();
-    result.unwrap();
-    cleaned.unwrap();
+    if let Err(error) = result.and(cleaned) {
+        panic!("{error:#}");
+    }
 }
 
 struct Story<'a> {
