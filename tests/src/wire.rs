@@ -86,6 +86,19 @@ impl Wire {
         }
     }
 
+    /// The next reply if it comes within `time`; it can be asked for again.
+    pub fn reply_within(&mut self, time: Duration) -> Result<Option<Vec<u8>>> {
+        let before = self.stream.read_timeout()?;
+        self.stream.set_read_timeout(Some(time))?;
+        let reply = self.reply();
+        self.stream.set_read_timeout(before)?;
+        match reply {
+            Ok(reply) => Ok(Some(reply)),
+            Err(error) if is_timeout(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the server closes the connection, as the next thing it does.
     pub fn is_closed(&mut self) -> Result<bool> {
         if !self.input.is_empty() {
@@ -97,4 +110,9 @@ impl Wire {
             Err(error) => Err(error).context("failed to wait for the connection's end"),
         }
     }
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
