@@ -47,7 +47,7 @@ pub enum KeeperError {
         source: kube::Error,
     },
     /// The Secret cannot be written; a conflict means that another operator was faster.
-    #[error("failed to write Secret {name}")]
+    #[error("failed to write Secret {name}; if it was deleted, helm upgrade makes it again")]
     PutSecret {
         /// Its name.
         name: String,
@@ -167,6 +167,8 @@ impl Keeper {
         let next = match Authority::from_secret(&data) {
             Ok(authority) if !authority.is_due(now) => return Ok(authority),
             Ok(authority) => authority.rotated(now)?,
+            // As the chart makes it.
+            Err(_) if data.is_empty() => Authority::create(now)?,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), secret = self.secret, "the authority cannot be used; making a new one");
                 Authority::create(now)?
@@ -175,7 +177,7 @@ impl Keeper {
         // With the version that was read: another operator's write in between makes this one fail and read again.
         let object = self.secret_of(&next, secret.metadata.resource_version);
         secrets.replace(&self.secret, &PostParams::default(), &object).await.map_err(put)?;
-        tracing::info!(secret = self.secret, "replaced the webhook's certificate authority");
+        tracing::info!(secret = self.secret, "wrote a new certificate authority for the webhook");
         Ok(next)
     }
 
