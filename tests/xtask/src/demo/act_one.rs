@@ -95,7 +95,7 @@ fn reads_get_fast(direct: &mut Client, a: &mut Client) -> Result {
     does("CACHE.WHY product:1");
     let why = a.call(&["CACHE.WHY", "product:1"])?;
     must(!matches!(why, Reply::Error(_)), format_args!("CACHE.WHY explains; it said {why}"))?;
-    sees(why);
+    sees(pairs(&why));
     Ok(())
 }
 
@@ -195,4 +195,12 @@ fn ok(client: &mut Client, command: &[&str]) -> Result {
 fn expect_value(client: &mut Client, key: &str, value: &str) -> Result {
     let reply = client.call(&["GET", key])?;
     must(reply.text() == Some(value), format_args!("GET {key} answers \"{value}\", not {reply}"))
+}
+
+/// A reply of names and values, a pair to a line.
+fn pairs(reply: &Reply) -> String {
+    let Reply::List(items) = reply else { return reply.to_string() };
+    let words: Vec<String> = items.iter().map(Reply::bare).collect();
+    let lines: Vec<String> = words.chunks(2).map(|pair| format!("{:10} {}", pair[0], pair[1..].concat())).collect();
+    lines.join("\n")
 }

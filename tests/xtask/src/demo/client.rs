@@ -106,6 +106,15 @@ impl Client {
 }
 
 impl Reply {
+    /// The value alone, without what redis-cli puts around it.
+    pub(crate) fn bare(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// The text of a string reply.
     pub(crate) fn text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }
