@@ -215,6 +215,9 @@ impl Upstream {
         match info {
             Some(info) if info.role != Role::Replica || !hold(Guard::ProbeRole) => {
                 self.shared.kernel().proved(&sent, self.shared.now());
+                if !self.shared.status.get().coherent {
+                    self.shared.status.tracked_up(Some(&info));
+                }
             }
             other => {
                 let reason = other.map_or_else(

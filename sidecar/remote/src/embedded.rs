@@ -8,9 +8,11 @@
 #![expect(clippy::unnecessary_wraps, reason = "all commands have one type, also those that cannot fail")]
 
 mod arguments;
+mod big;
 mod catalogue;
 mod data;
 mod expiry;
+mod extended;
 mod keys;
 mod strings;
 

@@ -129,6 +129,16 @@ pub enum ConnectError {
         /// The server's own error.
         message: String,
     },
+    /// The server is a node of a cluster, or a Sentinel.
+    #[error(
+        "Redis at {endpoint} runs in {mode} mode and l3.redis.mode is Standalone; nothing is cached. Name a standalone server"
+    )]
+    OtherMode {
+        /// Where to.
+        endpoint: String,
+        /// `cluster` or `sentinel`.
+        mode: String,
+    },
     /// The server is a replica: what it holds may be older than what its primary acknowledged.
     #[error("Redis at {endpoint} is a replica; nothing is cached from it. Point the endpoint at the primary")]
     NotPrimary {
@@ -193,8 +203,15 @@ async fn establish(target: &Target, setup: Setup) -> Result<Link, ConnectError> 
             server = ServerInfo::from_hello(&value);
         }
     }
-    if setup.tracked && server.as_ref().is_some_and(|server| server.role == Role::Replica) {
-        return Err(ConnectError::NotPrimary { endpoint: endpoint() });
+    if setup.tracked
+        && let Some(server) = &server
+    {
+        if server.mode != "standalone" {
+            return Err(ConnectError::OtherMode { endpoint: endpoint(), mode: server.mode.clone() });
+        }
+        if server.role == Role::Replica {
+            return Err(ConnectError::NotPrimary { endpoint: endpoint() });
+        }
     }
     Ok(Link { stream, unread, server })
 }

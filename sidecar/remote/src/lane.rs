@@ -37,6 +37,8 @@ use crate::{
 /// The first wait after a failed connect; each further one doubles it, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The wait after the server said no: somebody has to change something first.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 /// What is read from the socket at once.
 const READ_CHUNK: usize = 16 << 10;
 
@@ -232,7 +234,8 @@ impl<H: Handler> Lane<H> {
                     Err(error) => {
                         let error = Arc::new(error);
                         self.handler.refused(&error);
-                        let until = Box::pin(sleep(jittered(self.backoff)));
+                        let wait = if error.is_refusal() { BACKOFF_REFUSED } else { self.backoff };
+                        let until = Box::pin(sleep(jittered(wait)));
                         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
                         if let Some(request) = self.first.take() {
                             self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));

@@ -4,8 +4,10 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -25,11 +27,22 @@ impl Stream {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 // Requests are batched by us; Nagle would only add a round trip to them.
                 stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
                 Ok(Self::Tcp(stream))
             }
             Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
         }
     }
+}
+
+/// Makes the kernel notice a peer that is gone without a word, also where no request has a deadline (subscribers).
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(5))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    // What was sent and is not acknowledged for so long will not be.
+    Ok(sockopt::set_tcp_user_timeout(stream, 20_000)?)
 }
 
 impl AsyncRead for Stream {

@@ -14,7 +14,10 @@ impl Conversation {
             "cache.why" => self.why(args.get(1)),
             "cache.stats" => self.stats(),
             _ => {
-                self.reply_error(&format!("ERR unknown command '{}'; CACHE.WHY and CACHE.STATS are known", args.name()))
+                self.reply_error(&format!(
+                    "ERR unknown command '{}'; CACHE.WHY and CACHE.STATS are known",
+                    args.name()
+                ));
             }
         }
     }

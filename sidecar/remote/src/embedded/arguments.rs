@@ -17,6 +17,10 @@ pub(super) enum Fault {
     Overflow,
     #[error("ERR decrement would overflow")]
     DecrementOverflow,
+    #[error("ERR value is not a valid float")]
+    NotAFloat,
+    #[error("ERR increment would produce NaN or Infinity")]
+    NotFinite,
     #[error("ERR invalid expire time in '{0}' command")]
     InvalidExpireTime(&'static str),
     #[error("ERR Unsupported option {0}")]

@@ -59,6 +59,7 @@ pub(super) static COMMANDS: &[Command] = &[
     command("getset", 3, ONE, "write", strings::getset),
     command("incr", 2, ONE, "write", strings::incr),
     command("incrby", 3, ONE, "write", strings::incrby),
+    command("incrbyfloat", 3, ONE, "write", strings::incrbyfloat),
     command("keys", 2, NONE, "readonly", keys::keys),
     command("move", 3, ONE, "write", keys::move_key),
     command("mset", -3, PAIRS, "write", strings::mset),

@@ -116,7 +116,7 @@ pub(super) fn keys(call: &mut Call<'_>) -> Result<(), Fault> {
 }
 
 pub(super) fn scan(call: &mut Call<'_>) -> Result<(), Fault> {
-    let cursor = str::from_utf8(call.args[1]).ok().and_then(|text| text.parse().ok()).ok_or(Fault::InvalidCursor)?;
+    let cursor = cursor(call.args[1])?;
     let (mut at_least, mut pattern, mut strings) = (10, None, true);
     for option in call.args[2..].chunks(2) {
         match option {
@@ -134,6 +134,17 @@ pub(super) fn scan(call: &mut Call<'_>) -> Result<(), Fault> {
     encode::bulk(call.out, next.to_string().as_bytes());
     reply_keys(call.out, &keys);
     Ok(())
+}
+
+/// As `strtoul` reads it: nothing is 0, a sign is taken, and minus counts from the top.
+fn cursor(text: &[u8]) -> Result<u64, Fault> {
+    let text = str::from_utf8(text).map_err(|_| Fault::InvalidCursor)?;
+    match text.strip_prefix('-') {
+        _ if text.is_empty() => Ok(0),
+        Some(digits) if !digits.starts_with('+') => digits.parse().map(u64::wrapping_neg),
+        _ => text.parse(),
+    }
+    .map_err(|_| Fault::InvalidCursor)
 }
 
 fn reply_keys(out: &mut Vec<u8>, keys: &[&[u8]]) {

@@ -5,6 +5,7 @@ use caddy_resp::encode;
 use super::{
     Call,
     arguments::{Fault, count, integer, is},
+    extended::Extended,
 };
 
 /// Redis's default `proto-max-bulk-len`.
@@ -268,6 +269,16 @@ fn add(call: &mut Call<'_>, by: i64) -> Result<(), Fault> {
     let new = old.checked_add(by).ok_or(Fault::Overflow)?;
     call.db().update(key, new.to_string().into_bytes());
     encode::integer(call.out, new);
+    Ok(())
+}
+
+pub(super) fn incrbyfloat(call: &mut Call<'_>) -> Result<(), Fault> {
+    let (key, by) = (call.args[1], call.args[2]);
+    let number = |text: &[u8]| Extended::parse(text).ok_or(Fault::NotAFloat);
+    let old = call.db().value(key).map_or(Ok(Extended::ZERO), number)?;
+    let new = old.add(number(by)?).ok_or(Fault::NotFinite)?.to_text();
+    encode::bulk(call.out, new.as_bytes());
+    call.db().update(key, new.into_bytes());
     Ok(())
 }
 
