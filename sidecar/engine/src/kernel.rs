@@ -336,7 +336,12 @@ impl Kernel {
         if !self.guards.hold(Guard::CurrencyCheck) {
             return Currency::Proven;
         }
-        let age = now.as_nanos().saturating_sub(self.source(id).proven_at().as_nanos());
+        let proven = self.source(id).proven_at();
+        if proven == Moment::ZERO {
+            // Not a moment: soon after boot even the origin of the clock would be within the bound.
+            return Currency::Lapsed;
+        }
+        let age = now.as_nanos().saturating_sub(proven.as_nanos());
         let bound = self.max_staleness.load(Ordering::Relaxed);
         if age <= bound / 4 {
             Currency::Proven

@@ -17,6 +17,8 @@ fn later(millis: u64) -> Moment {
 fn a_tracked_source_serves_nothing_until_something_is_proved() {
     let (kernel, source) = kernel();
     assert_eq!(kernel.currency(source, NOW), Currency::Lapsed);
+    let just_booted = Moment::from_nanos(1);
+    assert_eq!(kernel.currency(source, just_booted), Currency::Lapsed, "nothing is older than nothing");
     kernel.proved(&kernel.sending(source, NOW), NOW);
     assert_eq!(kernel.currency(source, NOW), Currency::Proven);
 }

@@ -1,0 +1,234 @@
+//! The coherence promises under every order of steps that a scheduler can find, and the proof that each guard of the
+//! kernel is needed: with one guard off, some order breaks a promise.
+//!
+//! Run with `cargo test --profile quick -p caddy-engine --features shuttle,mutations --test interleavings`. Schedules are drawn from a
+//! fixed seed, so a run repeats; a failure prints the history that led to it.
+
+mod alone;
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use caddy_engine::{Guard, Guards};
+use shuttle::rand::Rng;
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Config, Runner, thread};
+use world::{Slip, World};
+
+const SEED: u64 = 0x00CA_DD11;
+
+/// What goes on at once.
+#[derive(Clone, Copy, Debug)]
+struct Scenario {
+    /// Operations per worker: reads, and a write or a relayed read now and then.
+    operations: usize,
+    own_writes: bool,
+    relayed_reads: bool,
+    foreign_writes: usize,
+    losses: usize,
+    evictions: usize,
+    /// Steps of half the bound that the clock makes.
+    ticks: usize,
+}
+
+/// No clock: what order alone can break (C1, C3).
+const ORDER: Scenario = Scenario {
+    operations: 4,
+    own_writes: true,
+    relayed_reads: true,
+    foreign_writes: 2,
+    losses: 0,
+    evictions: 1,
+    ticks: 0,
+};
+
+/// The same with a connection that breaks.
+const LOSS: Scenario = Scenario { losses: 1, ..ORDER };
+
+/// Time passes (C4). Few other things, so that starved connections are common.
+const TIME: Scenario = Scenario {
+    operations: 5,
+    own_writes: false,
+    relayed_reads: false,
+    foreign_writes: 1,
+    losses: 0,
+    evictions: 0,
+    ticks: 7,
+};
+
+/// Time passes and the connection breaks.
+const TIME_AND_LOSS: Scenario = Scenario { losses: 1, ..TIME };
+
+fn run(scenario: Scenario, guards: Guards, slip: Option<Slip>) -> Option<String> {
+    let world = World::new(guards, slip);
+    let mut connection = vec![spawn(&world, World::serve), spawn(&world, World::receive)];
+    if slip == Some(Slip::PushNotInline) {
+        connection.push(spawn(&world, World::apply_late_pushes));
+    }
+    let mut actors = vec![
+        spawn(&world, move |world| work(world, scenario)),
+        spawn(&world, move |world| work(world, scenario)),
+        spawn(&world, move |world| (0..scenario.foreign_writes).for_each(|_| world.foreign_write())),
+    ];
+    if scenario.losses > 0 {
+        actors.push(spawn(&world, move |world| (0..scenario.losses).for_each(|_| world.lose_connection())));
+    }
+    if scenario.evictions > 0 {
+        actors.push(spawn(&world, move |world| (0..scenario.evictions).for_each(|_| world.evict())));
+    }
+    if scenario.ticks > 0 {
+        actors.push(spawn(&world, move |world| {
+            for _ in 0..scenario.ticks {
+                world.tick(world::MAX_STALENESS / 2 + Duration::from_millis(1));
+                thread::yield_now();
+            }
+        }));
+    }
+    for actor in actors {
+        actor.join().expect("no thread of the world panics");
+    }
+    world.close();
+    for part in connection {
+        part.join().expect("no thread of the world panics");
+    }
+    world.violation()
+}
+
+fn spawn(world: &Arc<World>, body: impl FnOnce(&World) + Send + 'static) -> thread::JoinHandle<()> {
+    let world = world.clone();
+    thread::spawn(move || body(&world))
+}
+
+fn work(world: &World, scenario: Scenario) {
+    let mut worker = world.worker();
+    for _ in 0..scenario.operations {
+        match shuttle::rand::thread_rng().gen_range(0..8) {
+            0 | 1 if scenario.own_writes => world.write(),
+            2 if scenario.relayed_reads => world.read_past_the_cache(),
+            _ => world.read(&mut worker),
+        }
+    }
+}
+
+/// Tries `batches` batches of random orders, and as many in which threads starve; the first violation found.
+fn explore(scenario: Scenario, guards: Guards, slip: Option<Slip>, batches: u64) -> Option<String> {
+    let found = Arc::new(parking_lot::Mutex::new(None));
+    let body = {
+        let found = found.clone();
+        move || {
+            // The runner cannot be stopped without a panic, so a batch is finished idly once something is found.
+            if found.lock().is_none()
+                && let Some(violation) = run(scenario, guards, slip)
+            {
+                found.lock().get_or_insert(violation);
+            }
+        }
+    };
+    for seed in SEED..SEED + batches {
+        Runner::new(RandomScheduler::new_from_seed(seed, BATCH), Config::default()).run(body.clone());
+        if found.lock().is_none() {
+            Runner::new(PctScheduler::new_from_seed(seed, 4, BATCH), Config::default()).run(body.clone());
+        }
+        if let Some(violation) = found.lock().take() {
+            return Some(format!("seed {seed:#x}: {violation}"));
+        }
+    }
+    None
+}
+
+/// Schedules per batch and scheduler.
+const BATCH: usize = 200;
+/// Batches in which promises must hold.
+const BATCHES: u64 = 15;
+
+fn holds(scenario: Scenario) {
+    let violation = explore(scenario, Guards::default(), None, BATCHES);
+    assert!(violation.is_none(), "{scenario:?}\n{}", violation.unwrap_or_default());
+}
+
+fn breaks(scenario: Scenario, guards: Guards, slip: Option<Slip>) {
+    let violation = explore(scenario, guards, slip, 20 * BATCHES);
+    assert!(violation.is_some(), "no order of steps breaks a promise: the guard is not tested by {scenario:?}");
+    println!("{}", violation.unwrap_or_default());
+}
+
+#[test]
+fn promises_hold_in_every_order_tried() {
+    holds(ORDER);
+}
+
+#[test]
+fn promises_hold_when_the_connection_breaks() {
+    holds(LOSS);
+}
+
+#[test]
+fn the_bound_on_staleness_holds() {
+    holds(TIME);
+}
+
+#[test]
+fn the_bound_on_staleness_holds_when_the_connection_breaks() {
+    holds(TIME_AND_LOSS);
+}
+
+#[test]
+fn without_bumps_promises_break() {
+    breaks(ORDER, Guards::without(Guard::Bump), None);
+}
+
+#[test]
+fn without_fill_tokens_promises_break() {
+    breaks(ORDER, Guards::without(Guard::FillToken), None);
+}
+
+#[test]
+fn when_readers_join_dead_flights_promises_break() {
+    breaks(ORDER, Guards::without(Guard::JoinOnlyLiveFlights), None);
+}
+
+#[test]
+fn when_readers_join_old_flights_the_bound_breaks() {
+    breaks(TIME, Guards::without(Guard::JoinerAgeLimit), None);
+}
+
+#[test]
+fn without_the_flush_of_a_lost_connection_the_bound_breaks() {
+    breaks(TIME_AND_LOSS, Guards::without(Guard::FlushOnLoss), None);
+}
+
+#[test]
+fn without_the_currency_check_the_bound_breaks() {
+    breaks(TIME, Guards::without(Guard::CurrencyCheck), None);
+}
+
+#[test]
+fn when_proofs_count_from_their_arrival_the_bound_breaks() {
+    breaks(TIME, Guards::without(Guard::ProofFromSending), None);
+}
+
+#[test]
+fn when_the_stamp_is_read_before_the_currency_the_bound_breaks() {
+    breaks(TIME, Guards::without(Guard::CurrencyBeforeStamp), None);
+}
+
+#[test]
+fn when_a_write_is_answered_before_its_bump_promises_break() {
+    breaks(ORDER, Guards::default(), Some(Slip::AnswerBeforeBump));
+}
+
+#[test]
+fn when_another_task_applies_pushes_promises_break() {
+    breaks(ORDER, Guards::default(), Some(Slip::PushNotInline));
+}
+
+#[test]
+fn when_relayed_reads_do_not_bump_promises_break() {
+    breaks(ORDER, Guards::default(), Some(Slip::RelayedReadWithoutBump));
+}
+
+#[test]
+fn when_a_new_connection_does_not_track_the_bound_breaks() {
+    breaks(TIME_AND_LOSS, Guards::default(), Some(Slip::NoRetracking));
+}
