@@ -2,7 +2,7 @@
 
 use caddy_operator::{run, settings::Settings};
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// The operator of CADDY cache.
@@ -39,7 +39,12 @@ fn main() -> ExitCode {
 
 fn start(settings: Settings) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
-    fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run::run(settings)),

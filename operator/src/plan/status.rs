@@ -86,7 +86,8 @@ pub fn notes(before: Option<&CacheClusterStatus>, after: &CacheClusterStatus) ->
     notes
 }
 
-/// Type, status, reason, message.
+/// Type, status, reason, message. The message is never empty: server-side apply in 1.20 makes null of an empty one and
+/// refuses it.
 type Told = (&'static str, Verdict, &'static str, String);
 
 #[derive(Clone, Copy)]
@@ -126,7 +127,7 @@ fn ready(outcome: &Outcome) -> Told {
 
 fn progressing(outcome: &Outcome) -> Told {
     match outcome {
-        Outcome::Applied => ("Progressing", Verdict::False, "Done", String::new()),
+        Outcome::Applied => ("Progressing", Verdict::False, "Done", "nothing is left to do".into()),
         Outcome::Invalid(_) => {
             ("Progressing", Verdict::False, "InvalidSpec", "waits for a spec that can be used; see Ready".into())
         }
@@ -138,7 +139,9 @@ fn progressing(outcome: &Outcome) -> Told {
 
 fn degraded(outcome: &Outcome, pods: &PodTally) -> Told {
     match outcome {
-        Outcome::Applied if pods.missing() == 0 => ("Degraded", Verdict::False, "AsExpected", String::new()),
+        Outcome::Applied if pods.missing() == 0 => {
+            ("Degraded", Verdict::False, "AsExpected", "all is as it should be".into())
+        }
         Outcome::Applied => {
             ("Degraded", Verdict::True, "PodsNotInjected", "some pods have no sidecar; see InjectionSynced".into())
         }
@@ -189,7 +192,8 @@ fn injection(pods: &PodTally) -> Told {
         );
         return ("InjectionSynced", Verdict::False, "PodsStale", text);
     }
-    ("InjectionSynced", Verdict::True, "AllInjected", String::new())
+    let text = format!("{} pods ask for a sidecar, and all have the one of today", counts.selected);
+    ("InjectionSynced", Verdict::True, "AllInjected", text)
 }
 
 /// A condition's message: one line, and short enough for the note of an Event (1 KiB).
@@ -271,6 +275,18 @@ mod tests {
         assert_eq!(told, ["ConfigurationWritten", "PodsNotInjected"]);
         cluster.status = Some(after.clone());
         assert_eq!(notes(Some(&after), &status(&cluster, &Outcome::Applied, &pods(3, 2, 1), at(2))), []);
+    }
+
+    #[test]
+    fn no_message_is_empty() {
+        let outcomes = [Outcome::Applied, Outcome::Invalid(InvalidSpec(vec!["x".into()])), Outcome::Failed("x".into())];
+        for (outcome, pods) in outcomes.iter().flat_map(|outcome| [(outcome, pods(1, 1, 0)), (outcome, pods(2, 1, 1))])
+        {
+            for spec in [json!({"l3": {"embedded": {}}}), json!({"l3": {"redis": {"endpoints": ["r:1"]}}})] {
+                let status = status(&cluster_with(&spec), outcome, &pods, at(1));
+                assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()), "{status:?}");
+            }
+        }
     }
 
     #[test]
