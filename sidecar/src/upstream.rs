@@ -134,8 +134,6 @@ pub(crate) struct Upstream {
 impl Handler for Upstream {
     type Tag = Tag;
 
-    fn sending(&mut self, _: &mut Tag) {}
-
     fn reply(&mut self, tag: &mut Tag, index: u16, frame: Bytes) {
         match tag {
             Tag::Relay(relay) => relay.reply = Some(frame),

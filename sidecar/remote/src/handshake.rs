@@ -252,7 +252,7 @@ fn requests(target: &Target, setup: Setup, password: Option<&str>) -> (Vec<u8>, 
             }
         }
     }
-    if setup.database != 0 || steps.is_empty() {
+    if setup.database != 0 {
         encode::command(&mut out, ["SELECT", &setup.database.to_string()]);
         steps.push(Step::Select);
     }

@@ -95,8 +95,6 @@ impl std::fmt::Display for Loss {
 pub trait Handler {
     /// What identifies a request to the handler.
     type Tag;
-    /// The request is about to be sent: what is measured from now on is measured from before the sending.
-    fn sending(&mut self, tag: &mut Self::Tag);
     /// The `index`-th reply of the request.
     fn reply(&mut self, tag: &mut Self::Tag, index: u16, frame: Bytes);
     /// The request is over: all replies were given, or will never be.
@@ -301,8 +299,7 @@ impl<T> Connection<T> {
     }
 
     fn take<H: Handler<Tag = T>>(&mut self, request: Request<T>, handler: &mut H) {
-        let Request { bytes, replies, mut tag } = request;
-        handler.sending(&mut tag);
+        let Request { bytes, replies, tag } = request;
         self.output.extend_from_slice(&bytes);
         if replies == 0 {
             handler.finish(tag, Ok(()));
