@@ -36,11 +36,7 @@ impl Extended {
         if text.len() >= MAX_TEXT {
             return None;
         }
-        let (negative, digits) = match text {
-            [b'-', digits @ ..] => (true, digits),
-            [b'+', digits @ ..] => (false, digits),
-            digits => (false, digits),
-        };
+        let (negative, digits) = split_sign(text);
         if digits.eq_ignore_ascii_case(b"inf") || digits.eq_ignore_ascii_case(b"infinity") {
             return Some(Self::Infinite);
         }
@@ -105,6 +101,13 @@ impl Extended {
     }
 }
 
+fn split_sign(text: &[u8]) -> (bool, &[u8]) {
+    match text.strip_prefix(b"-") {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix(b"+").unwrap_or(text)),
+    }
+}
+
 /// How far `to` is above `from`, or 0.
 fn distance(from: i64, to: i64) -> usize {
     usize::try_from(to - from).unwrap_or(0)
@@ -156,11 +159,7 @@ fn hexadecimal(text: &[u8]) -> Option<(Big, Big)> {
 /// The text before the exponent, and the exponent, cut to what can matter.
 fn split_exponent(text: &[u8], at: Option<usize>) -> Option<(&[u8], i64)> {
     let Some(at) = at else { return Some((text, 0)) };
-    let (negative, digits) = match &text[at + 1..] {
-        [b'-', digits @ ..] => (true, digits),
-        [b'+', digits @ ..] => (false, digits),
-        digits => (false, digits),
-    };
+    let (negative, digits) = split_sign(&text[at + 1..]);
     if digits.is_empty() {
         return None;
     }
