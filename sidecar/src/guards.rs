@@ -15,6 +15,8 @@ pub(crate) enum Guard {
     BumpPinned,
     /// A reply to a command whose keys nobody can name is handed on behind a barrier.
     Barrier,
+    /// A command that replaces a database without a push kills every copy.
+    FlushOnSwap,
     /// Reads behind an unanswered relayed command follow it on its relay.
     ReadsFollowRelay,
     /// A relayed command waits for the session's own fills.
@@ -55,7 +57,7 @@ mod build {
 
     pub(crate) fn engine() -> caddy_engine::Guards {
         use caddy_engine::Guard::{
-            Bump, CurrencyCheck, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
+            Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
         };
         let guards =
             [Bump, CurrencyCheck, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending];

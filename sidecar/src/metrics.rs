@@ -4,7 +4,7 @@
 use caddy_engine::Counter as EngineCounter;
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -31,10 +31,16 @@ pub(crate) struct Metrics {
 pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     let mut registry = Registry::with_prefix("caddy");
     let stats = shared.cache.stats();
-    for (counter, counted) in stats.iter() {
-        let metric: Counter = Counter::default();
-        metric.inc_by(counted);
-        registry.register(counter.name(), help(counter), metric);
+    for (name, help) in FAMILIES {
+        let family = Family::<Vec<(&str, &str)>, Counter>::default();
+        let members = stats.iter().filter_map(|(counter, counted)| {
+            let (family, labels) = series(counter);
+            (family == *name).then_some((labels, counted))
+        });
+        for (labels, counted) in members {
+            family.get_or_create(&labels.into_iter().collect()).inc_by(counted);
+        }
+        registry.register(*name, *help, family);
     }
     let own = &shared.metrics;
     let counters = [
@@ -74,6 +80,61 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     text
 }
 
-fn help(counter: EngineCounter) -> String {
-    format!("Engine counter: {}", counter.name().replace('_', " "))
+/// The families that the engine's counters are shown in.
+const FAMILIES: &[(&str, &str)] = &[
+    ("hits", "Reads answered from a tier"),
+    ("misses", "Reads that found nothing to serve, by reason"),
+    ("uncertain", "Reads that found a copy which could not be vouched for, by what was missing"),
+    ("fills", "Copies put into L2"),
+    ("fills_refused", "Replies not kept, by cause"),
+    ("promotions", "Entries put into L1"),
+    ("demotions", "Entries that left L1, by cause"),
+    ("evictions", "Entries that left L2 for room: valid ones, and void ones that nobody could have read"),
+    ("replacements", "Entries replaced by a newer copy"),
+    ("removals", "Entries removed on request"),
+    ("expirations", "Entries freed after their deadline"),
+    ("reads_below", "Reads of L3 that others can join, by what became of them"),
+];
+
+/// Where an engine counter is shown.
+fn series(counter: EngineCounter) -> (&'static str, Option<(&'static str, &'static str)>) {
+    match counter {
+        EngineCounter::HitL1 => ("hits", Some(("tier", "l1"))),
+        EngineCounter::HitL2 => ("hits", Some(("tier", "l2"))),
+        EngineCounter::MissAbsent => ("misses", Some(("reason", "absent"))),
+        EngineCounter::MissInvalidated => ("misses", Some(("reason", "invalidated"))),
+        EngineCounter::MissExpired => ("misses", Some(("reason", "expired"))),
+        EngineCounter::UncertainFlushed => ("uncertain", Some(("doubt", "flushed"))),
+        EngineCounter::UncertainLapsed => ("uncertain", Some(("doubt", "lapsed"))),
+        EngineCounter::Promoted => ("promotions", None),
+        EngineCounter::DemotedForRoom => ("demotions", Some(("cause", "room"))),
+        EngineCounter::DemotedIdle => ("demotions", Some(("cause", "idle"))),
+        EngineCounter::Filled => ("fills", None),
+        EngineCounter::RefusedInvalidated => ("fills_refused", Some(("cause", "invalidated"))),
+        EngineCounter::RefusedFlushed => ("fills_refused", Some(("cause", "flushed"))),
+        EngineCounter::RefusedExpired => ("fills_refused", Some(("cause", "expired"))),
+        EngineCounter::RefusedTooLarge => ("fills_refused", Some(("cause", "too_large"))),
+        EngineCounter::EvictedForRoom => ("evictions", Some(("cause", "room"))),
+        EngineCounter::EvictedVoid => ("evictions", Some(("cause", "void"))),
+        EngineCounter::Replaced => ("replacements", None),
+        EngineCounter::Removed => ("removals", None),
+        EngineCounter::Expired => ("expirations", None),
+        EngineCounter::FlightLed => ("reads_below", Some(("outcome", "led"))),
+        EngineCounter::FlightJoined => ("reads_below", Some(("outcome", "joined"))),
+        EngineCounter::FlightRefused => ("reads_below", Some(("outcome", "refused"))),
+        EngineCounter::FlightFailed => ("reads_below", Some(("outcome", "failed"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_engine_counter_is_shown_in_a_family() {
+        for counter in EngineCounter::ALL {
+            let (family, _) = series(*counter);
+            assert!(FAMILIES.iter().any(|(name, _)| *name == family), "{family} of {counter:?}");
+        }
+    }
 }

@@ -424,8 +424,8 @@ impl Story<'_> {
     /// Reads answered by L1 and by L2 of a pod's sidecar.
     fn tier_hits(&self, pod: &Pod) -> Result<(u64, u64)> {
         let metrics = Metrics::of(self.cluster, pod)?;
-        ensure!(metrics.text().contains("caddy_hits_l1_total"), "no caddy_hits_l1_total in:\n{}", metrics.text());
-        Ok((metrics.sum("caddy_hits_l1_total", &[]), metrics.sum("caddy_hits_l2_total", &[])))
+        ensure!(metrics.text().contains("caddy_hits_total"), "no caddy_hits_total in:\n{}", metrics.text());
+        Ok((metrics.sum("caddy_hits_total", &["tier=\"l1\""]), metrics.sum("caddy_hits_total", &["tier=\"l2\""])))
     }
 }
 

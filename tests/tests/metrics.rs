@@ -1,4 +1,4 @@
-//! `docs/metrics.md` against a running sidecar: every metric has a row, and every row is about a metric that is there.
+//! `docs/metrics.md` against a running sidecar: every series has a row, and every row is about a series that is there.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -15,7 +15,15 @@ fn every_metric_of_a_sidecar_is_documented_with_its_type() {
     let text = sidecar.metrics().unwrap();
     assert!(text.contains("# EOF"), "not OpenMetrics:\n{text}");
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    let real: BTreeMap<&str, &str> = types.collect();
+    let types: BTreeMap<&str, &str> = types.collect();
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let real: BTreeMap<String, &str> = samples
+        .map(|sample| {
+            let series = sample.rsplit_once(' ').unwrap().0.replace("_total", "");
+            let kind = types[series.split('{').next().unwrap()];
+            (series, kind)
+        })
+        .collect();
     let section = &DOC[DOC.find("\n## Sidecar\n").unwrap() + 4..];
     let section = &section[..section.find("\n## ").unwrap_or(section.len())];
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `caddy_"));
@@ -25,6 +33,5 @@ fn every_metric_of_a_sidecar_is_documented_with_its_type() {
             (format!("caddy_{name}"), rest.split('|').nth(1).unwrap().trim())
         })
         .collect();
-    let documented: BTreeMap<&str, &str> = documented.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
     assert_eq!(documented, real);
 }

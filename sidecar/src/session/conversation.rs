@@ -60,7 +60,7 @@ pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
         commands::Effect::WritesKeys if !hold(Guard::BumpBeforeAnswer) => return effect,
         commands::Effect::ReadsKeys | commands::Effect::WritesKeys => {}
         commands::Effect::KeysUnknown => effect.barrier = hold(Guard::Barrier),
-        commands::Effect::Flush => effect.flush = true,
+        commands::Effect::Flush => effect.flush = hold(Guard::FlushOnSwap),
     }
     let positions = row.keys(args.len(), |index| args.get(index));
     effect.keys.extend(positions.iter().map(|position| KeyHash::of(args.get(*position))));
