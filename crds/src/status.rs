@@ -29,7 +29,7 @@ pub struct CacheClusterStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodCounts {
-    /// Pods with the label.
+    /// Pods with the label, without those that cannot have a sidecar (their owners were told why).
     #[schemars(range(min = 0, max = i32::MAX))]
     pub selected: i32,
     /// Those of them that have a sidecar. The others were created while no operator answered, or could not get one.

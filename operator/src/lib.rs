@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod capabilities;
 pub mod certs;
+pub mod context;
 pub mod events;
 pub mod http;
 pub mod inject;

@@ -5,11 +5,10 @@
 
 use crate::{
     admin::Readiness,
-    events::EventSink,
+    context::Context,
     inject::{Shape, template_hash},
-    metrics::{self, Metrics},
+    metrics,
     plan::{self, Note, NoteKind, Outcome, PodTally},
-    settings::Settings,
 };
 use caddy_crds::{CacheCluster, CacheClusterStatus, names};
 use futures::{Stream, StreamExt as _, future};
@@ -58,12 +57,9 @@ pub enum ReconcileError {
 }
 
 /// Everything that reconciling needs.
-pub struct Reconciler {
-    client: Client,
+struct Reconciler {
+    context: Context,
     pods: Store<Pod>,
-    settings: Arc<Settings>,
-    events: EventSink,
-    metrics: Arc<Metrics>,
     /// Failures in a row.
     failures: Mutex<HashMap<ObjectRef<CacheCluster>, u32>>,
 }
@@ -94,24 +90,10 @@ impl Default for Caches {
 }
 
 /// Runs until the shutdown.
-pub async fn run(
-    client: Client,
-    caches: Caches,
-    settings: Arc<Settings>,
-    events: EventSink,
-    metrics: Arc<Metrics>,
-    readiness: Arc<Readiness>,
-    shutdown: CancellationToken,
-) {
+pub async fn run(context: Context, caches: Caches, readiness: Arc<Readiness>, shutdown: CancellationToken) {
     let Caches { clusters, pods, clusters_writer, pods_writer } = caches;
-    let reconciler = Arc::new(Reconciler {
-        client: client.clone(),
-        pods: pods.clone(),
-        settings,
-        events,
-        metrics,
-        failures: Mutex::default(),
-    });
+    let client = context.client.clone();
+    let reconciler = Arc::new(Reconciler { context, pods: pods.clone(), failures: Mutex::default() });
     let told = reconciler.clone();
     let deleted = move |event: &Result<watcher::Event<CacheCluster>, watcher::Error>| {
         if let Ok(watcher::Event::Delete(cluster)) = event {
@@ -172,6 +154,9 @@ fn strip(pod: &mut Pod) {
         pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
             containers: names(spec.containers),
             init_containers: spec.init_containers.map(names),
+            restart_policy: spec.restart_policy,
+            host_network: spec.host_network,
+            os: spec.os,
             ..Default::default()
         });
     }
@@ -193,14 +178,14 @@ impl Reconciler {
             Outcome::Invalid(_) => "invalid",
             Outcome::Failed(_) => "failed",
         };
-        this.metrics.reconciliations.get_or_create(&metrics::Outcome { outcome: word }).inc();
+        this.context.metrics.reconciliations.get_or_create(&metrics::Outcome { outcome: word }).inc();
         let status = plan::status(&cluster, &outcome, &this.tally(&cluster), Timestamp::now());
         this.report(&cluster, status).await?;
         if let Outcome::Failed(reason) = outcome {
             return Err(ReconcileError::ApplyConfigMap { name: names::config_map(&cluster.name_any()), reason });
         }
         this.failures.lock().remove(&ObjectRef::from_obj(&*cluster));
-        Ok(Action::requeue(this.settings.resync()))
+        Ok(Action::requeue(this.context.settings.resync()))
     }
 
     async fn apply(&self, cluster: &CacheCluster) -> Outcome {
@@ -208,7 +193,8 @@ impl Reconciler {
             Ok(map) => map,
             Err(invalid) => return Outcome::Invalid(invalid),
         };
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &cluster.namespace().unwrap_or_default());
+        let api: Api<ConfigMap> =
+            Api::namespaced(self.context.client.clone(), &cluster.namespace().unwrap_or_default());
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         match timeout(WRITE, api.patch(&map.name_any(), &params, &Patch::Apply(&map))).await {
             Ok(Ok(_)) => Outcome::Applied,
@@ -219,9 +205,9 @@ impl Reconciler {
 
     fn tally(&self, cluster: &CacheCluster) -> PodTally {
         let pods = self.pods_of(cluster);
-        let defaults = self.settings.defaults();
+        let defaults = self.context.settings.defaults();
         let template = template_hash(&Shape::of(cluster, &defaults));
-        plan::tally(pods.iter().map(AsRef::as_ref), &template)
+        plan::tally(pods.iter().map(AsRef::as_ref), &template, self.context.form())
     }
 
     fn pods_of(&self, cluster: &CacheCluster) -> Vec<Arc<Pod>> {
@@ -234,7 +220,8 @@ impl Reconciler {
         if cluster.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        let api: Api<CacheCluster> = Api::namespaced(self.client.clone(), &cluster.namespace().unwrap_or_default());
+        let api: Api<CacheCluster> =
+            Api::namespaced(self.context.client.clone(), &cluster.namespace().unwrap_or_default());
         let patch = json!({
             "apiVersion": CacheCluster::api_version(&()),
             "kind": CacheCluster::kind(&()),
@@ -250,7 +237,7 @@ impl Reconciler {
             Err(_) => return Err(ReconcileError::PatchStatus { reason: format!("no answer within {WRITE:?}") }),
         }
         for note in plan::notes(cluster.status.as_ref(), &status) {
-            self.events.publish(note, cluster.object_ref(&()));
+            self.context.events.publish(note, cluster.object_ref(&()));
         }
         Ok(())
     }
@@ -265,7 +252,7 @@ impl Reconciler {
         );
         tracing::info!(cluster = cluster.name_any(), namespace = cluster.namespace(), serving, "CacheCluster deleted");
         let kind = if serving == 0 { NoteKind::Normal } else { NoteKind::Warning };
-        self.events.publish(Note { kind, reason: "CacheClusterDeleted", text }, cluster.object_ref(&()));
+        self.context.events.publish(Note { kind, reason: "CacheClusterDeleted", text }, cluster.object_ref(&()));
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "the controller hands these over")]

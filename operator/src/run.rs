@@ -4,6 +4,7 @@ use crate::{
     admin::{Readiness, answer},
     capabilities::Capabilities,
     certs::{keeper::Keeper, resolver::Resolver},
+    context::Context,
     events::{self, EventSink},
     http::{bind, serve},
     metrics::Metrics,
@@ -39,7 +40,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
     let (metrics, readiness, resolver) =
         (Arc::new(Metrics::new()), Arc::new(Readiness::default()), Arc::new(Resolver::default()));
-    let (event_sink, event_queue) = EventSink::new(metrics.clone());
+    let (events, event_queue) = EventSink::new(metrics.clone());
     let caches = Caches::new();
     let mut supervisor = Supervisor::new();
     let shutdown = supervisor.shutdown();
@@ -59,14 +60,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         Ok(())
     });
 
-    let webhook = Webhook {
+    let context = Context {
         client: client.clone(),
-        clusters: caches.clusters.clone(),
-        capabilities: capabilities.clone(),
         settings: settings.clone(),
-        events: event_sink.clone(),
+        capabilities: capabilities.clone(),
+        events,
         metrics: metrics.clone(),
     };
+    let webhook = Webhook { context: context.clone(), clusters: caches.clusters.clone() };
     let tls = resolver.clone().server_config()?;
     let webhook_handler = move |request| webhook.clone().answer(request);
     let stop = shutdown.clone();
@@ -91,15 +92,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         Ok(())
     });
 
-    let sending = events::send(client.clone(), event_queue, metrics.clone(), shutdown.clone());
+    let sending = events::send(client.clone(), event_queue, metrics, shutdown.clone());
     supervisor.spawn("events", async move {
         sending.await;
         Ok(())
     });
-    supervisor.spawn("version", follow_version(client.clone(), capabilities, shutdown.clone()));
+    supervisor.spawn("version", follow_version(client, capabilities, shutdown.clone()));
     supervisor.spawn("signals", terminate(readiness.clone(), shutdown.clone()));
 
-    let reconciling = reconcile::run(client, caches, settings, event_sink, metrics, readiness, shutdown);
+    let reconciling = reconcile::run(context, caches, readiness, shutdown);
     supervisor.spawn("reconciler", async move {
         reconciling.await;
         Ok(())

@@ -61,8 +61,8 @@ pub fn inject(pod: &Value, cluster: &CacheCluster, form: SidecarForm, defaults: 
     }
 }
 
-/// Why a sidecar could not work in this pod.
-fn unfit(pod: &Value, form: SidecarForm) -> Option<String> {
+/// Why a sidecar could not work in this pod, whatever its CacheCluster says.
+pub fn unfit(pod: &Value, form: SidecarForm) -> Option<String> {
     let spec = &pod["spec"];
     let restart = spec["restartPolicy"].as_str().unwrap_or("Always");
     if form == SidecarForm::Plain && restart != "Always" {

@@ -1,5 +1,6 @@
 //! Counting the pods of a CacheCluster: who asks, who got a sidecar, whose sidecar is not the one of today.
 
+use crate::{capabilities::SidecarForm, inject::unfit};
 use caddy_crds::{PodCounts, names};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -23,13 +24,18 @@ impl PodTally {
     }
 }
 
-/// Counts pods that have not ended. `template` is what a pod injected today would carry.
-pub fn tally<'a>(pods: impl Iterator<Item = &'a Pod>, template: &str) -> PodTally {
+/// Counts pods that have not ended and can have a sidecar. `template` is what a pod injected today would carry, `form`
+/// how the sidecar would stand in it.
+pub fn tally<'a>(pods: impl Iterator<Item = &'a Pod>, template: &str, form: SidecarForm) -> PodTally {
     let mut tally = PodTally::default();
     let mut missed = Vec::new();
     for pod in pods.filter(|pod| lives(pod)) {
+        let injected = has_sidecar(pod);
+        if !injected && cannot(pod, form) {
+            continue;
+        }
         tally.counts.selected = tally.counts.selected.saturating_add(1);
-        if !has_sidecar(pod) {
+        if !injected {
             missed.push(pod.name_any());
             continue;
         }
@@ -51,6 +57,11 @@ pub fn has_sidecar(pod: &Pod) -> bool {
     spec.containers.iter().chain(init).any(|container| container.name == names::SIDECAR_CONTAINER)
 }
 
+/// Whether injection left the pod alone for good; its owner was told why.
+fn cannot(pod: &Pod, form: SidecarForm) -> bool {
+    serde_json::to_value(pod).is_ok_and(|pod| unfit(&pod, form).is_some())
+}
+
 fn lives(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
@@ -63,7 +74,7 @@ mod tests {
     use serde_json::json;
 
     fn counts(pods: &[Pod]) -> (i32, i32, i32) {
-        let PodCounts { selected, injected, stale } = tally(pods.iter(), "today").counts;
+        let PodCounts { selected, injected, stale } = tally(pods.iter(), "today", SidecarForm::Plain).counts;
         (selected, injected, stale)
     }
 
@@ -107,11 +118,18 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_cannot_have_a_sidecar_are_not_missed() {
+        let job = pod(&json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "app"}]}}));
+        assert_eq!(tally([&job].into_iter(), "today", SidecarForm::Plain).missing(), 0);
+        assert_eq!(tally([&job].into_iter(), "today", SidecarForm::Native).missing(), 1);
+    }
+
+    #[test]
     fn pods_without_a_sidecar_are_named_a_few() {
         let bare =
             |n: i32| pod(&json!({"metadata": {"name": format!("p{n}")}, "spec": {"containers": [{"name": "app"}]}}));
         let pods: Vec<Pod> = (0..9).rev().map(bare).collect();
-        let tally = tally(pods.iter(), "today");
+        let tally = tally(pods.iter(), "today", SidecarForm::Plain);
         assert_eq!((tally.missing(), tally.missed.join(" ").as_str()), (9, "p0 p1 p2 p3 p4"));
     }
 }

@@ -6,19 +6,16 @@
 pub mod review;
 
 use crate::{
-    capabilities::{Capabilities, SidecarForm},
-    events::EventSink,
+    context::Context,
     http::{Reply, reply, text},
-    metrics::{Metrics, Outcome},
-    settings::Settings,
+    metrics::Outcome,
 };
-use arc_swap::ArcSwap;
 use caddy_crds::CacheCluster;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use kube::{
-    Api, Client,
+    Api,
     runtime::reflector::{ObjectRef, Store},
 };
 use review::{Answer, Lookup, Policy, Review};
@@ -35,18 +32,10 @@ const READ: Duration = Duration::from_secs(2);
 /// Everything that answering needs.
 #[derive(Clone)]
 pub struct Webhook {
-    /// For the live GET.
-    pub client: Client,
+    /// Shared with the other tasks.
+    pub context: Context,
     /// CacheClusters as last seen.
     pub clusters: Store<CacheCluster>,
-    /// What the server can do.
-    pub capabilities: Arc<ArcSwap<Capabilities>>,
-    /// Flags.
-    pub settings: Arc<Settings>,
-    /// Events.
-    pub events: EventSink,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
 }
 
 impl Webhook {
@@ -69,18 +58,18 @@ impl Webhook {
             Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         };
         let answer = self.decide(&review).await;
-        self.metrics.admissions.get_or_create(&Outcome { outcome: answer.outcome }).inc();
-        self.metrics.admission_seconds.observe(started.elapsed().as_secs_f64());
+        self.context.metrics.admissions.get_or_create(&Outcome { outcome: answer.outcome }).inc();
+        self.context.metrics.admission_seconds.observe(started.elapsed().as_secs_f64());
         self.tell(&review, &answer);
         reply(StatusCode::OK, "application/json", answer.body(&review.uid))
     }
 
     async fn decide(&self, review: &Review) -> Answer {
         let policy = Policy {
-            form: self.form(),
-            defaults: self.settings.defaults(),
-            on_missing: self.settings.on_missing_cluster,
-            failure: self.settings.failure_policy,
+            form: self.context.form(),
+            defaults: self.context.settings.defaults(),
+            on_missing: self.context.settings.on_missing_cluster,
+            failure: self.context.settings.failure_policy,
         };
         match review.cluster() {
             Some(name) => review::decide(review, self.find(&review.namespace, name).await, &policy),
@@ -88,15 +77,11 @@ impl Webhook {
         }
     }
 
-    fn form(&self) -> SidecarForm {
-        self.settings.sidecar_form.unwrap_or_else(|| self.capabilities.load().form())
-    }
-
     async fn find(&self, namespace: &str, name: &str) -> Lookup {
         if let Some(cluster) = self.clusters.get(&ObjectRef::new(name).within(namespace)) {
             return Lookup::Found(cluster);
         }
-        let api: Api<CacheCluster> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<CacheCluster> = Api::namespaced(self.context.client.clone(), namespace);
         match timeout(LOOKUP, api.get_opt(name)).await {
             Ok(Ok(Some(cluster))) => Lookup::Found(Arc::new(cluster)),
             Ok(Ok(None)) => Lookup::Missing,
@@ -110,7 +95,7 @@ impl Webhook {
         let Some(note) = &answer.note else { return };
         tracing::info!(namespace = review.namespace, reason = note.reason, dry_run = review.dry_run, "{}", note.text);
         if let (false, Some(owner)) = (review.dry_run, review.owner()) {
-            self.events.publish(note.clone(), owner);
+            self.context.events.publish(note.clone(), owner);
         }
     }
 }
