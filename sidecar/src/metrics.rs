@@ -33,13 +33,20 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     let stats = shared.cache.stats();
     for (name, help) in FAMILIES {
         let family = Family::<Vec<(&str, &str)>, Counter>::default();
-        let members = stats.iter().filter_map(|(counter, counted)| {
-            let (family, labels) = series(counter);
-            (family == *name).then_some((labels, counted))
-        });
-        for (labels, counted) in members {
-            family.get_or_create(&labels.into_iter().collect()).inc_by(counted);
+        for (counter, counted) in stats.iter() {
+            match series(counter) {
+                (of, Some(label)) if of == *name => {
+                    family.get_or_create(&vec![label]).inc_by(counted);
+                }
+                (of, None) if of == *name => {
+                    let alone: Counter = Counter::default();
+                    alone.inc_by(counted);
+                    registry.register(*name, *help, alone);
+                }
+                _ => {}
+            }
         }
+        // Without labels it has no members, and is not written.
         registry.register(*name, *help, family);
     }
     let own = &shared.metrics;

@@ -16,7 +16,8 @@ fn every_metric_of_a_sidecar_is_documented_with_its_type() {
     assert!(text.contains("# EOF"), "not OpenMetrics:\n{text}");
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let types: BTreeMap<&str, &str> = types.collect();
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    let samples = body.lines().filter(|line| !line.starts_with('#'));
     let real: BTreeMap<String, &str> = samples
         .map(|sample| {
             let series = sample.rsplit_once(' ').unwrap().0.replace("_total", "");
