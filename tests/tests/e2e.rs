@@ -265,8 +265,15 @@ impl Story<'_> {
             ensure!(pods["selected"] == 2 && pods["injected"] == 1, "status.pods is {pods}");
             Ok(())
         })?;
-        self.cluster.kubectl(["delete", "pod", &pods[0].name, "-n", SHOP, "--wait=false"])?;
-        let (pods, _) = eventually("its replacement has a sidecar", PATIENCE, || self.ready_pods(2, true))?;
+        let deployment = format!("deployment/{operator}");
+        self.cluster.kubectl(["rollout", "status", &deployment, "-n", SYSTEM, "--timeout=120s"])?;
+        let (pods, _) = eventually("a pod that replaces it has a sidecar", PATIENCE, || {
+            // the Service's rules follow the operator's readiness after a moment, so one replacement may come too early
+            for missed in self.ready_pods_of(false)? {
+                self.cluster.kubectl(["delete", "pod", &missed.name, "-n", SHOP, "--wait=false"])?;
+            }
+            self.ready_pods(2, true)
+        })?;
         let [a, b] = <[Pod; 2]>::try_from(pods).map_err(|pods| anyhow::anyhow!("not two pods: {pods:?}"))?;
         Ok([a, b])
     }
@@ -372,14 +379,22 @@ impl Story<'_> {
 
     // === what the cluster says ===
 
-    /// The names of the pods that are Ready and have a sidecar, or have none; exactly `count` of them.
+    /// The pods that are Ready and have a sidecar, or have none.
+    fn ready_pods_of(&self, injected: bool) -> Result<Vec<Pod>> {
+        let pods = self.cluster.pods(SHOP, "app=shop")?.into_iter();
+        let fit = pods.filter(|(_, object)| has_sidecar(object) == injected && is_ready(object));
+        Ok(fit.map(|(pod, _)| pod).collect())
+    }
+
+    /// The same, when they are exactly `count`.
     fn ready_pods(&self, count: usize, injected: bool) -> Result<Vec<Pod>> {
-        let pods = self.cluster.pods(SHOP, "app=shop")?;
-        let fit = pods.iter().filter(|(_, object)| has_sidecar(object) == injected && is_ready(object));
-        let fit: Vec<_> = fit.map(|(pod, _)| pod.clone()).collect();
-        let shown: Vec<_> =
-            pods.iter().map(|(pod, object)| (&pod.name, has_sidecar(object), is_ready(object))).collect();
-        ensure!(fit.len() == count, "pods (name, sidecar, Ready): {shown:?}");
+        let fit = self.ready_pods_of(injected)?;
+        if fit.len() != count {
+            let pods = self.cluster.pods(SHOP, "app=shop")?;
+            let shown: Vec<_> =
+                pods.iter().map(|(pod, object)| (&pod.name, has_sidecar(object), is_ready(object))).collect();
+            bail!("pods (name, sidecar, Ready): {shown:?}");
+        }
         Ok(fit)
     }
 
