@@ -73,8 +73,8 @@ impl fmt::Display for ProtocolError {
             Self::InvalidMultibulkLength => "invalid multibulk length",
             Self::InvalidBulkLength => "invalid bulk length",
             Self::ExpectedBulk(byte) => {
-                // A control byte would end the error line; Redis replaces those by a space, too.
-                let shown = if byte.is_ascii_graphic() { char::from(*byte) } else { ' ' };
+                // Line ends become spaces, as in Redis; what is not ASCII would be no text.
+                let shown = if byte.is_ascii() && !b"\r\n".contains(byte) { char::from(*byte) } else { ' ' };
                 return write!(f, "expected '$', got '{shown}'");
             }
             Self::TooBigInlineRequest => "too big inline request",
