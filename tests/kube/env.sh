@@ -14,8 +14,8 @@ SERVERS="kube-apiserver kube-controller-manager kube-scheduler kubelet kube-prox
 # what of a node $KUBEBUILDER_ASSETS lacks; envtest's folder holds only an API server, etcd and kubectl
 missing_servers() { local b; for b in $SERVERS; do [ -x "${KUBEBUILDER_ASSETS:-}/$b" ] || printf ' %s' "$b"; done; }
 case "${CADDY_TEST_KUBECONFIG:-}" in   # either of them may be named on purpose
-  /run/caddy-kube/*) FLAVOUR=packaged;;
-  /run/caddy-kube-newer/*) FLAVOUR=newer;;
+  /run/caddy-kube-newer*) FLAVOUR=newer;;
+  /run/caddy-kube*) FLAVOUR=packaged;;
   *) if [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -z "$(missing_servers)" ]; then FLAVOUR=newer; else FLAVOUR=packaged; fi;;
 esac
 if [ $FLAVOUR = newer ]; then
@@ -26,6 +26,12 @@ else
   NODE=caddy-kube NET=20
   export PATH="$BIN:$ROOT/usr/sbin:$ROOT/usr/bin:$ROOT/sbin:$PATH"
 fi
+# CADDY_KUBE_INSTANCE (1 to 9) gives another node of the same flavour, for a second run beside the first
+case "${CADDY_KUBE_INSTANCE:-}" in
+  "") ;;
+  [1-9]) NODE="$NODE-$CADDY_KUBE_INSTANCE" NET=$((NET + CADDY_KUBE_INSTANCE));;
+  *) die "CADDY_KUBE_INSTANCE=$CADDY_KUBE_INSTANCE: it must be 1 to 9";;
+esac
 KUBE_RUN="/run/$NODE"                  # state of the running node: PKI, logs, pids, containerd, etcd
 KUBECONFIG_FILE="$KUBE_RUN/admin.kubeconfig"
 CTR_SOCK="$KUBE_RUN/containerd.sock"
