@@ -19,6 +19,8 @@ pub(crate) enum Guard {
     FlushOnSwap,
     /// Reads behind an unanswered relayed command follow it on its relay.
     ReadsFollowRelay,
+    /// Behind an unanswered read of a key the session is not served an older copy of it.
+    ReadsFollowOwnReads,
     /// A relayed command waits for the session's own fills.
     WritesWaitForFills,
     /// Pushes are applied where they stand in the stream.
@@ -59,8 +61,16 @@ mod build {
         use caddy_engine::Guard::{
             Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
         };
-        let guards =
-            [Bump, CurrencyCheck, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending];
+        let guards = [
+            Bump,
+            CurrencyCheck,
+            Expiry,
+            FillToken,
+            FlushOnLoss,
+            JoinOnlyLiveFlights,
+            JoinerAgeLimit,
+            ProofFromSending,
+        ];
         let dropped = guards.into_iter().find(|guard| *DROPPED == format!("{guard:?}"));
         dropped.map_or_else(caddy_engine::Guards::default, caddy_engine::Guards::without)
     }

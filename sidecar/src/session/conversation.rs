@@ -46,6 +46,17 @@ pub(crate) enum Pending {
     /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
     /// could not be proved.
     Filling { request: Bytes, effect: Effect, unproven: Option<Cached> },
+    /// The same of several keys at one moment.
+    FillingMany { request: Bytes, effect: Effect },
+}
+
+/// A read of this session that is under way on the tracked connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OwnRead {
+    /// In the newest flight of the key, or one before it.
+    Flight,
+    /// In a request of its own, which flights of the key may precede.
+    Many,
 }
 
 const CONNECTION_HINT: &str =
@@ -178,6 +189,19 @@ impl Conversation {
         self.replies.waiting() > 0 && matches!(self.stream, Stream::Relay(..)) && hold(Guard::ReadsFollowRelay)
     }
 
+    /// Whether this session waits for a read of the key: what that shows may be newer than a copy, so the copy must not be
+    /// served behind it.
+    pub(super) fn own_read_of(&self, key: KeyHash) -> Option<OwnRead> {
+        if self.replies.waiting() == 0 || !hold(Guard::ReadsFollowOwnReads) {
+            return None;
+        }
+        self.replies.pending().fold(None, |found, pending| match pending {
+            Pending::FillingMany { effect, .. } if effect.keys.contains(&key) => Some(OwnRead::Many),
+            Pending::Filling { effect, .. } if effect.keys.contains(&key) => found.or(Some(OwnRead::Flight)),
+            _ => found,
+        })
+    }
+
     // === passing on ===
 
     /// Passes a request on as bytes, behind whatever of this session is under way there.
@@ -247,8 +271,12 @@ impl Conversation {
 
     /// A fill failed: the read goes over the relay, unless the rules for unproven copies say otherwise.
     fn bypass(&mut self, seq: u64) {
-        let Some(Pending::Filling { request, effect, unproven }) = self.replies.pending_mut(seq) else { return };
-        let (request, effect, unproven) = (std::mem::take(request), std::mem::take(effect), unproven.take());
+        let (request, effect, unproven) = match self.replies.pending_mut(seq) {
+            Some(Pending::Filling { request, effect, unproven }) => (request, effect, unproven.take()),
+            Some(Pending::FillingMany { request, effect }) => (request, effect, None),
+            _ => return,
+        };
+        let (request, effect) = (std::mem::take(request), std::mem::take(effect));
         if let Some(answer) = unproven.and_then(|copy| self.answer_unproven(&copy)) {
             self.complete(seq, answer);
             return;
@@ -287,6 +315,6 @@ impl Conversation {
 
     /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for.
     pub(crate) fn is_selecting(&self) -> bool {
-        self.replies.any_pending(|pending| matches!(pending, Pending::Selecting(_) | Pending::Executing(Some(_))))
+        self.replies.pending().any(|pending| matches!(pending, Pending::Selecting(_) | Pending::Executing(Some(_))))
     }
 }

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, effect},
+    conversation::{Conversation, Flow, OwnRead, Pending, Stream, effect},
 };
 use crate::{
     cache::{Cached, KeyRef, TierKey, Waiter},
@@ -58,6 +58,12 @@ impl Conversation {
     fn get(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let key = args.get(1);
         let hash = KeyHash::of(key);
+        match self.own_read_of(hash) {
+            None => {}
+            // A copy may be older than what the session is about to be shown; that flight, or a newer one, is not.
+            Some(OwnRead::Flight) => return self.miss(row, args, key, hash, None),
+            Some(OwnRead::Many) => return Flow::Hold,
+        }
         // Straight into the output if nothing is in front of it: the hit path copies once and allocates nothing.
         let found = if self.replies.is_empty() {
             let mut out = std::mem::take(&mut self.out);
@@ -84,6 +90,10 @@ impl Conversation {
             Found::Unproven(copy) => Some(copy),
             Found::Absent => None,
         };
+        self.miss(row, args, key, hash, unproven)
+    }
+
+    fn miss(&mut self, row: &'static Row, args: Args<'_>, key: &[u8], hash: KeyHash, unproven: Option<Cached>) -> Flow {
         match self.fill_path(&[key]) {
             FillPath::Lane(lane) => self.fill(&lane, args, key, hash, unproven),
             FillPath::Hold => Flow::Hold,
@@ -244,6 +254,9 @@ impl Conversation {
     /// Local only if every key hits; else all are read together, so that the answer is of one moment.
     fn mget(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let keys: SmallVec<[&[u8]; 16]> = args.from(1).collect();
+        if keys.iter().any(|key| self.own_read_of(KeyHash::of(key)).is_some()) {
+            return Flow::Hold;
+        }
         let mut values = Vec::new();
         let all_hit = keys.iter().all(|key| {
             let render = |value: &Cached, _, protocol| value.encode(protocol, &mut values);
@@ -276,7 +289,7 @@ impl Conversation {
             .collect();
         let effect = effect(row, args);
         self.stream = Stream::Tracked(self.client.database);
-        let seq = self.replies.expect(Pending::Filling { request: args.to_bytes(), effect, unproven: None });
+        let seq = self.replies.expect(Pending::FillingMany { request: args.to_bytes(), effect });
         let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
         let many = FillMany { keys: tokens, waiter, reply: None, pttls: Vec::with_capacity(keys.len()) };
         let request = fill_many_request(keys.iter().copied(), Tag::FillMany(Box::new(many)));
@@ -293,6 +306,9 @@ impl Conversation {
     /// EXISTS, STRLEN, TTL, PTTL: from the copy that a GET left, else over the relay.
     pub(super) fn derived(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if !self.is_behind_relay() {
+            if args.from(1).any(|key| self.own_read_of(KeyHash::of(key)).is_some()) {
+                return Flow::Hold;
+            }
             let mut sum = 0;
             let render = derivation(row.name);
             let now = self.now;

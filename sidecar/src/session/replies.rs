@@ -72,9 +72,12 @@ impl<P> Replies<P> {
         }
     }
 
-    /// Whether one of the requests that wait is such.
-    pub(crate) fn any_pending(&self, is_such: impl Fn(&P) -> bool) -> bool {
-        self.slots.iter().any(|slot| matches!(slot, Slot::Waiting(pending) if is_such(pending)))
+    /// What was remembered of the requests that wait, in their order.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = &P> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Waiting(pending) => Some(pending),
+            Slot::Ready(_) => None,
+        })
     }
 
     /// How many replies are held back.
