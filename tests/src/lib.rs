@@ -1,9 +1,12 @@
 //! Local Kubernetes, end-to-end, conformance and chaos tests.
 
+pub mod chaos;
 pub mod e2e;
 pub mod history;
 pub mod proxy;
 pub mod random;
 pub mod redis;
+pub mod scenarios;
 pub mod sidecar;
 pub mod wire;
+pub mod world;

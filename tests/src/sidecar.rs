@@ -243,12 +243,13 @@ impl Sidecar {
         self.http("/metrics")
     }
 
-    /// The value of one metric without labels.
+    /// The value of one metric, all labels together.
     pub fn metric(&self, name: &str) -> Result<u64> {
         let text = self.metrics()?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let value = line.with_context(|| format!("there is no metric {name} in:\n{text}"))?;
-        value.trim().parse().with_context(|| format!("{name} is {value}"))
+        let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix([' ', '{']));
+        let values: Vec<u64> = samples.filter_map(|sample| sample.rsplit(['}', ' ']).next()?.parse().ok()).collect();
+        ensure!(!values.is_empty(), "there is no metric {name} in:\n{text}");
+        Ok(values.into_iter().sum())
     }
 
     /// A page of its admin port.

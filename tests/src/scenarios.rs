@@ -1,0 +1,416 @@
+//! What coherence promises, each as a short story that ends in a [`Violation`](crate::world::Violation) when the promise
+//! is broken.
+//!
+//! The stories are those by which the model of the design breaks when a guard is dropped; here they are forced on the real
+//! sidecar and a real Redis, by holding back what would have to be late. `tests/coherence.rs` runs them on the sidecar,
+//! `tests/mutations.rs` on sidecars that lack a guard. A scenario decides by what clients see, never by a tight time.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    proxy::{
+        BOTH, Class,
+        Direction::{ToClient, ToServer},
+    },
+    world::{Client, LONG, MOMENT, Pod, Subject, World, must},
+};
+
+/// One story.
+pub type Scenario = fn(&Subject) -> Result<()>;
+
+/// A pause that no promise depends on: it lets what could go wrong go wrong.
+fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// What a request is answered, at once if it is so, else when the connections are healed.
+fn now_or_healed(pod: &Pod, client: &mut Client, command: &str) -> Result<String> {
+    client.send(command)?;
+    now_or_healed_reply(pod, client)
+}
+
+fn now_or_healed_reply(pod: &Pod, client: &mut Client) -> Result<String> {
+    match client.reply_within(MOMENT)? {
+        Some(reply) => Ok(reply),
+        None => {
+            pod.proxy.heal();
+            client.reply()
+        }
+    }
+}
+
+// === a session and its own requests ===
+
+/// The reply to a write is followed by a read before any push has come.
+pub fn own_write_is_read_back(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    ensure!(client.ask("SET k v1")? == "OK", "SET");
+    let read = now_or_healed(world.pod(), &mut client, "GET k")?;
+    must(read == "v1", format!("read your writes: SET k v1 was answered, then GET k answered {read}"))
+}
+
+/// The same between sessions of two workers, each with a copy in its own L1, hot and without faults.
+pub fn writes_are_seen_by_the_other_worker(subject: &Subject) -> Result<()> {
+    let world = World::with(subject, 1, |options| options.workers(2).max_staleness(LONG).timeout(LONG))?;
+    let (mut writer, mut reader) = (world.cached("k", "v")?, world.pod().connect()?);
+    for round in 0..40 {
+        for _ in 0..15 {
+            writer.ask("GET k")?;
+            reader.ask("GET k")?;
+        }
+        writer.ask(&format!("SET k {round}"))?;
+        let read = reader.ask("GET k")?;
+        must(read == round.to_string(), format!("SET k {round} was answered, the other worker then read {read}"))?;
+        std::mem::swap(&mut writer, &mut reader);
+    }
+    Ok(())
+}
+
+/// `SET k; GET k` in one write, with a copy of the old value at hand.
+pub fn pipelined_read_follows_the_write(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    let replies = client.pipeline(&["SET k v1", "GET k"])?;
+    must(replies == ["OK", "v1"], format!("SET k v1, GET k in one write were answered {replies:?}"))
+}
+
+/// `GETRANGE k; GET k` in one write, the push of the newer state being late: replies may not run backwards.
+pub fn pipelined_read_follows_the_relayed_read(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    client.send_all(&["GETRANGE k 0 -1", "GET k"])?;
+    let first = now_or_healed_reply(world.pod(), &mut client)?;
+    let second = now_or_healed_reply(world.pod(), &mut client)?;
+    must(first == "v1" && second == "v1", format!("GETRANGE k, GET k in one write were answered {first}, {second}"))
+}
+
+/// `MGET k other; GET k` in one write: the MGET has to be read afresh and shows a newer state than the copy of k.
+pub fn pipelined_read_follows_the_read_of_many(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    world.pod().proxy.wait_for_push(Class::Tracked)?;
+    client.send_all(&["MGET k other", "GET k"])?;
+    pause(MOMENT);
+    world.pod().proxy.heal();
+    let (many, one) = (client.reply()?, client.reply()?);
+    let backwards = many == "[v1, (nil)]" && one != "v1";
+    must(!backwards, format!("MGET k other, GET k in one write were answered {many}, {one}"))
+}
+
+/// `GET k; SET k` in one write, the GET being held up on its way: it may not see the future.
+pub fn pipelined_write_waits_for_the_read(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("other", "x")?;
+    ensure!(world.foreign("SET k v0")? == "OK", "SET");
+    world.pod().proxy.stall(Class::Tracked, ToServer);
+    client.send_all(&["GET k", "SET k v1"])?;
+    pause(MOMENT);
+    world.pod().proxy.heal();
+    let (read, written) = (client.reply()?, client.reply()?);
+    must(read == "v0" && written == "OK", format!("GET k, SET k v1 in one write were answered {read}, {written}"))
+}
+
+// === what other connections showed ===
+
+/// A relayed read shows a newer state than the copy; the next read may not be older.
+pub fn no_step_back_after_a_relayed_read(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    let seen = client.ask("GETRANGE k 0 -1")?;
+    ensure!(seen == "v1", "GETRANGE answers {seen}");
+    let mut another = world.pod().connect()?;
+    let read = now_or_healed(world.pod(), &mut another, "GET k")?;
+    must(read == "v1", format!("monotonic reads: GETRANGE k showed v1, then GET k answered {read}"))
+}
+
+/// The same after a read within a transaction.
+pub fn no_step_back_after_a_read_in_a_transaction(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    let seen = client.pipeline(&["MULTI", "GET k", "EXEC"])?;
+    ensure!(seen[2] == "[v1]", "the transaction answers {seen:?}");
+    let read = now_or_healed(world.pod(), &mut client, "GET k")?;
+    must(read == "v1", format!("monotonic reads: the transaction showed v1, then GET k answered {read}"))
+}
+
+/// A write within a transaction is read back.
+pub fn a_write_in_a_transaction_is_read_back(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    let done = client.pipeline(&["MULTI", "SET k v1", "EXEC"])?;
+    ensure!(done[2] == "[OK]", "the transaction answers {done:?}");
+    let read = now_or_healed(world.pod(), &mut client, "GET k")?;
+    must(read == "v1", format!("read your writes: the transaction wrote v1, then GET k answered {read}"))
+}
+
+/// A write on a watching session's own connection is read back, also by others.
+pub fn a_write_while_watching_is_read_back(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let (mut client, mut another) = (world.cached("k", "v0")?, world.pod().connect()?);
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    let done = client.pipeline(&["WATCH other", "SET k v1"])?;
+    ensure!(done == ["OK", "OK"], "WATCH, SET answer {done:?}");
+    let read = now_or_healed(world.pod(), &mut another, "GET k")?;
+    must(read == "v1", format!("SET k v1 was answered while watching, then another session read {read}"))
+}
+
+/// A script writes a key that it does not declare.
+pub fn a_script_write_is_read_back(subject: &Subject) -> Result<()> {
+    unknown_write(subject, &["EVAL 'return redis.call(\"SET\", \"k\", \"v1\")' 0"], "a script")
+}
+
+/// The same within a transaction.
+pub fn a_script_write_in_a_transaction_is_read_back(subject: &Subject) -> Result<()> {
+    let script = "EVAL 'return redis.call(\"SET\", \"k\", \"v1\")' 0";
+    unknown_write(subject, &["MULTI", script, "EXEC"], "a script in a transaction")
+}
+
+fn unknown_write(subject: &Subject, commands: &[&str], who: &str) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    client.send_all(commands)?;
+    for _ in commands {
+        let reply = now_or_healed_reply(world.pod(), &mut client)?;
+        ensure!(!reply.starts_with("(error)"), "{commands:?} is answered {reply}");
+    }
+    let read = now_or_healed(world.pod(), &mut client, "GET k")?;
+    must(read == "v1", format!("{who} wrote v1 and was answered, then GET k answered {read}"))
+}
+
+/// SWAPDB changes everything and pushes nothing.
+pub fn a_swapped_database_is_read_as_it_is(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    // First: a push names no database, so this one would kill the copy.
+    let mut direct = Client(world.redis.connect()?);
+    ensure!(direct.pipeline(&["SELECT 1", "SET k v1"])? == ["OK", "OK"], "SET in database 1");
+    let mut client = world.cached("k", "v0")?;
+    ensure!(client.ask("SWAPDB 0 1")? == "OK", "SWAPDB");
+    let read = client.ask("GET k")?;
+    must(read == "v1", format!("SWAPDB 0 1 was answered, then GET k answered {read}"))
+}
+
+// === fills and flights ===
+
+/// A foreign write, then a barrier, then a read: many times, since a push that is applied late is late by little.
+pub fn a_barrier_brings_every_foreign_write(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v")?;
+    for round in 0..300 {
+        ensure!(world.foreign(&format!("SET k {round}"))? == "OK", "SET");
+        client.barrier()?;
+        let read = client.ask("GET k")?;
+        must(read == round.to_string(), format!("{round} was written, a barrier passed, then GET k answered {read}"))?;
+    }
+    Ok(())
+}
+
+/// A fill whose key was written while it was read is not kept.
+pub fn a_dead_fill_is_not_kept(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let (mut reader, mut writer) = (world.cached("other", "x")?, world.pod().connect()?);
+    ensure!(world.foreign("SET k v0")? == "OK", "SET");
+    let proxy = &world.pod().proxy;
+    proxy.stall(Class::Tracked, ToClient);
+    reader.send("GET k")?;
+    proxy.wait_for_replies(Class::Tracked, 2)?;
+    let behind_the_fill = proxy.mark(Class::Tracked, ToClient);
+    ensure!(writer.ask("SET k v1")? == "OK", "SET");
+    proxy.wait_for_push(Class::Tracked)?;
+    proxy.release(&behind_the_fill);
+    reader.reply()?;
+    let read = now_or_healed(world.pod(), &mut writer, "GET k")?;
+    must(read == "v1", format!("SET k v1 was answered while k was being read; then GET k answered {read}"))
+}
+
+/// A reader does not join a flight whose key was written since.
+pub fn a_dead_flight_is_not_joined(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let (mut reader, mut writer) = (world.cached("other", "x")?, world.pod().connect()?);
+    ensure!(world.foreign("SET k v0")? == "OK", "SET");
+    let proxy = &world.pod().proxy;
+    proxy.stall(Class::Tracked, ToClient);
+    reader.send("GET k")?;
+    proxy.wait_for_replies(Class::Tracked, 2)?;
+    ensure!(writer.ask("SET k v1")? == "OK", "SET");
+    writer.send("GET k")?;
+    pause(MOMENT);
+    proxy.heal();
+    reader.reply()?;
+    let read = writer.reply()?;
+    must(read == "v1", format!("SET k v1 was answered while k was being read; then GET k answered {read}"))
+}
+
+/// A reader does not join a flight that has been in the air for longer than the bound.
+pub fn an_old_flight_is_not_joined(subject: &Subject) -> Result<()> {
+    let bound = Duration::from_millis(400);
+    let world = World::with(subject, 1, |options| options.max_staleness(bound).timeout(LONG))?;
+    let (mut first, mut second) = (world.cached("other", "x")?, world.pod().connect()?);
+    ensure!(world.foreign("SET k v0")? == "OK", "SET");
+    let proxy = &world.pod().proxy;
+    proxy.stall(Class::Tracked, ToClient);
+    first.send("GET k")?;
+    proxy.wait_for(Class::Tracked, ToClient, "v0")?;
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    pause(bound + Duration::from_millis(100));
+    second.send("GET k")?;
+    pause(MOMENT);
+    proxy.heal();
+    first.reply()?;
+    let read = second.reply()?;
+    must(read == "v1", format!("k had been v1 for longer than {bound:?} when GET k was asked and answered {read}"))
+}
+
+// === the tracked connection ===
+
+/// While the tracked connection is gone a key is written: its copy is dead when the connection is back.
+pub fn a_loss_kills_every_copy(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    let proxy = &world.pod().proxy;
+    let before = proxy.accepted(Class::Tracked);
+    proxy.refuse(Class::Tracked);
+    proxy.cut(Class::Tracked);
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    proxy.accept_again(Class::Tracked);
+    proxy.wait_for_connection(Class::Tracked, before)?;
+    world.pod().wait_until_coherent()?;
+    client.barrier()?;
+    let read = client.ask("GET k")?;
+    must(read == "v1", format!("k was written while the tracked connection was lost; then GET k answered {read}"))
+}
+
+/// What is read on the second tracked connection is tracked as on the first.
+pub fn tracking_goes_on_after_a_reconnect(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let mut client = world.cached("k", "v0")?;
+    world.pod().reconnect()?;
+    client.hold("k", "v0")?;
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    client.barrier()?;
+    let read = client.ask("GET k")?;
+    must(read == "v1", format!("after a reconnect k was written and a barrier passed; then GET k answered {read}"))
+}
+
+/// The tracked connection is half open: nothing is served beyond the bound.
+pub fn a_half_open_link_keeps_the_bound(subject: &Subject) -> Result<()> {
+    let bound = Duration::from_millis(500);
+    let timeout = Duration::from_secs(1);
+    let world = World::with(subject, 1, |options| options.max_staleness(bound).timeout(timeout))?;
+    let mut client = world.cached("k", "v0")?;
+    for direction in BOTH {
+        world.pod().proxy.stall(Class::Tracked, direction);
+    }
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    pause(bound + Duration::from_millis(50));
+    let read = client.ask("GET k")?;
+    must(read == "v1", format!("k had been v1 for longer than {bound:?} when GET k was asked and answered {read}"))
+}
+
+/// A proof that was long on its way proves what was so when it was asked for.
+pub fn a_late_proof_counts_from_its_sending(subject: &Subject) -> Result<()> {
+    let bound = Duration::from_secs(2);
+    let world = World::with(subject, 1, |options| options.max_staleness(bound).timeout(LONG))?;
+    let mut client = world.cached("k", "v0")?;
+    let proxy = &world.pod().proxy;
+    pause(bound / 4 + Duration::from_millis(100));
+    proxy.stall(Class::Tracked, ToClient);
+    let read = client.ask("GET k")?;
+    ensure!(read == "v0", "GET k answers {read}");
+    proxy.wait_for_replies(Class::Tracked, 1)?;
+    let behind_the_proof = proxy.mark(Class::Tracked, ToClient);
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    pause(bound + Duration::from_millis(100));
+    proxy.release(&behind_the_proof);
+    pause(MOMENT);
+    let read = now_or_healed(world.pod(), &mut client, "GET k")?;
+    must(read == "v1", format!("k had been v1 for longer than {bound:?} when GET k was asked and answered {read}"))
+}
+
+/// A copy does not outlive its key, whether or not the server says that it expired.
+pub fn a_copy_expires_with_its_key(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let life = Duration::from_secs(3);
+    ensure!(world.foreign(&format!("SET k v0 PX {}", life.as_millis()))? == "OK", "SET");
+    let mut client = world.pod().connect()?;
+    client.hold("k", "v0")?;
+    world.pod().proxy.stall(Class::Tracked, ToClient);
+    pause(life);
+    let read = now_or_healed(world.pod(), &mut client, "GET k")?;
+    must(read == "(nil)", format!("k had expired, then GET k answered {read}"))
+}
+
+/// A server that has become a replica proves nothing.
+pub fn a_replica_proves_nothing(subject: &Subject) -> Result<()> {
+    let bound = Duration::from_millis(400);
+    let world = World::with(subject, 1, |options| options.max_staleness(bound).timeout(LONG))?;
+    let mut client = world.cached("k", "v0")?;
+    ensure!(world.foreign("REPLICAOF 127.0.0.1 1")? == "OK", "REPLICAOF");
+    // Reads go on, and with them probes.
+    for _ in 0..10 {
+        client.ask("GET k")?;
+        pause(bound / 5);
+    }
+    let (served, reason) = (client.why("k", "served")?, client.why("k", "reason")?);
+    must(served == "no", format!("the server is a replica, but CACHE.WHY k says served: {served}, {reason}"))
+}
+
+/// A write that timed out is executed later: whoever read in between learns of it within the bound.
+pub fn a_late_write_of_a_lost_relay_is_seen(subject: &Subject) -> Result<()> {
+    let bound = Duration::from_millis(500);
+    let world = World::with(subject, 1, |options| options.max_staleness(bound).timeout(Duration::from_secs(1)))?;
+    let (mut writer, mut reader) = (world.cached("k", "v0")?, world.pod().connect()?);
+    // The relay exists before it is held up.
+    ensure!(writer.ask("SET k v0")? == "OK", "SET");
+    world.pod().proxy.stall(Class::Relay, ToServer);
+    let answer = writer.ask("SET k v1")?;
+    ensure!(answer.starts_with("(error) NOTREADY") && answer.contains("may or may not"), "the write answers {answer}");
+    reader.hold("k", "v0")?;
+    world.pod().proxy.heal();
+    pause(bound + MOMENT);
+    let read = reader.ask("GET k")?;
+    let direct = world.foreign("GET k")?;
+    ensure!(direct == "v1", "the late write did not arrive: k is {direct}");
+    must(read == "v1", format!("k had been v1 for longer than {bound:?} when GET k was asked and answered {read}"))
+}
+
+/// All of them.
+pub const ALL: &[(&str, Scenario)] = &[
+    ("own write is read back", own_write_is_read_back),
+    ("writes are seen by the other worker", writes_are_seen_by_the_other_worker),
+    ("a pipelined read follows the write", pipelined_read_follows_the_write),
+    ("a pipelined read follows the relayed read", pipelined_read_follows_the_relayed_read),
+    ("a pipelined read follows the read of many", pipelined_read_follows_the_read_of_many),
+    ("a pipelined write waits for the read", pipelined_write_waits_for_the_read),
+    ("no step back after a relayed read", no_step_back_after_a_relayed_read),
+    ("no step back after a read in a transaction", no_step_back_after_a_read_in_a_transaction),
+    ("a write in a transaction is read back", a_write_in_a_transaction_is_read_back),
+    ("a write while watching is read back", a_write_while_watching_is_read_back),
+    ("a script's write is read back", a_script_write_is_read_back),
+    ("a script's write in a transaction is read back", a_script_write_in_a_transaction_is_read_back),
+    ("a swapped database is read as it is", a_swapped_database_is_read_as_it_is),
+    ("a barrier brings every foreign write", a_barrier_brings_every_foreign_write),
+    ("a dead fill is not kept", a_dead_fill_is_not_kept),
+    ("a dead flight is not joined", a_dead_flight_is_not_joined),
+    ("an old flight is not joined", an_old_flight_is_not_joined),
+    ("a loss kills every copy", a_loss_kills_every_copy),
+    ("tracking goes on after a reconnect", tracking_goes_on_after_a_reconnect),
+    ("a half-open link keeps the bound", a_half_open_link_keeps_the_bound),
+    ("a late proof counts from its sending", a_late_proof_counts_from_its_sending),
+    ("a copy expires with its key", a_copy_expires_with_its_key),
+    ("a replica proves nothing", a_replica_proves_nothing),
+    ("a late write of a lost relay is seen", a_late_write_of_a_lost_relay_is_seen),
+];

@@ -1,0 +1,75 @@
+//! Each guard of coherence has a scenario that fails without it. A build with droppable guards (feature `mutations`)
+//! passes every scenario with all of them in place, and is caught without any one.
+//!
+//! Not here, because no story over a socket can tell the difference: `DeadFlag` (with one tracked connection per sidecar a
+//! push always comes before a newer fill, so L1 within L2 is for memory), `CurrencyBeforeStamp` (an order of two loads: the
+//! engine's interleaving tests), `IncarnationCheck` (a probe's reply cannot outlive its connection: the kernel's own
+//! tests).
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use caddy_tests::{
+    scenarios::{self, Scenario},
+    world::{Subject, Violation},
+};
+
+/// A mutant may be lucky; how often it is tried.
+const TRIES: usize = 3;
+
+fn mutant(dropped: Option<&str>) -> Subject {
+    Subject::mutant(Path::new(env!("CARGO_BIN_EXE_sidecar-mutant")), dropped)
+}
+
+/// The scenario holds with all guards and is violated without this one. That it could not be played is neither.
+fn catches(guard: &str, scenario: Scenario) -> Result<()> {
+    scenario(&mutant(None))?;
+    for _ in 0..TRIES {
+        match scenario(&mutant(Some(guard))) {
+            Ok(()) => {}
+            Err(error) if error.is::<Violation>() => {
+                println!("without {guard}: {error}");
+                return Ok(());
+            }
+            Err(error) => return Err(error.context(format!("the scenario broke down without {guard}"))),
+        }
+    }
+    bail!("nothing was violated without {guard} in {TRIES} tries")
+}
+
+macro_rules! mutations {
+    ($($test:ident: $guard:literal => $scenario:ident;)*) => {
+        $(
+            #[test]
+            fn $test() -> Result<()> {
+                catches($guard, scenarios::$scenario)
+            }
+        )*
+    };
+}
+
+mutations! {
+    bump: "Bump" => writes_are_seen_by_the_other_worker;
+    bump_before_answer: "BumpBeforeAnswer" => own_write_is_read_back;
+    bump_relayed_reads: "BumpRelayedReads" => no_step_back_after_a_relayed_read;
+    bump_pinned_reads: "BumpPinned" => no_step_back_after_a_read_in_a_transaction;
+    bump_pinned_transactions: "BumpPinned" => a_write_in_a_transaction_is_read_back;
+    bump_pinned_writes: "BumpPinned" => a_write_while_watching_is_read_back;
+    barrier: "Barrier" => a_script_write_is_read_back;
+    barrier_in_transactions: "Barrier" => a_script_write_in_a_transaction_is_read_back;
+    flush_on_swap: "FlushOnSwap" => a_swapped_database_is_read_as_it_is;
+    reads_follow_relay: "ReadsFollowRelay" => pipelined_read_follows_the_write;
+    reads_follow_relayed_reads: "ReadsFollowRelay" => pipelined_read_follows_the_relayed_read;
+    reads_follow_own_reads: "ReadsFollowOwnReads" => pipelined_read_follows_the_read_of_many;
+    writes_wait_for_fills: "WritesWaitForFills" => pipelined_write_waits_for_the_read;
+    push_inline: "PushInline" => a_barrier_brings_every_foreign_write;
+    tracked_fill: "TrackedFill" => a_barrier_brings_every_foreign_write;
+    probe_role: "ProbeRole" => a_replica_proves_nothing;
+    fill_token: "FillToken" => a_dead_fill_is_not_kept;
+    join_only_live_flights: "JoinOnlyLiveFlights" => a_dead_flight_is_not_joined;
+    joiner_age_limit: "JoinerAgeLimit" => an_old_flight_is_not_joined;
+    flush_on_loss: "FlushOnLoss" => a_loss_kills_every_copy;
+    currency_check: "CurrencyCheck" => a_half_open_link_keeps_the_bound;
+    proof_from_sending: "ProofFromSending" => a_late_proof_counts_from_its_sending;
+    expiry: "Expiry" => a_copy_expires_with_its_key;
+}
