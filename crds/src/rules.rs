@@ -38,7 +38,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         at: &["spec", "l3", "redis"],
         cel: "self.mode != 'Standalone' || size(self.endpoints) == 1",
-        message: "mode Standalone takes exactly one endpoint",
+        message: "endpoints must have exactly one entry in mode Standalone",
         holds: |cluster| {
             let redis = cluster.spec.l3.redis.as_ref();
             redis.is_none_or(|redis| redis.mode != Mode::Standalone || redis.endpoints.len() == 1)

@@ -21,7 +21,7 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::{
         Controller, WatchStreamExt as _,
-        controller::{Action, Error as ControllerError},
+        controller::{self, Action, Error as ControllerError},
         reflector::{self, ObjectRef, Store},
         watcher,
     },
@@ -34,6 +34,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Deadline of one write.
 const WRITE: Duration = Duration::from_secs(15);
+/// Quiet time that a CacheCluster's pods get before they are counted: a rollout is one reconciliation, not hundreds.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// CacheClusters at work at one time.
+const CONCURRENCY: u16 = 16;
 /// First and longest pause after failures.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(2));
 
@@ -117,6 +121,7 @@ pub async fn run(context: Context, caches: Caches, readiness: Arc<Readiness>, sh
     };
     let stop = shutdown.clone();
     let controller = Controller::for_stream(cluster_stream, clusters.clone())
+        .with_config(controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
         .reconcile_on(pod_stream)
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(Reconciler::reconcile, Reconciler::error_policy, reconciler)

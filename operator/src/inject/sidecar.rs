@@ -1,7 +1,7 @@
 //! The sidecar container and its volumes.
 
 use super::{Defaults, Patcher, SidecarUser};
-use crate::capabilities::SidecarForm;
+use crate::{capabilities::SidecarForm, plan::needed_memory};
 use caddy_contract::ByteSize;
 use caddy_crds::{CacheCluster, cluster::Amounts, names};
 use serde::Serialize;
@@ -9,8 +9,6 @@ use serde_json::{Map, Value, json};
 
 /// User of the sidecar: "nonroot" of distroless images.
 const USER: i64 = 65532;
-/// What the process needs beside its tiers.
-const BASE: ByteSize = ByteSize::mebi(40);
 
 /// What a change of marks pods stale: everything in the pod that the operator cannot change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,9 +154,7 @@ fn amounts(said: Option<&Amounts>) -> Map<String, Value> {
 
 /// (L1 + L2 + 40Mi) / 0.85, in whole mebibytes: tiers and base fill 85 % of the limit, the rest is the allocator's.
 fn default_memory(cluster: &CacheCluster) -> ByteSize {
-    let bytes = |text: &str| text.parse::<ByteSize>().map_or(0, ByteSize::bytes);
-    let tiers = bytes(&cluster.spec.l1.max_bytes.0).saturating_add(bytes(&cluster.spec.l2.max_bytes.0));
-    let needed = tiers.saturating_add(BASE.bytes()).div_ceil(85).saturating_mul(100);
+    let needed = needed_memory(cluster).bytes().div_ceil(85).saturating_mul(100);
     ByteSize::mebi(needed.div_ceil(1 << 20))
 }
 

@@ -4,13 +4,15 @@
 //! ConfigMap then stays as it is.
 
 use caddy_contract::{
-    CacheMode, Coherence, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded, RawKeyspace,
-    RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RedisMode,
+    ByteSize, CacheMode, Coherence, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded,
+    RawKeyspace, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RedisMode,
 };
 use caddy_crds::{
     CacheCluster,
     cluster::{self, Cache},
-    names, rules,
+    names,
+    quantity::Size,
+    rules,
 };
 use k8s_openapi::{
     api::core::v1::ConfigMap,
@@ -66,7 +68,32 @@ fn checked(cluster: &CacheCluster) -> Result<RawConfig, InvalidSpec> {
             faults.iter().filter(|fault| !told(&fault.path)).map(|fault| format!("spec.{fault}")).collect();
         reasons.extend(more);
     }
+    reasons.extend(memory_fault(cluster));
     if reasons.is_empty() { Ok(raw) } else { Err(InvalidSpec(reasons)) }
+}
+
+/// A memory limit under which the sidecar would be killed once its tiers are full, or under its own request. No rule of
+/// the API: CEL compares quantities only since 1.29.
+fn memory_fault(cluster: &CacheCluster) -> Option<String> {
+    let resources = cluster.spec.resources.as_ref()?;
+    let memory = |amounts: &Option<cluster::Amounts>| amounts.as_ref()?.memory.as_ref()?.0.parse::<ByteSize>().ok();
+    let limit = memory(&resources.limits)?;
+    let needed = needed_memory(cluster);
+    if limit < needed {
+        return Some(format!(
+            "spec.resources.limits.memory: {limit} is less than the sidecar needs, l1 + l2 + 40Mi = {needed}; raise it or \
+             lower l1.maxBytes and l2.maxBytes"
+        ));
+    }
+    let request = memory(&resources.requests).filter(|request| *request > limit)?;
+    Some(format!("spec.resources.requests.memory: {request} is more than the limit of {limit}"))
+}
+
+/// L1 + L2 and what the process needs beside them.
+pub fn needed_memory(cluster: &CacheCluster) -> ByteSize {
+    let bytes = |size: &Size| size.0.parse::<ByteSize>().map_or(0, ByteSize::bytes);
+    let tiers = bytes(&cluster.spec.l1.max_bytes).saturating_add(bytes(&cluster.spec.l2.max_bytes));
+    ByteSize::new(tiers.saturating_add(ByteSize::mebi(40).bytes()))
 }
 
 /// The spec in the contract's words, unchecked.
@@ -191,12 +218,23 @@ mod tests {
         assert_eq!(
             reasons,
             [
-                "spec.l3.redis: mode Standalone takes exactly one endpoint",
+                "spec.l3.redis: endpoints must have exactly one entry in mode Standalone",
                 "spec.listen: tcpPort 9464 is taken by the sidecar's health and metrics; choose another, e.g. 6379",
                 "spec.consistency: maxStaleness must be 10ms to 24h",
                 "spec.l2.maxBytes: 0 is too small; write at least 1Mi",
-                "spec.l3.redis.endpoints: has 2; mode Standalone takes exactly one",
             ]
         );
+    }
+
+    #[test]
+    fn a_memory_limit_that_kills_is_refused() {
+        let with = |limit: &str, request: &str| {
+            let resources = json!({"limits": {"memory": limit}, "requests": {"memory": request}});
+            config_map(&cluster_with(&json!({"l3": {"embedded": {}}, "resources": resources})))
+        };
+        assert!(with("112Mi", "64Mi").is_ok());
+        let told = |result: Result<ConfigMap, InvalidSpec>| result.unwrap_err().to_string();
+        assert!(told(with("111Mi", "64Mi")).contains("111Mi is less than the sidecar needs, l1 + l2 + 40Mi = 112Mi"));
+        assert!(told(with("200Mi", "1Gi")).contains("1Gi is more than the limit of 200Mi"));
     }
 }

@@ -7,6 +7,6 @@ pub mod config;
 pub mod pods;
 pub mod status;
 
-pub use config::{InvalidSpec, config_map, raw_config};
+pub use config::{InvalidSpec, config_map, needed_memory, raw_config};
 pub use pods::{PodTally, tally};
 pub use status::{Note, NoteKind, Outcome, notes, status};
