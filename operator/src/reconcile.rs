@@ -296,3 +296,130 @@ fn log(result: Reconciled) {
         Err(error) => tracing::warn!(error = %crate::certs::keeper::chain(&error), "the controller's queue failed"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        events::EventQueue,
+        testing::{FakeApi, cluster, cluster_with, context},
+    };
+    use http::Method;
+    use serde_json::Value;
+
+    const STATUS: &str = "/apis/cache.caddy.dev/v1alpha1/namespaces/shop/cacheclusters/web/status";
+    const CONFIG: &str = "/api/v1/namespaces/shop/configmaps/caddy-web";
+
+    fn reconciler(client: Client, pods: &[Value]) -> (Arc<Reconciler>, EventQueue) {
+        let (context, queue) = context(client, &[]);
+        let (store, mut writer) = reflector::store();
+        for pod in pods {
+            let mut pod: Pod = crate::testing::pod(pod);
+            strip(&mut pod);
+            writer.apply_watcher_event(&watcher::Event::Apply(pod));
+        }
+        (Arc::new(Reconciler { context, pods: store, failures: Mutex::default() }), queue)
+    }
+
+    /// An API server that has the CacheCluster.
+    fn server() -> (FakeApi, Client) {
+        let (api, client) = FakeApi::new();
+        api.put(STATUS, serde_json::to_value(cluster()).unwrap());
+        (api, client)
+    }
+
+    fn pod(name: &str, cluster: &str, containers: &[&str]) -> Value {
+        let containers: Vec<_> = containers.iter().map(|name| json!({"name": name, "image": "i"})).collect();
+        json!({
+            "metadata": {"name": name, "namespace": "shop", "labels": {"cache.caddy.dev/cluster": cluster}},
+            "spec": {"containers": containers},
+            "status": {"phase": "Running"},
+        })
+    }
+
+    fn paths(api: &FakeApi) -> Vec<String> {
+        api.writes().into_iter().map(|(_, path, _)| path).collect()
+    }
+
+    fn reasons(queue: &mut EventQueue) -> Vec<&'static str> {
+        std::iter::from_fn(|| queue.try_recv().ok()).map(|(note, _)| note.reason).collect()
+    }
+
+    /// The object as the server has it after a status was written.
+    fn with_status(api: &FakeApi, mut cluster: CacheCluster) -> Arc<CacheCluster> {
+        cluster.status = serde_json::from_value(api.object(STATUS).unwrap()["status"].clone()).unwrap();
+        Arc::new(cluster)
+    }
+
+    #[tokio::test]
+    async fn a_new_cluster_gets_its_config_map_and_a_status_and_then_peace() {
+        let (api, client) = server();
+        let pods = [pod("a", "web", &["caddy-sidecar", "app"]), pod("b", "web", &["app"]), pod("c", "other", &["app"])];
+        let (reconciler, mut queue) = reconciler(client, &pods);
+        Reconciler::reconcile(Arc::new(cluster()), reconciler.clone()).await.unwrap();
+        assert_eq!(paths(&api), [CONFIG, STATUS]);
+        assert_eq!(api.object(STATUS).unwrap()["status"]["pods"], json!({"selected": 2, "injected": 1, "stale": 1}));
+        assert_eq!(reasons(&mut queue), ["ConfigurationWritten", "PodsNotInjected"]);
+        Reconciler::reconcile(with_status(&api, cluster()), reconciler).await.unwrap();
+        assert_eq!(paths(&api), [CONFIG], "a second look writes no status");
+        assert_eq!(reasons(&mut queue), Vec::<&str>::new());
+    }
+
+    #[tokio::test]
+    async fn an_invalid_spec_leaves_the_config_map_alone() {
+        let (api, client) = server();
+        api.put(CONFIG, json!({"metadata": {"name": "caddy-web"}, "data": {"config.yaml": "the last good one"}}));
+        let (reconciler, mut queue) = reconciler(client, &[]);
+        Reconciler::reconcile(Arc::new(cluster_with(&json!({"l3": {}}))), reconciler).await.unwrap();
+        assert_eq!(paths(&api), [STATUS]);
+        assert_eq!(reasons(&mut queue), ["InvalidSpec"]);
+        assert_eq!(api.object(CONFIG).unwrap()["data"]["config.yaml"], "the last good one");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_in_the_status_and_tried_again_with_growing_pauses() {
+        let (api, client) = server();
+        api.refuse(Some((Method::PATCH, CONFIG)));
+        let (reconciler, mut queue) = reconciler(client, &[]);
+        let cluster = Arc::new(cluster());
+        let error = Reconciler::reconcile(cluster.clone(), reconciler.clone()).await.unwrap_err();
+        assert!(matches!(error, ReconcileError::ApplyConfigMap { .. }), "{error}");
+        let ready = api.object(STATUS).unwrap()["status"]["conditions"][0].clone();
+        assert_eq!(
+            (ready["reason"].as_str(), ready["message"].as_str()),
+            (Some("ApplyFailed"), Some("Forbidden (403)"))
+        );
+        assert_eq!(reasons(&mut queue), ["ApplyFailed"]);
+        let pauses: Vec<_> =
+            (0..9).map(|_| Reconciler::error_policy(cluster.clone(), &error, reconciler.clone())).collect();
+        let seconds = [1, 2, 4, 8, 16, 32, 64, 120, 120];
+        assert_eq!(pauses, seconds.map(|seconds| Action::requeue(Duration::from_secs(seconds))));
+        api.refuse(None);
+        Reconciler::reconcile(with_status(&api, (*cluster).clone()), reconciler.clone()).await.unwrap();
+        assert_eq!(
+            Reconciler::error_policy(cluster, &error, reconciler),
+            Action::requeue(BACKOFF.0),
+            "success forgets"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_cluster_deleted_meanwhile_is_no_failure() {
+        let (api, client) = server();
+        let (reconciler, mut queue) = reconciler(client, &[]);
+        api.remove(STATUS);
+        api.refuse(None);
+        Reconciler::reconcile(Arc::new(cluster()), reconciler).await.unwrap();
+        assert_eq!(reasons(&mut queue), Vec::<&str>::new(), "nobody is left to be told");
+    }
+
+    #[tokio::test]
+    async fn a_deletion_counts_the_sidecars_that_go_on_serving() {
+        let (_api, client) = FakeApi::new();
+        let (reconciler, mut queue) = reconciler(client, &[pod("a", "web", &["caddy-sidecar", "app"])]);
+        reconciler.deleted(&cluster());
+        let (note, regarding) = queue.try_recv().unwrap();
+        assert!(note.text.starts_with("deleted; 1 sidecars go on serving"), "{}", note.text);
+        assert_eq!((note.kind, regarding.name.as_deref()), (NoteKind::Warning, Some("web")));
+    }
+}

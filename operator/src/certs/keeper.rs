@@ -236,3 +236,140 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeApi;
+    use http::Method;
+
+    const SECRETS: &str = "/api/v1/namespaces/caddy/secrets";
+    const SECRET: &str = "/api/v1/namespaces/caddy/secrets/ca";
+    const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/caddy";
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn keeper(client: Client) -> Keeper {
+        Keeper {
+            client,
+            namespace: "caddy".into(),
+            secret: "ca".into(),
+            configuration: "caddy".into(),
+            hosts: vec!["caddy.caddy.svc".into()],
+            resolver: Arc::default(),
+            readiness: Arc::default(),
+            metrics: Arc::default(),
+        }
+    }
+
+    fn installed(api: &FakeApi) {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca", "resourceVersion": "1"}});
+        api.put(SECRET, secret);
+        let service = json!({"name": "caddy", "namespace": "caddy", "path": "/mutate"});
+        let hook = json!({"name": "inject.cache.caddy.dev", "clientConfig": {"service": service}, "sideEffects": "None", "admissionReviewVersions": ["v1"]});
+        api.put(HOOKS, json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": "caddy"}, "webhooks": [hook]}));
+    }
+
+    fn bundle(api: &FakeApi) -> String {
+        let ByteString(bytes) =
+            serde_json::from_value(api.object(HOOKS).unwrap()["webhooks"][0]["clientConfig"]["caBundle"].clone())
+                .unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn missing(keeper: &Keeper) -> bool {
+        keeper.readiness.missing().iter().any(|text| text.starts_with("certificate"))
+    }
+
+    #[tokio::test]
+    async fn a_first_start_fills_the_secret_tells_the_server_and_serves() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        let (keeper, mut served) = (keeper(client), None);
+        keeper.step(&mut served, SystemTime::now()).await.unwrap();
+        let order: Vec<_> = api.writes().into_iter().map(|(method, path, _)| (method, path)).collect();
+        assert_eq!(order, [(Method::PUT, SECRET.to_owned()), (Method::PATCH, HOOKS.to_owned())]);
+        assert_eq!(bundle(&api).matches("BEGIN CERTIFICATE").count(), 1);
+        assert_eq!(api.object(HOOKS).unwrap()["webhooks"][0]["clientConfig"]["service"]["path"], "/mutate");
+        assert!(!missing(&keeper));
+        keeper.step(&mut served, SystemTime::now()).await.unwrap();
+        assert_eq!(api.writes(), [], "a second look changes nothing");
+    }
+
+    #[tokio::test]
+    async fn without_a_secret_one_is_made() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        api.remove(SECRET);
+        keeper(client).step(&mut None, SystemTime::now()).await.unwrap();
+        assert_eq!(api.writes()[0].1, SECRETS);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_served_that_the_server_was_not_told_to_trust() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        api.refuse(Some((Method::PATCH, HOOKS)));
+        let (keeper, mut served) = (keeper(client), None);
+        let error = keeper.step(&mut served, SystemTime::now()).await.unwrap_err();
+        assert!(matches!(error, KeeperError::PatchConfiguration { .. }), "{error}");
+        assert!(served.is_none() && missing(&keeper));
+        api.refuse(None);
+        keeper.step(&mut served, SystemTime::now()).await.unwrap();
+        assert!(served.is_some() && !missing(&keeper));
+    }
+
+    #[tokio::test]
+    async fn a_bundle_that_was_taken_away_is_put_back() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        let (keeper, mut served) = (keeper(client), None);
+        keeper.step(&mut served, SystemTime::now()).await.unwrap();
+        let before = bundle(&api);
+        let mut hooks = api.object(HOOKS).unwrap();
+        hooks["webhooks"][0]["clientConfig"].as_object_mut().unwrap().remove("caBundle");
+        api.put(HOOKS, hooks);
+        keeper.step(&mut served, SystemTime::now()).await.unwrap();
+        assert_eq!(bundle(&api), before);
+    }
+
+    #[tokio::test]
+    async fn a_rotation_is_announced_with_the_old_authority_beside_the_new() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        let (keeper, mut served) = (keeper(client), None);
+        let start = SystemTime::now();
+        keeper.step(&mut served, start).await.unwrap();
+        let (old, first) = (bundle(&api), served.clone().unwrap());
+        keeper.step(&mut served, start + 21 * DAY).await.unwrap();
+        let renewed = served.clone().unwrap();
+        assert!(
+            renewed.0 == first.0 && renewed.1 > first.1,
+            "the serving certificate is renewed by the same authority"
+        );
+        keeper.step(&mut served, start + 250 * DAY).await.unwrap();
+        let both = bundle(&api);
+        assert!(both.ends_with(&old) && both.matches("BEGIN CERTIFICATE").count() == 2, "{both}");
+        assert!(served.unwrap().0 != first.0);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_authority_is_replaced() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        let mut secret = api.object(SECRET).unwrap();
+        secret["data"] = json!({"ca.crt": ByteString(b"garbage".to_vec()), "ca.key": ByteString(vec![])});
+        api.put(SECRET, secret);
+        let (keeper, mut served) = (keeper(client), None);
+        keeper.step(&mut served, SystemTime::now()).await.unwrap();
+        assert!(bundle(&api).starts_with("-----BEGIN CERTIFICATE"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_configuration_is_told() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        api.remove(HOOKS);
+        let error = keeper(client).step(&mut None, SystemTime::now()).await.unwrap_err();
+        assert!(chain(&error).contains("is the chart installed whole"), "{}", chain(&error));
+    }
+}
