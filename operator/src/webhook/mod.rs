@@ -99,3 +99,178 @@ impl Webhook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        certs::{authority::Authority, resolver::Resolver},
+        events::EventQueue,
+        http::{bind, serve},
+        testing::{FakeApi, cluster, context},
+    };
+    use http::Method;
+    use kube::{
+        Client,
+        runtime::{reflector, watcher},
+    };
+    use rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    };
+    use serde_json::{Value, json};
+    use std::{net::SocketAddr, time::SystemTime};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        task::JoinSet,
+    };
+    use tokio_rustls::{TlsConnector, client::TlsStream};
+    use tokio_util::sync::CancellationToken;
+
+    const CLUSTER: &str = "/apis/cache.caddy.dev/v1alpha1/namespaces/shop/cacheclusters/web";
+
+    /// A webhook that listens, with all that stands around it.
+    struct Running {
+        address: SocketAddr,
+        api: FakeApi,
+        resolver: Arc<Resolver>,
+        authority: Authority,
+        queue: EventQueue,
+        _server: JoinSet<()>,
+    }
+
+    async fn running(cached: bool) -> Running {
+        let (api, client) = FakeApi::new();
+        running_with(api, client, cached).await
+    }
+
+    async fn running_with(api: FakeApi, client: Client, cached: bool) -> Running {
+        let (context, queue) = context(client, &[]);
+        let (clusters, mut writer) = reflector::store();
+        if cached {
+            writer.apply_watcher_event(&watcher::Event::Apply(cluster()));
+        }
+        let webhook = Webhook { context, clusters };
+        let resolver = Arc::new(Resolver::default());
+        let authority = Authority::create(SystemTime::now()).unwrap();
+        resolver.swap(authority.issue(&["caddy.svc".into()], SystemTime::now()).unwrap()).unwrap();
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = resolver.clone().server_config().unwrap();
+        let mut server = JoinSet::new();
+        let handler = move |request| webhook.clone().answer(request);
+        server.spawn(serve(listener, Some(tls), handler, CancellationToken::new()));
+        Running { address, api, resolver, authority, queue, _server: server }
+    }
+
+    /// A TLS connection of somebody who trusts `bundle`.
+    async fn connect(address: SocketAddr, bundle: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(bundle.as_bytes()).map(Result::unwrap));
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config =
+            builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
+        let stream = TcpStream::connect(address).await?;
+        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("caddy.svc").unwrap(), stream).await
+    }
+
+    async fn send(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, body: &str) -> (u16, String) {
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: caddy.svc\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A server that refuses early may close before it has read all.
+        let _ = stream.write_all(body.as_bytes()).await;
+        let mut reply = Vec::new();
+        let mut chunk = [0; 4096];
+        loop {
+            let text = String::from_utf8_lossy(&reply).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+                if body.len() >= length.parse().unwrap() {
+                    return (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned());
+                }
+            }
+            let n = stream.read(&mut chunk).await.unwrap();
+            assert!(n > 0, "closed after {text:?}");
+            reply.extend_from_slice(&chunk[..n]);
+        }
+    }
+
+    async fn ask(running: &Running, dry_run: bool) -> Value {
+        let owner =
+            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "r", "controller": true});
+        let pod = json!({
+            "metadata": {"labels": {"cache.caddy.dev/cluster": "web"}, "ownerReferences": [owner]},
+            "spec": {"containers": [{"name": "app"}]},
+        });
+        let review = json!({"request": {"uid": "u", "namespace": "shop", "dryRun": dry_run, "object": pod}});
+        let bundle = running.authority.bundle(SystemTime::now());
+        let mut stream = connect(running.address, &bundle).await.unwrap();
+        let (status, body) = send(&mut stream, "POST", "/mutate?timeout=3s", &review.to_string()).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()["response"].clone()
+    }
+
+    #[tokio::test]
+    async fn a_cluster_in_the_cache_needs_no_question() {
+        let mut running = running(true).await;
+        running.api.refuse(Some((Method::GET, CLUSTER)));
+        let response = ask(&running, false).await;
+        assert_eq!((&response["allowed"], &response["patchType"]), (&json!(true), &json!("JSONPatch")));
+        assert!(running.queue.try_recv().is_err(), "nothing to tell");
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_the_cache_has_not_seen_yet_is_found_by_a_live_get() {
+        let running = running(false).await;
+        running.api.put(CLUSTER, serde_json::to_value(cluster()).unwrap());
+        assert_eq!(ask(&running, false).await["patchType"], "JSONPatch");
+    }
+
+    #[tokio::test]
+    async fn a_missing_cluster_is_denied_and_told_but_not_on_a_dry_run() {
+        let mut running = running(false).await;
+        assert_eq!(ask(&running, true).await["allowed"], false);
+        assert!(running.queue.try_recv().is_err(), "a dry run has no side effects");
+        assert_eq!(ask(&running, false).await["allowed"], false);
+        let (note, owner) = running.queue.try_recv().unwrap();
+        assert_eq!((note.reason, owner.name.as_deref()), ("CacheClusterMissing", Some("rs")));
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_refuses_the_question_admits_the_pod_with_a_warning() {
+        let running = running(false).await;
+        running.api.refuse(Some((Method::GET, CLUSTER)));
+        let response = ask(&running, false).await;
+        assert_eq!(response["allowed"], true);
+        assert!(response["warnings"][0].as_str().unwrap().contains("could not find out"), "{response}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_admission_review_gets_a_clear_refusal() {
+        let running = running(true).await;
+        let bundle = running.authority.bundle(SystemTime::now());
+        for (method, path, body, status) in [
+            ("POST", "/mutate", "garbage".to_owned(), 400),
+            ("GET", "/mutate", String::new(), 405),
+            ("POST", "/other", String::new(), 404),
+            ("POST", "/mutate", "x".repeat(BODY + 1), 413),
+        ] {
+            let mut stream = connect(running.address, &bundle).await.unwrap();
+            assert_eq!(send(&mut stream, method, path, &body).await.0, status, "{method} {path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_is_swapped_in_under_open_connections() {
+        let running = running(true).await;
+        let old = running.authority.bundle(SystemTime::now());
+        let mut open = connect(running.address, &old).await.unwrap();
+        let next = Authority::create(SystemTime::now()).unwrap();
+        running.resolver.swap(next.issue(&["caddy.svc".into()], SystemTime::now()).unwrap()).unwrap();
+        assert_eq!(send(&mut open, "GET", "/mutate", "").await.0, 405, "the open connection goes on");
+        assert!(connect(running.address, &old).await.is_err(), "a new one gets the new certificate");
+        assert!(connect(running.address, &next.bundle(SystemTime::now())).await.is_ok());
+    }
+}
