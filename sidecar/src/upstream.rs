@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use caddy_engine::{FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, Sent, SourceId};
+use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, Sent, SourceId};
 use caddy_remote::{ConnectError, Handler, LaneHandle, Loss, Request, Role, ServerInfo};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
@@ -152,6 +152,7 @@ impl Handler for Upstream {
             (Tag::Relay(relay), outcome) => finish_relay(shared, relay, outcome),
             (Tag::Fill(fill), Ok(())) => finish_fill(shared, fill),
             (Tag::Fill(fill), Err(_)) => {
+                shared.cache.count(Counter::FlightFailed);
                 for waiter in shared.flights.abandon(fill.flight) {
                     waiter.bypass();
                 }

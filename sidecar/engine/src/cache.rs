@@ -207,6 +207,11 @@ where
         })
     }
 
+    /// Counts what happens to flights, which the cache does not see.
+    pub fn count(&self, counter: Counter) {
+        self.stats.add(counter);
+    }
+
     /// All counters and sizes now.
     pub fn stats(&self) -> Stats {
         let (l2_entries, l2_bytes) = self.l2.sizes();

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use caddy_contract::OnUncertain;
-use caddy_engine::{Currency, FillToken, Joined, KeyHash, Lookup, Moment, Wanted};
+use caddy_engine::{Counter, Currency, FillToken, Joined, KeyHash, Lookup, Moment, Wanted};
 use caddy_remote::{LaneHandle, LaneState};
 use caddy_resp::{Protocol, encode};
 use smallvec::SmallVec;
@@ -175,14 +175,18 @@ impl Conversation {
         let key_ref = KeyRef { database: self.client.database, key };
         let wanted = Wanted { source: tracked.source, key_hash: hash, hash: key_ref.tier_hash(hash), key: &key_ref };
         match shared.flights.join(shared.kernel(), &wanted, |key| key.to_tier_key(), waiter, self.now, Moment::NEVER) {
-            Joined::Waiting(_) => {}
+            Joined::Waiting(_) => shared.cache.count(Counter::FlightJoined),
             Joined::Lead(flight, _) => {
+                shared.cache.count(Counter::FlightLed);
                 let fill = Tag::Fill(Fill { flight, reply: None, pttl: None });
                 if self.fill_lane(tracked).submit(fill_request(key, fill)).is_err() {
                     shared.flights.abandon(flight).iter().for_each(Waiter::bypass);
                 }
             }
-            Joined::Refused(waiter) => waiter.bypass(),
+            Joined::Refused(waiter) => {
+                shared.cache.count(Counter::FlightRefused);
+                waiter.bypass();
+            }
         }
         Flow::Done
     }
