@@ -6,75 +6,117 @@ use bytes::Bytes;
 use caddy_engine::{KeyHash, TierHash, Weigh};
 use caddy_resp::{Protocol, Value, encode};
 use hashbrown::Equivalent;
+use smallvec::SmallVec;
 
 use crate::{mailbox::Mailbox, upstream::nil};
 
-/// An entry's name: a key of one database, as GET reads it.
+/// Which read of a key a copy answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Read {
+    /// GET and what is derived from it; the name is the key.
+    Get,
+    /// Another read; the name is its whole request.
+    Request,
+}
+
+/// An entry's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TierKey {
-    pub(crate) database: u32,
-    pub(crate) key: Box<[u8]>,
+    database: u32,
+    pub(crate) read: Read,
+    name: Box<[u8]>,
 }
 
 impl TierKey {
-    pub(crate) fn new(database: u32, key: &[u8]) -> Self {
-        Self { database, key: key.into() }
+    /// The name of what GET of a key answers.
+    pub(crate) fn get(database: u32, key: &[u8]) -> Self {
+        Self { database, read: Read::Get, name: key.into() }
     }
-}
 
-impl TierKey {
     /// The hash that the tiers find it under.
     pub(crate) fn tier_hash(&self) -> TierHash {
-        KeyHash::of(&self.key).tier(u64::from(self.database))
+        KeyRef { database: self.database, read: self.read, name: &self.name }.tier_hash()
     }
 }
 
-/// A [`TierKey`] that borrows the key's bytes from a request.
+/// A [`TierKey`] that borrows its name from a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeyRef<'a> {
     pub(crate) database: u32,
-    pub(crate) key: &'a [u8],
+    pub(crate) read: Read,
+    pub(crate) name: &'a [u8],
 }
 
 impl KeyRef<'_> {
-    /// As [`TierKey::tier_hash`], for a key whose own hash is known.
-    pub(crate) fn tier_hash(&self, key: KeyHash) -> TierHash {
-        key.tier(u64::from(self.database))
+    /// The hash that the tiers find it under.
+    pub(crate) fn tier_hash(&self) -> TierHash {
+        self.tier_hash_of(KeyHash::of(self.name))
+    }
+
+    /// As [`tier_hash`](Self::tier_hash), where the name's hash is known: for GET it is the key's.
+    pub(crate) fn tier_hash_of(&self, name: KeyHash) -> TierHash {
+        let salt = match self.read {
+            Read::Get => u64::from(self.database),
+            Read::Request => u64::from(self.database) | 1 << 32,
+        };
+        name.tier(salt)
     }
 
     pub(crate) fn to_tier_key(self) -> TierKey {
-        TierKey::new(self.database, self.key)
+        TierKey { database: self.database, read: self.read, name: self.name.into() }
     }
 }
 
 impl Equivalent<TierKey> for KeyRef<'_> {
     fn equivalent(&self, key: &TierKey) -> bool {
-        self.key == &*key.key && self.database == key.database
+        self.name == &*key.name && self.database == key.database && self.read == key.read
+    }
+}
+
+/// Writes the name of a [`Read::Request`]: the command, then each argument behind its length, so that two requests have
+/// the same name only if they are the same.
+pub(crate) fn request_name<'a>(command: &str, args: impl Iterator<Item = &'a [u8]>, name: &mut SmallVec<[u8; 128]>) {
+    name.extend_from_slice(command.as_bytes());
+    for arg in args {
+        name.extend_from_slice(&(arg.len() as u32).to_le_bytes());
+        name.extend_from_slice(arg);
     }
 }
 
 impl Weigh for TierKey {
     fn heap_bytes(&self) -> usize {
-        self.key.len()
+        self.name.len()
     }
 }
 
-/// What GET answered.
+/// What a read answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Cached {
-    /// The key is absent.
+    /// The key, or the field or member asked for, is absent.
     Nil,
-    /// The whole reply, `$<length>\r\n<value>\r\n`: the same bytes in RESP2 and RESP3.
+    /// GET's whole reply, `$<length>\r\n<value>\r\n`: the same bytes in RESP2 and RESP3.
     Bulk(Bytes),
+    /// The whole reply of another read, the same bytes in both protocols.
+    Same(Bytes),
+    /// The whole reply of another read in RESP3; RESP2 writes it differently.
+    Resp3(Bytes),
 }
 
 impl Cached {
-    /// A reply to GET; `None` if it is an error. Copies, so that no read buffer is kept alive by a small value.
-    pub(crate) fn from_reply(reply: &[u8]) -> Option<Self> {
-        match reply.first()? {
-            b'$' if !reply.starts_with(b"$-") => Some(Self::Bulk(Bytes::copy_from_slice(reply))),
-            b'$' | b'_' => Some(Self::Nil),
-            _ => None,
+    /// A RESP3 reply; `None` if it is an error. Copies, so that no read buffer is kept alive by a small value.
+    pub(crate) fn from_reply(read: Read, reply: &[u8]) -> Option<Self> {
+        match (reply.first()?, read) {
+            (b'-' | b'!', _) => None,
+            (b'_', _) => Some(Self::Nil),
+            (b'$', _) if reply.starts_with(b"$-") => Some(Self::Nil),
+            (_, Read::Get) => Some(Self::Bulk(Bytes::copy_from_slice(reply))),
+            (_, Read::Request) => {
+                let (value, _) = Value::decode(reply).ok()?;
+                let mut resp2 = Vec::with_capacity(reply.len());
+                value.encode(Protocol::Resp2, &mut resp2);
+                let bytes = Bytes::copy_from_slice(reply);
+                Some(if resp2 == reply { Self::Same(bytes) } else { Self::Resp3(bytes) })
+            }
         }
     }
 
@@ -93,19 +135,55 @@ impl Cached {
     /// Appends the reply.
     pub(crate) fn encode(&self, protocol: Protocol, out: &mut Vec<u8>) {
         match self {
-            Self::Bulk(reply) => out.extend_from_slice(reply),
+            Self::Bulk(reply) | Self::Same(reply) => out.extend_from_slice(reply),
             Self::Nil => out.extend_from_slice(nil(protocol)),
+            Self::Resp3(reply) if protocol == Protocol::Resp3 => out.extend_from_slice(reply),
+            Self::Resp3(reply) => {
+                // It was decoded once, when it was filled.
+                if let Ok((value, _)) = Value::decode(reply) {
+                    value.encode(Protocol::Resp2, out);
+                }
+            }
         }
     }
 
-    /// The value's length; 0 for an absent key, as STRLEN has it.
+    /// The length of GET's value; 0 for an absent key, as STRLEN has it.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Bulk(reply) => {
                 let digits = reply.iter().skip(1).take_while(|byte| byte.is_ascii_digit());
                 digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'))
             }
+            Self::Nil | Self::Same(_) | Self::Resp3(_) => 0,
+        }
+    }
+
+    /// Bytes of the reply.
+    pub(crate) fn reply_len(&self) -> usize {
+        match self {
             Self::Nil => 0,
+            Self::Bulk(reply) | Self::Same(reply) | Self::Resp3(reply) => reply.len(),
+        }
+    }
+
+    /// Whether an absent key would be answered like this: nothing, zero, or only such.
+    pub(crate) fn looks_absent(&self) -> bool {
+        fn is_nothing(value: &Value<'_>) -> bool {
+            match value {
+                Value::Null => true,
+                Value::Integer(number) => *number == 0,
+                Value::Bulk(text) => text.is_empty(),
+                Value::Map(pairs) => pairs.is_empty(),
+                Value::Array(elements) | Value::Set(elements) => elements.iter().all(is_nothing),
+                _ => false,
+            }
+        }
+        match self {
+            Self::Nil => true,
+            Self::Bulk(_) => false,
+            Self::Same(reply) | Self::Resp3(reply) => {
+                Value::decode(reply).is_ok_and(|(value, _)| is_nothing(&value) || value == Value::Integer(-1))
+            }
         }
     }
 
@@ -117,10 +195,7 @@ impl Cached {
 
 impl Weigh for Cached {
     fn heap_bytes(&self) -> usize {
-        match self {
-            Self::Bulk(reply) => reply.len(),
-            Self::Nil => 0,
-        }
+        self.reply_len()
     }
 }
 
@@ -138,15 +213,61 @@ mod tests {
 
     #[test]
     fn a_value_is_its_reply_and_knows_its_length() {
-        let value = Cached::from_reply(b"$11\r\nhello world\r\n").unwrap();
+        let value = Cached::from_reply(Read::Get, b"$11\r\nhello world\r\n").unwrap();
         assert_eq!((value.len(), value.exists()), (11, true));
         assert_eq!(Cached::from_value(&Value::Bulk(b"hello world")), value);
     }
 
     #[test]
     fn an_absent_key_is_a_value_and_an_error_is_not() {
-        assert_eq!(Cached::from_reply(b"_\r\n"), Some(Cached::Nil));
-        assert_eq!(Cached::from_reply(b"$-1\r\n"), Some(Cached::Nil));
-        assert_eq!(Cached::from_reply(b"-WRONGTYPE Operation\r\n"), None);
+        assert_eq!(Cached::from_reply(Read::Get, b"_\r\n"), Some(Cached::Nil));
+        assert_eq!(Cached::from_reply(Read::Get, b"$-1\r\n"), Some(Cached::Nil));
+        assert_eq!(Cached::from_reply(Read::Get, b"-WRONGTYPE Operation\r\n"), None);
+    }
+
+    #[test]
+    fn other_reads_are_kept_as_resp3_and_written_as_the_client_speaks() {
+        let write = |reply: &[u8], protocol| {
+            let mut out = Vec::new();
+            Cached::from_reply(Read::Request, reply).unwrap().encode(protocol, &mut out);
+            out
+        };
+        assert_eq!(write(b"%1\r\n$1\r\nf\r\n$1\r\nv\r\n", Protocol::Resp2), b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
+        assert_eq!(write(b"*1\r\n_\r\n", Protocol::Resp2), b"*1\r\n$-1\r\n");
+        assert_eq!(write(b",1.5\r\n", Protocol::Resp2), b"$3\r\n1.5\r\n");
+        for same in [&b":7\r\n"[..], b"*1\r\n$1\r\na\r\n", b"_\r\n"] {
+            assert_eq!(write(same, Protocol::Resp3), same);
+        }
+    }
+
+    #[test]
+    fn different_requests_have_different_names() {
+        let name = |command: &str, args: &[&[u8]]| {
+            let mut name = SmallVec::new();
+            request_name(command, args.iter().copied(), &mut name);
+            name
+        };
+        assert_ne!(name("hget", &[b"ab", b"c"]), name("hget", &[b"a", b"bc"]));
+        assert_ne!(name("hget", &[b"a", b"b"]), name("hmget", &[b"a", b"b"]));
+    }
+
+    #[test]
+    fn what_an_absent_key_answers_is_recognised() {
+        let looks_absent = |reply: &[u8]| Cached::from_reply(Read::Request, reply).unwrap().looks_absent();
+        for reply in [
+            &b":0\r\n"[..],
+            b"*0\r\n",
+            b"%0\r\n",
+            b"~0\r\n",
+            b"*2\r\n_\r\n_\r\n",
+            b"*1\r\n:0\r\n",
+            b"$0\r\n\r\n",
+            b"_\r\n",
+        ] {
+            assert!(looks_absent(reply), "{}", String::from_utf8_lossy(reply));
+        }
+        for reply in [&b":1\r\n"[..], b"*1\r\n$1\r\na\r\n", b",0\r\n"] {
+            assert!(!looks_absent(reply), "{}", String::from_utf8_lossy(reply));
+        }
     }
 }

@@ -18,8 +18,11 @@ pub use lookup::{lookup, lookup_request, rows};
 pub enum Class {
     /// The sidecar, from what it knows itself, whatever L3's state.
     Local,
-    /// The cache; on a miss its fill from L3.
+    /// The cache; on a miss its fill from L3. GET and MGET share copies; others are kept by their whole request.
     Fill,
+    /// As [`Class::Fill`], unless the server can let single fields of a hash expire: their end is announced late, so
+    /// these are relayed then.
+    FillFields,
     /// The cache, if what it holds for [`Class::Fill`] says enough; else relayed.
     Derived,
     /// L3, over a shared connection, as bytes.
@@ -123,6 +126,11 @@ const fn row(name: &'static str, arity: i8, keys: Positions, effect: Effect) -> 
 /// Relayed; shows the state of its keys.
 const fn read(name: &'static str, arity: i8, keys: Positions) -> Row {
     row(name, arity, keys, Effect::ReadsKeys)
+}
+
+/// Read through the cache: a function of the one key's value and the arguments alone.
+const fn cached(name: &'static str, arity: i8) -> Row {
+    read(name, arity, Positions::ONE).class(Class::Fill)
 }
 
 /// Relayed; may change its keys.

@@ -2,7 +2,10 @@
 //!
 //! Changes are logged once, not at each retry.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arc_swap::ArcSwap;
 use caddy_remote::ServerInfo;
@@ -22,24 +25,34 @@ pub(crate) struct L3Status {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Status(ArcSwap<L3Status>);
+pub(crate) struct Status {
+    l3: ArcSwap<L3Status>,
+    fields_expire: AtomicBool,
+}
 
 impl Status {
     pub(crate) fn new(embedded: bool) -> Self {
         let reason = if embedded { String::new() } else { "not connected yet".to_owned() };
-        Self(ArcSwap::from_pointee(L3Status { reachable: embedded, coherent: embedded, reason, server: None }))
+        let l3 = L3Status { reachable: embedded, coherent: embedded, reason, server: None };
+        Self { l3: ArcSwap::from_pointee(l3), fields_expire: AtomicBool::new(true) }
     }
 
     pub(crate) fn get(&self) -> Arc<L3Status> {
-        self.0.load_full()
+        self.l3.load_full()
+    }
+
+    /// Whether single fields of a hash may expire in L3; true until the server has told its version.
+    pub(crate) fn fields_expire(&self) -> bool {
+        self.fields_expire.load(Ordering::Relaxed)
     }
 
     pub(crate) fn tracked_up(&self, server: Option<&ServerInfo>) {
         if let Some(server) = server {
+            self.fields_expire.store(server.expires_fields(), Ordering::Relaxed);
             tracing::info!(%server, "connected to L3; copies are tracked");
         }
         let server = server.cloned().or_else(|| self.get().server.clone());
-        self.0.store(Arc::new(L3Status { reachable: true, coherent: true, reason: String::new(), server }));
+        self.l3.store(Arc::new(L3Status { reachable: true, coherent: true, reason: String::new(), server }));
     }
 
     /// The tracked connection cannot be had: nothing is cached until it can.
@@ -70,6 +83,6 @@ impl Status {
     fn change_quietly(&self, change: impl FnOnce(&mut L3Status)) {
         let mut status = L3Status::clone(&self.get());
         change(&mut status);
-        self.0.store(Arc::new(status));
+        self.l3.store(Arc::new(status));
     }
 }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::{
-    cache::{Cached, TierKey, Waiter},
+    cache::{Cached, Read, TierKey, Waiter},
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox},
     shared::Shared,
@@ -55,7 +55,7 @@ impl Effect {
 pub(crate) enum Tag {
     /// An app's own command, passed on as bytes.
     Relay(Relay),
-    /// A read that fills the tiers: GET and PTTL of one key, for all who wait for it.
+    /// A read that fills the tiers: GET or another read of one key, and its PTTL, for all who wait for it.
     Fill(Fill),
     /// MGET and a PTTL for each key, for one session.
     FillMany(Box<FillMany>),
@@ -295,7 +295,7 @@ fn error_reply(loss: &Loss) -> Bytes {
 
 fn finish_fill(shared: &Shared, fill: Fill) {
     let (Some(reply), Some(landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
-    let value = Cached::from_reply(&reply);
+    let value = Cached::from_reply(landed.key.read, &reply);
     if let Some(value) = &value {
         keep(shared, landed.key, &landed.token, value.clone(), fill.pttl);
     }
@@ -329,8 +329,8 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
 
 /// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.
 pub(crate) fn keep(shared: &Shared, key: TierKey, token: &FillToken, value: Cached, pttl: Option<i64>) {
-    if let Some(deadline) = deadline(&value, pttl, token)
-        && value.len() <= shared.config().limits.max_value_bytes.as_usize()
+    if let Some(deadline) = deadline(key.read, &value, pttl, token)
+        && value.reply_len() <= shared.config().limits.max_value_bytes.as_usize()
     {
         let hash = key.tier_hash();
         let _ = shared.cache.fill(token, hash, key, value, deadline, shared.now());
@@ -339,18 +339,21 @@ pub(crate) fn keep(shared: &Shared, key: TierKey, token: &FillToken, value: Cach
 
 /// When a copy expires, on this host's clock: counted from before the read was sent, so never after L3's own expiry.
 /// `None`: the two replies do not belong together (the key came or went between them); not to be kept.
-fn deadline(value: &Cached, pttl: Option<i64>, token: &FillToken) -> Option<Moment> {
+fn deadline(read: Read, value: &Cached, pttl: Option<i64>, token: &FillToken) -> Option<Moment> {
     match (value, pttl?) {
-        (Cached::Bulk(_), -1) | (Cached::Nil, -2) => Some(Moment::NEVER),
-        (Cached::Bulk(_), ttl @ 1..) => Some(token.sent().at() + std::time::Duration::from_millis(ttl.unsigned_abs())),
+        // GET says nil of absent keys only.
+        (Cached::Nil, -1 | 0..) if read == Read::Get => None,
+        (_, -1) => Some(Moment::NEVER),
+        (value, -2) if value.looks_absent() => Some(Moment::NEVER),
+        (_, ttl @ 1..) => Some(token.sent().at() + std::time::Duration::from_millis(ttl.unsigned_abs())),
         _ => None,
     }
 }
 
-/// The requests of a fill: the read, then its expiry, in that order and in one write.
-pub(crate) fn fill_request(key: &[u8], tag: Tag) -> Request<Tag> {
-    let mut out = Vec::with_capacity(2 * key.len() + 48);
-    encode::command(&mut out, [b"GET", key]);
+/// The requests of a fill: the read, then its key's expiry, in that order and in one write.
+pub(crate) fn fill_request(read: &[u8], key: &[u8], tag: Tag) -> Request<Tag> {
+    let mut out = Vec::with_capacity(read.len() + key.len() + 40);
+    out.extend_from_slice(read);
     encode::command(&mut out, [b"PTTL" as &[u8], key]);
     Request { bytes: out.into(), replies: 2, tag }
 }
@@ -392,8 +395,13 @@ impl Waiter {
 
     pub(crate) fn answer(&self, value: &Cached) {
         match value {
-            Cached::Bulk(bytes) => self.to.reply(self.seq, bytes.clone()),
+            Cached::Bulk(bytes) | Cached::Same(bytes) => self.to.reply(self.seq, bytes.clone()),
             Cached::Nil => self.to.reply(self.seq, Bytes::from_static(nil(self.protocol))),
+            other @ Cached::Resp3(_) => {
+                let mut out = Vec::new();
+                other.encode(self.protocol, &mut out);
+                self.to.reply(self.seq, out);
+            }
         }
     }
 }

@@ -56,6 +56,15 @@ impl ServerInfo {
     }
 }
 
+impl ServerInfo {
+    /// Whether single fields of a hash can expire there: Redis since 7.4, Valkey since 9.
+    pub fn expires_fields(&self) -> bool {
+        let mut numbers = self.version.split('.').map(|number| number.parse::<u32>().unwrap_or(u32::MAX));
+        let version = (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(0));
+        if self.server == "valkey" { version.0 >= 9 } else { version >= (7, 4) }
+    }
+}
+
 impl fmt::Display for ServerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.server, self.version)

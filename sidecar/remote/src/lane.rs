@@ -280,7 +280,7 @@ impl<H: Handler> Lane<H> {
 
 /// How a connection ended.
 enum Over {
-    /// Nobody can submit any more and everything is answered.
+    /// Nobody can submit any more, and everything is answered or nobody waits for it.
     Unused,
     Lost(Arc<str>),
 }
@@ -330,7 +330,9 @@ impl<T> Connection<T> {
         if let Err(error) = self.poll_write(cx) {
             return Poll::Ready(Over::Lost(error.to_string().into()));
         }
-        if closed && self.waiting.is_empty() && self.output.is_empty() {
+        // A command that may block (on a connection without a timeout) must not outlive whoever sent it: it would take
+        // what another could have had.
+        if closed && self.output.is_empty() && (self.waiting.is_empty() || timeout.is_none()) {
             return Poll::Ready(Over::Unused);
         }
         match timeout {

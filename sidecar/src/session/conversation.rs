@@ -139,12 +139,13 @@ impl Conversation {
         }
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Fill => self.read(row, args),
+            Class::FillFields if !self.worker.shared.status.fields_expire() => self.read(row, args),
             Class::Derived => self.derived(row, args),
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
             Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
             Class::Refused(hint) => self.refuse(args, hint),
-            Class::Relayed => self.relay(args, effect(row, args), Pending::Relayed),
+            Class::FillFields | Class::Relayed => self.relay(args, effect(row, args), Pending::Relayed),
             Class::CrossProtocol => {
                 tracing::warn!(peer = self.client.shown().peer, "a web browser spoke HTTP to the socket; closing");
                 self.closing = true;

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use caddy_engine::{Currency, KeyHash, Verdict, Why};
+use caddy_engine::{Currency, Verdict, Why};
 use caddy_resp::encode;
 
 use super::{args::Args, conversation::Conversation};
-use crate::{cache::KeyRef, shared::L3};
+use crate::{
+    cache::{KeyRef, Read},
+    shared::L3,
+};
 
 impl Conversation {
     pub(super) fn cache_command(&mut self, name: &str, args: Args<'_>) {
@@ -25,9 +28,8 @@ impl Conversation {
     /// `CACHE.WHY key`: whether a GET of the key would be answered here, from which tier, and why or why not.
     fn why(&mut self, key: &[u8]) {
         let shared = self.worker.shared.clone();
-        let hash = KeyHash::of(key);
-        let key_ref = KeyRef { database: self.client.database, key };
-        let why = self.worker.tiers.borrow().why(key_ref.tier_hash(hash), &key_ref, shared.now());
+        let name = KeyRef { database: self.client.database, read: Read::Get, name: key };
+        let why = self.worker.tiers.borrow().why(name.tier_hash(), &name, shared.now());
         let status = shared.status.get();
         let mut fields: Vec<(&str, Field)> = Vec::new();
         match &why {

@@ -1,4 +1,5 @@
-//! Reads that the tiers may answer: GET and MGET fill them, EXISTS, STRLEN, TTL and PTTL are derived from what GET left.
+//! Reads that the tiers may answer: GET, MGET and the common reads of one key of any type fill them; EXISTS, STRLEN, TTL
+//! and PTTL are derived from what GET left.
 //!
 //! A hit touches nothing but the worker's own L1 and the shared L2. A miss becomes a flight on the tracked connection,
 //! or joins one; where there is no tracked connection, or the key's rule says `cache: Off`, the read is relayed.
@@ -15,7 +16,7 @@ use super::{
     conversation::{Conversation, Flow, OwnRead, Pending, Stream, effect},
 };
 use crate::{
-    cache::{Cached, KeyRef, TierKey, Waiter},
+    cache::{Cached, KeyRef, Read, TierKey, Waiter, request_name},
     commands::Row,
     guards::{Guard, hold},
     shared::{L3, Tracked},
@@ -47,31 +48,44 @@ enum Found<R> {
 }
 
 impl Conversation {
-    /// GET and MGET.
+    /// A command of the class `Fill`.
     pub(super) fn read(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if self.is_behind_relay() {
             return self.relay(args, effect(row, args), Pending::Relayed);
         }
-        if args.len() == 2 && args.get(0).len() == 3 { self.get(row, args) } else { self.mget(row, args) }
+        let database = self.client.database;
+        match row.name {
+            "get" => self.read_one(row, args, KeyRef { database, read: Read::Get, name: args.get(1) }),
+            "mget" => self.mget(row, args),
+            // Its two protocols do not differ in writing alone.
+            _ if args.from(2).any(|arg| arg.eq_ignore_ascii_case(b"WITHSCORES")) => {
+                self.relay(args, effect(row, args), Pending::Relayed)
+            }
+            name => {
+                let mut request = SmallVec::new();
+                request_name(name, args.from(1), &mut request);
+                self.read_one(row, args, KeyRef { database, read: Read::Request, name: &request })
+            }
+        }
     }
 
-    fn get(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
-        let key = args.get(1);
-        let hash = KeyHash::of(key);
-        match self.own_read_of(hash) {
+    /// A read of the one key that is the first argument.
+    fn read_one(&mut self, row: &'static Row, args: Args<'_>, name: KeyRef<'_>) -> Flow {
+        let key = KeyHash::of(args.get(1));
+        match self.own_read_of(key) {
             None => {}
             // A copy may be older than what the session is about to be shown; that flight, or a newer one, is not.
-            Some(OwnRead::Flight) => return self.miss(row, args, key, hash, None),
+            Some(OwnRead::Flight) => return self.miss(row, args, name, key, None),
             Some(OwnRead::Many) => return Flow::Hold,
         }
         // Straight into the output if nothing is in front of it: the hit path copies once and allocates nothing.
         let found = if self.replies.is_empty() {
             let mut out = std::mem::take(&mut self.out);
-            let found = self.look_up(key, hash, |value, _, protocol| value.encode(protocol, &mut out));
+            let found = self.look_up(name, key, |value, _, protocol| value.encode(protocol, &mut out));
             self.out = out;
             found
         } else {
-            let found = self.look_up(key, hash, |value, _, protocol| {
+            let found = self.look_up(name, key, |value, _, protocol| {
                 let mut out = Vec::new();
                 value.encode(protocol, &mut out);
                 Bytes::from(out)
@@ -90,23 +104,43 @@ impl Conversation {
             Found::Unproven(copy) => Some(copy),
             Found::Absent => None,
         };
-        self.miss(row, args, key, hash, unproven)
+        self.miss(row, args, name, key, unproven)
     }
 
-    fn miss(&mut self, row: &'static Row, args: Args<'_>, key: &[u8], hash: KeyHash, unproven: Option<Cached>) -> Flow {
-        match self.fill_path(&[key]) {
-            FillPath::Lane(lane) => self.fill(&lane, args, key, hash, unproven),
+    fn miss(
+        &mut self,
+        row: &'static Row,
+        args: Args<'_>,
+        name: KeyRef<'_>,
+        key: KeyHash,
+        unproven: Option<Cached>,
+    ) -> Flow {
+        match self.fill_path(&[args.get(1)]) {
+            FillPath::Lane(lane) => self.fill(&lane, args, name, key, unproven),
             FillPath::Hold => Flow::Hold,
-            FillPath::Embedded => self.fill_embedded(key, hash),
-            FillPath::None => self.read_unfilled(row, args, unproven),
+            FillPath::Embedded if name.read == Read::Get => self.fill_embedded(args.get(1), key),
+            FillPath::Embedded | FillPath::None => self.read_unfilled(row, args, unproven),
         }
     }
 
-    /// Looks a key up in the tiers and renders a current copy; sends a probe if one is due.
-    fn look_up<R>(&self, key: &[u8], hash: KeyHash, render: impl FnOnce(&Cached, Moment, Protocol) -> R) -> Found<R> {
-        let key = KeyRef { database: self.client.database, key };
+    fn name_of_get<'a>(&self, key: &'a [u8]) -> KeyRef<'a> {
+        KeyRef { database: self.client.database, read: Read::Get, name: key }
+    }
+
+    /// Looks a copy up in the tiers and renders it if it is current; sends a probe if one is due. `key` is the hash of the
+    /// bare key.
+    fn look_up<R>(
+        &self,
+        name: KeyRef<'_>,
+        key: KeyHash,
+        render: impl FnOnce(&Cached, Moment, Protocol) -> R,
+    ) -> Found<R> {
+        let hash = match name.read {
+            Read::Get => name.tier_hash_of(key),
+            Read::Request => name.tier_hash(),
+        };
         let mut tiers = self.worker.tiers.borrow_mut();
-        let (found, probe_due) = match tiers.lookup(key.tier_hash(hash), &key, self.now) {
+        let (found, probe_due) = match tiers.lookup(hash, &name, self.now) {
             Lookup::Hit(hit) => {
                 let answer = render(hit.entry.value(), hit.entry.deadline(), self.client.protocol);
                 (Found::Answered(answer), hit.probe_due)
@@ -163,23 +197,31 @@ impl Conversation {
         }
     }
 
-    fn fill(&mut self, tracked: &Tracked, args: Args<'_>, key: &[u8], hash: KeyHash, unproven: Option<Cached>) -> Flow {
+    fn fill(
+        &mut self,
+        tracked: &Tracked,
+        args: Args<'_>,
+        name: KeyRef<'_>,
+        key: KeyHash,
+        unproven: Option<Cached>,
+    ) -> Flow {
         let shared = self.worker.shared.clone();
         // In front of the fill: what it brings can then be served at once.
         self.probe_if_due(tracked);
-        let effect = Effect { keys: SmallVec::from_slice(&[hash]), ..Effect::default() };
-        let pending = Pending::Filling { request: args.to_bytes(), effect, unproven };
+        let effect = Effect { keys: SmallVec::from_slice(&[key]), ..Effect::default() };
+        let request = args.to_bytes();
+        let pending = Pending::Filling { request: request.clone(), effect, unproven };
         self.stream = Stream::Tracked(self.client.database);
         let seq = self.replies.expect(pending);
         let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
-        let key_ref = KeyRef { database: self.client.database, key };
-        let wanted = Wanted { source: tracked.source, key_hash: hash, hash: key_ref.tier_hash(hash), key: &key_ref };
-        match shared.flights.join(shared.kernel(), &wanted, |key| key.to_tier_key(), waiter, self.now, Moment::NEVER) {
+        let wanted = Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
+        match shared.flights.join(shared.kernel(), &wanted, |name| name.to_tier_key(), waiter, self.now, Moment::NEVER)
+        {
             Joined::Waiting(_) => shared.cache.count(Counter::FlightJoined),
             Joined::Lead(flight, _) => {
                 shared.cache.count(Counter::FlightLed);
                 let fill = Tag::Fill(Fill { flight, reply: None, pttl: None });
-                if self.fill_lane(tracked).submit(fill_request(key, fill)).is_err() {
+                if self.fill_lane(tracked).submit(fill_request(&request, args.get(1), fill)).is_err() {
                     shared.flights.abandon(flight).iter().for_each(Waiter::bypass);
                 }
             }
@@ -245,9 +287,9 @@ impl Conversation {
         store.execute(self.client.database, self.client.protocol, &[b"GET", key], &mut reply);
         store.execute(self.client.database, self.client.protocol, &[b"PTTL", key], &mut pttl);
         if shared.keyspaces().may_cache(&[key])
-            && let Some(value) = Cached::from_reply(&reply)
+            && let Some(value) = Cached::from_reply(Read::Get, &reply)
         {
-            keep(&shared, TierKey::new(self.client.database, key), &token, value, integer(&pttl));
+            keep(&shared, TierKey::get(self.client.database, key), &token, value, integer(&pttl));
         }
         self.reply(|out| out.extend_from_slice(&reply));
         Flow::Done
@@ -264,7 +306,7 @@ impl Conversation {
         let mut values = Vec::new();
         let all_hit = keys.iter().all(|key| {
             let render = |value: &Cached, _, protocol| value.encode(protocol, &mut values);
-            matches!(self.look_up(key, KeyHash::of(key), render), Found::Answered(()))
+            matches!(self.look_up(self.name_of_get(key), KeyHash::of(key), render), Found::Answered(()))
         });
         if all_hit {
             self.reply(|out| {
@@ -288,7 +330,7 @@ impl Conversation {
             .iter()
             .map(|key| {
                 let token = kernel.begin_fill(tracked.source, KeyHash::of(key), self.now);
-                (TierKey::new(self.client.database, key), token)
+                (TierKey::get(self.client.database, key), token)
             })
             .collect();
         let effect = effect(row, args);
@@ -318,7 +360,7 @@ impl Conversation {
             let now = self.now;
             let all_hit = args.from(1).all(|key| {
                 let render = |value: &Cached, deadline, _| sum += render(value, deadline, now);
-                matches!(self.look_up(key, KeyHash::of(key), render), Found::Answered(()))
+                matches!(self.look_up(self.name_of_get(key), KeyHash::of(key), render), Found::Answered(()))
             });
             if all_hit {
                 self.reply(|out| encode::integer(out, sum));

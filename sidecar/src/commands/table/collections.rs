@@ -1,24 +1,29 @@
 //! Hashes, lists, sets, sorted sets, geo indexes, streams, vector sets.
 
-use crate::commands::{Class, Pin, Positions, Row, container, harmless, read, write};
+use crate::commands::{Class, Pin, Positions, Row, cached, container, harmless, read, write};
 
 /// Blocks until one of its keys has something, or for a time given last.
 const fn blocking(name: &'static str, arity: i8, keys: Positions) -> Row {
     write(name, arity, keys).pinned(Pin::Blocking)
 }
 
+/// Shows fields of a hash; cached where fields do not expire by themselves.
+const fn fields(name: &'static str, arity: i8) -> Row {
+    read(name, arity, Positions::ONE).class(Class::FillFields)
+}
+
 pub(in crate::commands) const COLLECTIONS: &[Row] = &[
     // Hashes
-    read("hexists", 3, Positions::ONE),
-    read("hget", 3, Positions::ONE),
-    read("hgetall", 2, Positions::ONE),
-    read("hkeys", 2, Positions::ONE),
-    read("hlen", 2, Positions::ONE),
-    read("hmget", -3, Positions::ONE),
+    fields("hexists", 3),
+    fields("hget", 3),
+    fields("hgetall", 2),
+    fields("hkeys", 2),
+    fields("hlen", 2),
+    fields("hmget", -3),
     read("hrandfield", -2, Positions::ONE),
     read("hscan", -3, Positions::ONE),
-    read("hstrlen", 3, Positions::ONE),
-    read("hvals", 2, Positions::ONE),
+    fields("hstrlen", 3),
+    fields("hvals", 2),
     write("hdel", -3, Positions::ONE),
     write("hincrby", 4, Positions::ONE),
     write("hincrbyfloat", 4, Positions::ONE),
@@ -38,10 +43,10 @@ pub(in crate::commands) const COLLECTIONS: &[Row] = &[
     write("hsetex", -6, Positions::ONE).since("8.0"),
     write("hgetdel", -5, Positions::ONE).since("8.0"),
     // Lists
-    read("lindex", 3, Positions::ONE),
-    read("llen", 2, Positions::ONE),
+    cached("lindex", 3),
+    cached("llen", 2),
     read("lpos", -3, Positions::ONE),
-    read("lrange", 4, Positions::ONE),
+    cached("lrange", 4),
     write("linsert", 5, Positions::ONE),
     write("lmove", 5, Positions::TWO),
     write("lmpop", -4, Positions::COUNTED),
@@ -61,13 +66,13 @@ pub(in crate::commands) const COLLECTIONS: &[Row] = &[
     blocking("brpop", -3, Positions::ALL_BUT_LAST),
     blocking("brpoplpush", 4, Positions::TWO),
     // Sets
-    read("scard", 2, Positions::ONE),
+    cached("scard", 2),
     read("sdiff", -2, Positions::ALL),
     read("sinter", -2, Positions::ALL),
     read("sintercard", -3, Positions::COUNTED),
-    read("sismember", 3, Positions::ONE),
-    read("smembers", 2, Positions::ONE),
-    read("smismember", -3, Positions::ONE),
+    cached("sismember", 3),
+    cached("smembers", 2),
+    cached("smismember", -3),
     read("srandmember", -2, Positions::ONE),
     read("sscan", -3, Positions::ONE),
     read("sunion", -2, Positions::ALL),
@@ -79,25 +84,25 @@ pub(in crate::commands) const COLLECTIONS: &[Row] = &[
     write("srem", -3, Positions::ONE),
     write("sunionstore", -3, Positions::ALL),
     // Sorted sets
-    read("zcard", 2, Positions::ONE),
-    read("zcount", 4, Positions::ONE),
+    cached("zcard", 2),
+    cached("zcount", 4),
     read("zdiff", -3, Positions::COUNTED),
     read("zinter", -3, Positions::COUNTED),
     read("zintercard", -3, Positions::COUNTED),
-    read("zlexcount", 4, Positions::ONE),
-    read("zmscore", -3, Positions::ONE),
+    cached("zlexcount", 4),
+    cached("zmscore", -3),
     read("zrandmember", -2, Positions::ONE),
-    read("zrange", -4, Positions::ONE),
-    read("zrangebylex", -4, Positions::ONE),
-    read("zrangebyscore", -4, Positions::ONE),
+    cached("zrange", -4),
+    cached("zrangebylex", -4),
+    cached("zrangebyscore", -4),
     // 7.0 says 3; since 7.2 there is WITHSCORE.
-    read("zrank", -3, Positions::ONE),
-    read("zrevrange", -4, Positions::ONE),
-    read("zrevrangebylex", -4, Positions::ONE),
-    read("zrevrangebyscore", -4, Positions::ONE),
-    read("zrevrank", -3, Positions::ONE),
+    cached("zrank", -3),
+    cached("zrevrange", -4),
+    cached("zrevrangebylex", -4),
+    cached("zrevrangebyscore", -4),
+    cached("zrevrank", -3),
     read("zscan", -3, Positions::ONE),
-    read("zscore", 3, Positions::ONE),
+    cached("zscore", 3),
     read("zunion", -3, Positions::COUNTED),
     write("zadd", -4, Positions::ONE),
     write("zdiffstore", -4, Positions::DestinationAndCounted),

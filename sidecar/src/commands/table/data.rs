@@ -1,6 +1,6 @@
 //! Keys of any type, strings, bits, scripts' keys, and transactions over them.
 
-use crate::commands::{Class, Effect, Pin, Positions, Row, flush, harmless, read, unknown, write};
+use crate::commands::{Class, Effect, Pin, Positions, Row, cached, flush, harmless, read, unknown, write};
 
 pub(in crate::commands) const DATA: &[Row] = &[
     // Strings
@@ -24,16 +24,16 @@ pub(in crate::commands) const DATA: &[Row] = &[
     write("decrby", 3, Positions::ONE),
     write("incrbyfloat", 3, Positions::ONE),
     write("setrange", 4, Positions::ONE),
-    read("getrange", 4, Positions::ONE),
-    read("substr", 4, Positions::ONE),
+    cached("getrange", 4),
+    cached("substr", 4),
     read("lcs", -3, Positions::TWO),
     read("digest", 2, Positions::ONE).since("8.4"),
     write("delex", -2, Positions::ONE).since("8.4"),
     write("delifeq", 3, Positions::ONE).since("valkey 9.0"),
     // Bits
-    read("getbit", 3, Positions::ONE),
-    read("bitcount", -2, Positions::ONE),
-    read("bitpos", -3, Positions::ONE),
+    cached("getbit", 3),
+    cached("bitcount", -2),
+    cached("bitpos", -3),
     read("bitfield_ro", -2, Positions::ONE),
     write("setbit", 4, Positions::ONE),
     write("bitfield", -2, Positions::ONE),
