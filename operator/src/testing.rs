@@ -134,22 +134,25 @@ impl State {
         let known = self.objects.get(&at).cloned();
         let mut object = match (method.as_str(), known) {
             ("POST", Some(_)) => return failure(409, "AlreadyExists"),
-            ("PUT", None) => return failure(404, "NotFound"),
             // Server-side apply creates an object, but not the status of one that is gone.
             ("PATCH", None) if path.ends_with("/status") => return failure(404, "NotFound"),
-            ("PUT", Some(known)) if known["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] => {
-                return failure(409, "Conflict");
-            }
+            ("PATCH", Some(known)) if is_outdated(&body, &known) => return failure(409, "Conflict"),
             ("PATCH", Some(mut known)) => {
                 merge(&mut known, &body);
                 known
             }
             _ => body,
         };
-        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        object["metadata"]["resourceVersion"] = json!((100 + self.version).to_string());
         self.objects.insert(at, object.clone());
         (200, object)
     }
+}
+
+/// Whether a write names another version than the object's.
+fn is_outdated(body: &Value, known: &Value) -> bool {
+    let version = &body["metadata"]["resourceVersion"];
+    version.is_string() && *version != known["metadata"]["resourceVersion"]
 }
 
 /// A merge that finds the items of lists by their names, as strategic merges and server-side apply do.

@@ -158,7 +158,10 @@ impl Keeper {
         let put = |source| KeeperError::PutSecret { name: name(), source };
         let Some(secret) = found else {
             let authority = Authority::create(now)?;
-            secrets.create(&PostParams::default(), &self.secret_of(&authority, None)).await.map_err(put)?;
+            let labels = BTreeMap::from([(names::MANAGED_BY_LABEL.to_owned(), names::FIELD_MANAGER.to_owned())]);
+            let mut secret = self.secret_of(&authority, None);
+            secret.metadata.labels = Some(labels);
+            secrets.create(&PostParams::default(), &secret).await.map_err(put)?;
             tracing::info!(secret = self.secret, "created the webhook's certificate authority");
             return Ok(authority);
         };
@@ -174,9 +177,11 @@ impl Keeper {
                 Authority::create(now)?
             }
         };
-        // With the version that was read: another operator's write in between makes this one fail and read again.
+        // Applied, not replaced: Helm 4 applies too, and would find its own labels taken over. With the version that was
+        // read: another operator's write in between makes this one fail and read again.
         let object = self.secret_of(&next, secret.metadata.resource_version);
-        secrets.replace(&self.secret, &PostParams::default(), &object).await.map_err(put)?;
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        secrets.patch(&self.secret, &params, &Patch::Apply(&object)).await.map_err(put)?;
         tracing::info!(secret = self.secret, "wrote a new certificate authority for the webhook");
         Ok(next)
     }
@@ -188,11 +193,9 @@ impl Keeper {
                 name: Some(self.secret.clone()),
                 namespace: Some(self.namespace.clone()),
                 resource_version,
-                labels: Some(BTreeMap::from([(names::MANAGED_BY_LABEL.to_owned(), names::FIELD_MANAGER.to_owned())])),
                 ..ObjectMeta::default()
             },
             data: Some(data),
-            type_: Some("Opaque".to_owned()),
             ..Secret::default()
         }
     }
@@ -287,12 +290,41 @@ mod tests {
         let (keeper, mut served) = (keeper(client), None);
         keeper.step(&mut served, SystemTime::now()).await.unwrap();
         let order: Vec<_> = api.writes().into_iter().map(|(method, path, _)| (method, path)).collect();
-        assert_eq!(order, [(Method::PUT, SECRET.to_owned()), (Method::PATCH, HOOKS.to_owned())]);
+        assert_eq!(order, [(Method::PATCH, SECRET.to_owned()), (Method::PATCH, HOOKS.to_owned())]);
         assert_eq!(bundle(&api).matches("BEGIN CERTIFICATE").count(), 1);
         assert_eq!(api.object(HOOKS).unwrap()["webhooks"][0]["clientConfig"]["service"]["path"], "/mutate");
         assert!(!missing(&keeper));
         keeper.step(&mut served, SystemTime::now()).await.unwrap();
         assert_eq!(api.writes(), [], "a second look changes nothing");
+    }
+
+    #[tokio::test]
+    async fn only_the_data_of_the_charts_secret_is_written() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        keeper(client).step(&mut None, SystemTime::now()).await.unwrap();
+        let (_, _, body) = api.writes().swap_remove(0);
+        assert!(
+            body["metadata"].get("labels").is_none() && body.get("type").is_none(),
+            "Helm 4 would find a conflict: {body}"
+        );
+        assert_eq!(body["metadata"]["resourceVersion"], "1");
+    }
+
+    #[tokio::test]
+    async fn of_two_operators_the_slower_one_reads_again() {
+        let (api, client) = FakeApi::new();
+        installed(&api);
+        let (slow, fast) = (keeper(client.clone()), keeper(client));
+        fast.step(&mut None, SystemTime::now()).await.unwrap();
+        let agreed = bundle(&api);
+        // What the slow one read before the fast one wrote.
+        let late = slow.secret_of(&Authority::create(SystemTime::now()).unwrap(), Some("1".into()));
+        let secrets: Api<Secret> = Api::namespaced(slow.client.clone(), "caddy");
+        let refused = secrets.patch("ca", &PatchParams::apply("x").force(), &Patch::Apply(&late)).await;
+        assert!(matches!(refused, Err(kube::Error::Api(status)) if status.is_conflict()));
+        slow.step(&mut None, SystemTime::now()).await.unwrap();
+        assert_eq!(bundle(&api), agreed);
     }
 
     #[tokio::test]
