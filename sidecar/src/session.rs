@@ -51,6 +51,8 @@ pub(crate) struct Session {
     written: usize,
     conversation: Conversation,
     deliveries: Vec<Delivery>,
+    /// Bytes that came unasked since everything was last written.
+    pushed: usize,
     /// The next request waits until everything under way is answered.
     held: bool,
     /// The app closed its end.
@@ -79,6 +81,7 @@ impl Session {
             parser,
             input: BytesMut::new(),
             written: 0,
+            pushed: 0,
             deliveries: Vec::new(),
             held: false,
             at_end: false,
@@ -110,11 +113,11 @@ impl Session {
             progress |= self.poll_input(cx)?;
             // What the requests just read made ready (an embedded L3 answers at once) goes out in the same write.
             progress |= self.receive();
-            self.conversation.replies.drain_into(&mut self.conversation.out);
+            self.conversation.replies.drain_into(&mut self.conversation.out, self.written + self.bounds.output);
             progress |= self.poll_output(cx)?;
             let all_written = self.conversation.out.is_empty();
             let nothing_due = all_written && self.conversation.replies.is_empty();
-            if self.conversation.closing && all_written && self.conversation.replies.waiting() == 0 {
+            if self.conversation.closing && nothing_due {
                 return Poll::Ready(Ok(()));
             }
             if self.at_end && (nothing_due || self.conversation.is_pinned()) && (self.input.is_empty() || !self.held) {
@@ -133,6 +136,9 @@ impl Session {
         self.conversation.mailbox.take(&mut self.deliveries);
         let any = !self.deliveries.is_empty();
         for delivery in self.deliveries.drain(..) {
+            if let Delivery::Push(bytes) = &delivery {
+                self.pushed += bytes.len();
+            }
             self.conversation.deliver(delivery);
         }
         if self.conversation.replies.waiting() == 0 {
@@ -250,25 +256,34 @@ impl Session {
                     progress = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(progress),
+                Poll::Pending => {
+                    // A reader that is always a little behind must not let it grow for ever.
+                    if self.written > self.bounds.output {
+                        self.conversation.out.drain(..self.written);
+                        self.written = 0;
+                    }
+                    return Ok(progress);
+                }
             }
         }
         if progress {
             self.written = 0;
+            self.pushed = 0;
             self.worker.return_output(&mut self.conversation.out);
         }
         Ok(progress)
     }
 
-    /// An app that does not read what it asked for is closed after a while, or at once if it is sent more than it may
-    /// leave unread (only subscribers are sent what they did not ask for).
+    /// An app that does not read what it asked for is closed after a while; one that is sent more unasked (subscribers
+    /// are) than it may leave unread, at once.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let unread = self.conversation.out.len() - self.written;
         if unread == 0 {
             return Ok(());
         }
         let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(self.bounds.patience)));
-        if stuck.as_mut().poll(cx).is_ready() || unread > 2 * self.bounds.output {
+        let flooded = unread.min(self.pushed) > self.bounds.output;
+        if stuck.as_mut().poll(cx).is_ready() || flooded {
             self.worker.shared.metrics.slow_readers.inc();
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the app does not read its replies"));
         }

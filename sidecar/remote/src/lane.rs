@@ -203,7 +203,8 @@ struct Waiting<T> {
 }
 
 impl<H: Handler> Lane<H> {
-    /// Makes what progress can be made. Ready when every handle is gone and nothing is under way.
+    /// Makes what progress can be made. Ready when every handle is gone and nothing is under way that
+    /// somebody waits for.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match &mut self.phase {
@@ -256,10 +257,18 @@ impl<H: Handler> Lane<H> {
                     let over = ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout));
                     let Phase::Ready(connection) = std::mem::replace(&mut self.phase, Phase::Idle) else { continue };
                     self.enter(Phase::Idle);
-                    let Over::Lost(reason) = over else { return Poll::Ready(()) };
-                    self.handler.lost(&reason);
+                    let (reason, ended) = match over {
+                        Over::Lost(reason) => (reason, false),
+                        Over::Unused => (Arc::from("whoever asked is gone"), true),
+                    };
+                    if !ended {
+                        self.handler.lost(&reason);
+                    }
                     for waiting in connection.waiting {
                         self.handler.finish(waiting.tag, Err(Loss::Lost(reason.clone())));
+                    }
+                    if ended {
+                        return Poll::Ready(());
                     }
                 }
             }

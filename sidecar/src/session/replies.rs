@@ -85,9 +85,12 @@ impl<P> Replies<P> {
         self.slots.len()
     }
 
-    /// Moves the replies that are due into `out`.
-    pub(crate) fn drain_into(&mut self, out: &mut Vec<u8>) {
-        while let Some(Slot::Ready(bytes)) = self.slots.front() {
+    /// Moves replies that are due into `out` while it is shorter than `limit`. Those that stay share the bytes of their
+    /// copies, so that many replies of one large value are not as large as they look.
+    pub(crate) fn drain_into(&mut self, out: &mut Vec<u8>, limit: usize) {
+        while out.len() < limit
+            && let Some(Slot::Ready(bytes)) = self.slots.front()
+        {
             out.extend_from_slice(bytes);
             self.slots.pop_front();
             self.first += 1;
@@ -109,11 +112,24 @@ mod tests {
         let (a, b) = (replies.expect("a"), replies.expect("b"));
         replies.append(Bytes::from_static(b"3"));
         assert_eq!(replies.complete(b, Bytes::from_static(b"2")), Some("b"));
-        replies.drain_into(&mut out);
+        replies.drain_into(&mut out, usize::MAX);
         assert_eq!((out.as_slice(), replies.waiting()), (&b""[..], 1));
         assert_eq!(replies.complete(a, Bytes::from_static(b"1")), Some("a"));
-        replies.drain_into(&mut out);
+        replies.drain_into(&mut out, usize::MAX);
         assert_eq!((out.as_slice(), replies.is_empty()), (&b"123"[..], true));
+    }
+
+    #[test]
+    fn what_does_not_fit_stays_due() {
+        let mut replies = Replies::new();
+        let mut out = Vec::new();
+        replies.expect(());
+        (0..3).for_each(|_| replies.append(Bytes::from_static(b"22")));
+        replies.complete(0, Bytes::from_static(b"1"));
+        replies.drain_into(&mut out, 2);
+        assert_eq!((out.as_slice(), replies.is_empty()), (&b"122"[..], false));
+        replies.drain_into(&mut out, usize::MAX);
+        assert_eq!((out.as_slice(), replies.is_empty()), (&b"1222222"[..], true));
     }
 
     #[test]
@@ -124,7 +140,7 @@ mod tests {
         assert!(replies.complete(seq, Bytes::from_static(b"2")).is_none());
         assert!(replies.complete(seq + 1, Bytes::from_static(b"2")).is_none());
         let mut out = Vec::new();
-        replies.drain_into(&mut out);
+        replies.drain_into(&mut out, usize::MAX);
         assert_eq!(out, b"1");
     }
 }
