@@ -21,8 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections at one time; more wait in the kernel's queue.
 const CONNECTIONS: usize = 256;
-/// Time for a TLS handshake, and for a request's head.
-const HEAD: Duration = Duration::from_secs(5);
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time between requests on one connection. Longer than the 90 s after which the API server closes idle connections
+/// itself: were we first, a request could cross with our close and fail, and its pod would miss its sidecar.
+const IDLE: Duration = Duration::from_mins(3);
 /// Time that open connections get to finish after the shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -97,7 +100,7 @@ async fn connection<F>(
     F: Future<Output = Reply> + Send + 'static,
 {
     let Some(acceptor) = acceptor else { return requests(stream, handler, shutdown).await };
-    match timeout(HEAD, acceptor.accept(stream)).await {
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => requests(stream, handler, shutdown).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
@@ -117,7 +120,7 @@ async fn requests<F>(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(IDLE)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -55,6 +55,13 @@ impl Metrics {
             "When the webhook's serving certificate expires",
             metrics.certificate_expiry.clone(),
         );
+        // From zero on, so that the first failure is an increase and not a new series.
+        for outcome in ["applied", "invalid", "failed"] {
+            metrics.reconciliations.get_or_create(&Outcome { outcome });
+        }
+        for outcome in ["injected", "unchanged", "skipped", "denied", "failed"] {
+            metrics.admissions.get_or_create(&Outcome { outcome });
+        }
         Self { registry, ..metrics }
     }
 

@@ -34,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Deadline of one write.
 const WRITE: Duration = Duration::from_secs(15);
+/// Time that a reconciliation waits for the first list of pods.
+const LISTED: Duration = Duration::from_secs(10);
 /// Quiet time that a CacheCluster's pods get before they are counted: a rollout is one reconciliation, not hundreds.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 /// CacheClusters at work at one time.
@@ -52,6 +54,9 @@ pub enum ReconcileError {
         /// What the server said.
         reason: String,
     },
+    /// Nothing can be said of the pods yet; a status that counts none would be wrong.
+    #[error("pods are not listed yet; may the operator list and watch them?")]
+    PodsNotListed,
     /// The status cannot be written.
     #[error("failed to write the status: {reason}")]
     PatchStatus {
@@ -184,6 +189,9 @@ impl Reconciler {
             Outcome::Failed(_) => "failed",
         };
         this.context.metrics.reconciliations.get_or_create(&metrics::Outcome { outcome: word }).inc();
+        if !matches!(timeout(LISTED, this.pods.wait_until_ready()).await, Ok(Ok(()))) {
+            return Err(ReconcileError::PodsNotListed);
+        }
         let status = plan::status(&cluster, &outcome, &this.tally(&cluster), Timestamp::now());
         this.report(&cluster, status).await?;
         if let Outcome::Failed(reason) = outcome {
@@ -313,11 +321,13 @@ mod tests {
     fn reconciler(client: Client, pods: &[Value]) -> (Arc<Reconciler>, EventQueue) {
         let (context, queue) = context(client, &[]);
         let (store, mut writer) = reflector::store();
+        writer.apply_watcher_event(&watcher::Event::Init);
         for pod in pods {
             let mut pod: Pod = crate::testing::pod(pod);
             strip(&mut pod);
-            writer.apply_watcher_event(&watcher::Event::Apply(pod));
+            writer.apply_watcher_event(&watcher::Event::InitApply(pod));
         }
+        writer.apply_watcher_event(&watcher::Event::InitDone);
         (Arc::new(Reconciler { context, pods: store, failures: Mutex::default() }), queue)
     }
 
@@ -401,6 +411,17 @@ mod tests {
             Action::requeue(BACKOFF.0),
             "success forgets"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_are_not_listed_yet_are_not_counted_as_none() {
+        let (api, client) = server();
+        let (context, _queue) = context(client, &[]);
+        let (pods, _writer) = reflector::store();
+        let reconciler = Arc::new(Reconciler { context, pods, failures: Mutex::default() });
+        let error = Reconciler::reconcile(Arc::new(cluster()), reconciler).await.unwrap_err();
+        assert!(matches!(error, ReconcileError::PodsNotListed), "{error}");
+        assert_eq!(paths(&api), [CONFIG], "the configuration is written, the status waits");
     }
 
     #[tokio::test]

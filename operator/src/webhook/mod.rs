@@ -78,6 +78,9 @@ impl Webhook {
     }
 
     async fn find(&self, namespace: &str, name: &str) -> Lookup {
+        if name.is_empty() {
+            return Lookup::Missing; // a label without a value asks for nothing that could exist
+        }
         if let Some(cluster) = self.clusters.get(&ObjectRef::new(name).within(namespace)) {
             return Lookup::Found(cluster);
         }
