@@ -57,10 +57,10 @@ impl Metrics {
         );
         // From zero on, so that the first failure is an increase and not a new series.
         for outcome in ["applied", "invalid", "failed"] {
-            metrics.reconciliations.get_or_create(&Outcome { outcome });
+            drop(metrics.reconciliations.get_or_create(&Outcome { outcome }));
         }
         for outcome in ["injected", "unchanged", "skipped", "denied", "failed"] {
-            metrics.admissions.get_or_create(&Outcome { outcome });
+            drop(metrics.admissions.get_or_create(&Outcome { outcome }));
         }
         Self { registry, ..metrics }
     }
