@@ -50,6 +50,11 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// Whether it is the very request that was passed on as `bytes`.
+    pub(crate) fn is_same(&self, bytes: &[u8]) -> bool {
+        self.frame == bytes
+    }
+
     /// The first arguments as text for messages, cut to a readable length.
     pub(crate) fn name(&self) -> String {
         let name = self.get(0);

@@ -53,10 +53,10 @@ pub(crate) enum Pending {
 /// A read of this session that is under way on the tracked connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OwnRead {
-    /// In the newest flight of the key, or one before it.
-    Flight,
-    /// In a request of its own, which flights of the key may precede.
-    Many,
+    /// The same request: in the newest flight of its kind, or one before it.
+    Same,
+    /// Another: flights that can be joined may precede it.
+    Other,
 }
 
 const CONNECTION_HINT: &str =
@@ -192,13 +192,16 @@ impl Conversation {
 
     /// Whether this session waits for a read of the key: what that shows may be newer than a copy, so the copy must not be
     /// served behind it.
-    pub(super) fn own_read_of(&self, key: KeyHash) -> Option<OwnRead> {
+    pub(super) fn own_read_of(&self, key: KeyHash, args: Args<'_>) -> Option<OwnRead> {
         if self.replies.waiting() == 0 || !hold(Guard::ReadsFollowOwnReads) {
             return None;
         }
         self.replies.pending().fold(None, |found, pending| match pending {
-            Pending::FillingMany { effect, .. } if effect.keys.contains(&key) => Some(OwnRead::Many),
-            Pending::Filling { effect, .. } if effect.keys.contains(&key) => found.or(Some(OwnRead::Flight)),
+            Pending::Filling { request, effect, .. } if effect.keys.contains(&key) => {
+                let same = args.is_same(request) && found != Some(OwnRead::Other);
+                Some(if same { OwnRead::Same } else { OwnRead::Other })
+            }
+            Pending::FillingMany { effect, .. } if effect.keys.contains(&key) => Some(OwnRead::Other),
             _ => found,
         })
     }

@@ -72,11 +72,11 @@ impl Conversation {
     /// A read of the one key that is the first argument.
     fn read_one(&mut self, row: &'static Row, args: Args<'_>, name: KeyRef<'_>) -> Flow {
         let key = KeyHash::of(args.get(1));
-        match self.own_read_of(key) {
+        match self.own_read_of(key, args) {
             None => {}
             // A copy may be older than what the session is about to be shown; that flight, or a newer one, is not.
-            Some(OwnRead::Flight) => return self.miss(row, args, name, key, None),
-            Some(OwnRead::Many) => return Flow::Hold,
+            Some(OwnRead::Same) => return self.miss(row, args, name, key, None),
+            Some(OwnRead::Other) => return Flow::Hold,
         }
         // Straight into the output if nothing is in front of it: the hit path copies once and allocates nothing.
         let found = if self.replies.is_empty() {
@@ -300,7 +300,7 @@ impl Conversation {
     /// Local only if every key hits; else all are read together, so that the answer is of one moment.
     fn mget(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let keys: SmallVec<[&[u8]; 16]> = args.from(1).collect();
-        if keys.iter().any(|key| self.own_read_of(KeyHash::of(key)).is_some()) {
+        if keys.iter().any(|key| self.own_read_of(KeyHash::of(key), args).is_some()) {
             return Flow::Hold;
         }
         let mut values = Vec::new();
@@ -352,7 +352,7 @@ impl Conversation {
     /// EXISTS, STRLEN, TTL, PTTL: from the copy that a GET left, else over the relay.
     pub(super) fn derived(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if !self.is_behind_relay() {
-            if args.from(1).any(|key| self.own_read_of(KeyHash::of(key)).is_some()) {
+            if args.from(1).any(|key| self.own_read_of(KeyHash::of(key), args).is_some()) {
                 return Flow::Hold;
             }
             let mut sum = 0;
