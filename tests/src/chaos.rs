@@ -101,7 +101,7 @@ pub fn play(subject: &Subject, run: Run) -> Result<Summary> {
     if let Err(broken) = history.check(Promises { max_staleness: BOUND, slack: SLACK }) {
         let file = keep(&history, run.seed)?;
         let mut message = format!("seed {} (CADDY_SEED); the whole history: {file}\n", run.seed);
-        broken.iter().for_each(|broken| message.push_str(&broken.to_string()));
+        broken.iter().try_for_each(|broken| write!(message, "{broken}"))?;
         return Err(Violation(message).into());
     }
     world.pods.iter().try_for_each(|pod| recovers(&world, pod))?;
@@ -160,8 +160,10 @@ enum Command {
     Get(String),
     /// Two of them at one moment.
     Mget(String, String),
-    /// A read that is always relayed.
+    /// The same state as another command reads it.
     Getrange(String),
+    /// A read that is always relayed: what the key has in common with itself.
+    Lcs(String),
     /// A write.
     Incr(String),
     /// A write that nobody can see in the command.
@@ -179,8 +181,9 @@ impl Command {
         match random.below(100) {
             0..60 => Self::Get(key),
             60..68 => Self::Mget(key, other),
-            68..73 => Self::Getrange(key),
-            73..86 => Self::Incr(written),
+            68..71 => Self::Getrange(key),
+            71..74 => Self::Lcs(key),
+            74..86 => Self::Incr(written),
             86..90 => Self::Script(written),
             90..95 => Self::Transaction(key, written),
             _ => Self::Barrier,
@@ -193,6 +196,7 @@ impl Command {
             Self::Get(key) => encode::command(out, ["GET", key]),
             Self::Mget(key, other) => encode::command(out, ["MGET", key, other]),
             Self::Getrange(key) => encode::command(out, ["GETRANGE", key, "0", "-1"]),
+            Self::Lcs(key) => encode::command(out, ["LCS", key, key]),
             Self::Incr(key) => encode::command(out, ["INCR", key]),
             Self::Script(key) => encode::command(out, ["EVAL", "return redis.call('INCR', ARGV[1])", "0", key]),
             Self::Barrier => encode::command(out, ["EVAL", "return 1", "0"]),
@@ -212,12 +216,12 @@ impl Command {
         let (first, length) = Value::decode(reply).ok()?;
         if let Value::Attribute(_) = first {
             let version = version(&Value::decode(&reply[length..]).ok()?.0)?;
-            let Self::Get(key) = self else { return None };
+            let (Self::Get(key) | Self::Getrange(key)) = self else { return None };
             return Some(vec![(key.clone(), Op::StaleRead(version))]);
         }
         let elements = || first.as_elements().filter(|elements| elements.len() == 2);
         Some(match self {
-            Self::Get(key) | Self::Getrange(key) => vec![(key.clone(), Op::Read(version(&first)?))],
+            Self::Get(key) | Self::Getrange(key) | Self::Lcs(key) => vec![(key.clone(), Op::Read(version(&first)?))],
             Self::Incr(key) | Self::Script(key) => vec![(key.clone(), Op::Write(version(&first)?))],
             Self::Mget(key, other) => {
                 let values = elements()?;
@@ -235,11 +239,10 @@ impl Command {
     }
 }
 
-/// A register's value: absent is 0, also as the empty string that GETRANGE has for it.
+/// A register's value: absent is 0, also as the empty string that GETRANGE and LCS have for it.
 fn version(value: &Value<'_>) -> Option<u64> {
     match value {
-        Value::Null => Some(0),
-        Value::Bulk(b"") => Some(0),
+        Value::Null | Value::Bulk(b"") => Some(0),
         other => u64::try_from(other.as_integer()?).ok(),
     }
 }

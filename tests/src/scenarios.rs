@@ -32,13 +32,11 @@ fn now_or_healed(pod: &Pod, client: &mut Client, command: &str) -> Result<String
 }
 
 fn now_or_healed_reply(pod: &Pod, client: &mut Client) -> Result<String> {
-    match client.reply_within(MOMENT)? {
-        Some(reply) => Ok(reply),
-        None => {
-            pod.proxy.heal();
-            client.reply()
-        }
+    if let Some(reply) = client.reply_within(MOMENT)? {
+        return Ok(reply);
     }
+    pod.proxy.heal();
+    client.reply()
 }
 
 // === a session and its own requests ===
@@ -78,16 +76,16 @@ pub fn pipelined_read_follows_the_write(subject: &Subject) -> Result<()> {
     must(replies == ["OK", "v1"], format!("SET k v1, GET k in one write were answered {replies:?}"))
 }
 
-/// `GETRANGE k; GET k` in one write, the push of the newer state being late: replies may not run backwards.
+/// `LCS k k; GET k` in one write, the push of the newer state being late: replies may not run backwards.
 pub fn pipelined_read_follows_the_relayed_read(subject: &Subject) -> Result<()> {
     let world = World::calm(subject)?;
     let mut client = world.cached("k", "v0")?;
     world.pod().proxy.stall(Class::Tracked, ToClient);
     ensure!(world.foreign("SET k v1")? == "OK", "SET");
-    client.send_all(&["GETRANGE k 0 -1", "GET k"])?;
+    client.send_all(&["LCS k k", "GET k"])?;
     let first = now_or_healed_reply(world.pod(), &mut client)?;
     let second = now_or_healed_reply(world.pod(), &mut client)?;
-    must(first == "v1" && second == "v1", format!("GETRANGE k, GET k in one write were answered {first}, {second}"))
+    must(first == "v1" && second == "v1", format!("LCS k k, GET k in one write were answered {first}, {second}"))
 }
 
 /// `MGET k other; GET k` in one write: the MGET has to be read afresh and shows a newer state than the copy of k.
@@ -103,6 +101,26 @@ pub fn pipelined_read_follows_the_read_of_many(subject: &Subject) -> Result<()> 
     let (many, one) = (client.reply()?, client.reply()?);
     let backwards = many == "[v1, (nil)]" && one != "v1";
     must(!backwards, format!("MGET k other, GET k in one write were answered {many}, {one}"))
+}
+
+/// `GETRANGE k; GET k` in one write, while an older flight of `GET k` is in the air: the GET may not join it.
+pub fn pipelined_read_follows_another_read_of_the_key(subject: &Subject) -> Result<()> {
+    let world = World::calm(subject)?;
+    let (mut first, mut second) = (world.cached("other", "x")?, world.pod().connect()?);
+    ensure!(world.foreign("SET k v0")? == "OK", "SET");
+    let proxy = &world.pod().proxy;
+    proxy.stall(Class::Tracked, ToClient);
+    first.send("GET k")?;
+    proxy.wait_for(Class::Tracked, ToClient, "v0")?;
+    ensure!(world.foreign("SET k v1")? == "OK", "SET");
+    proxy.wait_for_push(Class::Tracked)?;
+    second.send_all(&["GETRANGE k 0 -1", "GET k"])?;
+    pause(MOMENT);
+    proxy.heal();
+    first.reply()?;
+    let (range, whole) = (second.reply()?, second.reply()?);
+    let backwards = range == "v1" && whole != "v1";
+    must(!backwards, format!("GETRANGE k, GET k in one write were answered {range}, {whole}"))
 }
 
 /// `GET k; SET k` in one write, the GET being held up on its way: it may not see the future.
@@ -126,11 +144,11 @@ pub fn no_step_back_after_a_relayed_read(subject: &Subject) -> Result<()> {
     let mut client = world.cached("k", "v0")?;
     world.pod().proxy.stall(Class::Tracked, ToClient);
     ensure!(world.foreign("SET k v1")? == "OK", "SET");
-    let seen = client.ask("GETRANGE k 0 -1")?;
-    ensure!(seen == "v1", "GETRANGE answers {seen}");
+    let seen = client.ask("LCS k k")?;
+    ensure!(seen == "v1", "LCS answers {seen}");
     let mut another = world.pod().connect()?;
     let read = now_or_healed(world.pod(), &mut another, "GET k")?;
-    must(read == "v1", format!("monotonic reads: GETRANGE k showed v1, then GET k answered {read}"))
+    must(read == "v1", format!("monotonic reads: LCS k k showed v1, then GET k answered {read}"))
 }
 
 /// The same after a read within a transaction.
@@ -394,6 +412,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("a pipelined read follows the write", pipelined_read_follows_the_write),
     ("a pipelined read follows the relayed read", pipelined_read_follows_the_relayed_read),
     ("a pipelined read follows the read of many", pipelined_read_follows_the_read_of_many),
+    ("a pipelined read follows another read of the key", pipelined_read_follows_another_read_of_the_key),
     ("a pipelined write waits for the read", pipelined_write_waits_for_the_read),
     ("no step back after a relayed read", no_step_back_after_a_relayed_read),
     ("no step back after a read in a transaction", no_step_back_after_a_read_in_a_transaction),

@@ -144,12 +144,12 @@ impl SidecarOptions {
     fn text(&self, directory: &Path) -> Result<String> {
         let mut redis = self.l3.clone();
         if let Some(timeout) = self.timeout {
-            redis.push_str(&format!(", timeout: {}ms", timeout.as_millis()));
+            redis = format!("{redis}, timeout: {}ms", timeout.as_millis());
         }
         if let Some((user, password)) = &self.login {
             let file = directory.join("password");
             fs::write(&file, password).context("write the password file")?;
-            redis.push_str(&format!(", username: \"{user}\", passwordFile: \"{}\"", file.display()));
+            redis = format!("{redis}, username: \"{user}\", passwordFile: \"{}\"", file.display());
         }
         let l3 = if redis.is_empty() { "embedded: {}".to_owned() } else { format!("redis: {{{redis}}}") };
         let mut text = format!(

@@ -23,7 +23,7 @@ use crate::{
 /// How long things that must happen soon may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 /// A bound that outlasts any scenario: what is not served then is not served for another reason.
-pub const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_mins(2);
 /// How long a reply that must not come yet is waited for.
 pub const MOMENT: Duration = Duration::from_millis(250);
 
@@ -95,7 +95,9 @@ impl Client {
     /// Sends several commands in one write.
     pub fn send_all(&mut self, commands: &[&str]) -> Result<()> {
         let mut bytes = Vec::new();
-        commands.iter().for_each(|command| caddy_resp::encode::command(&mut bytes, words(command)));
+        for command in commands {
+            caddy_resp::encode::command(&mut bytes, words(command));
+        }
         self.0.send_raw(&bytes)
     }
 

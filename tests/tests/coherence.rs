@@ -31,6 +31,7 @@ scenarios! {
     pipelined_read_follows_the_write
     pipelined_read_follows_the_relayed_read
     pipelined_read_follows_the_read_of_many
+    pipelined_read_follows_another_read_of_the_key
     pipelined_write_waits_for_the_read
     no_step_back_after_a_relayed_read
     no_step_back_after_a_read_in_a_transaction

@@ -61,6 +61,7 @@ mutations! {
     reads_follow_relay: "ReadsFollowRelay" => pipelined_read_follows_the_write;
     reads_follow_relayed_reads: "ReadsFollowRelay" => pipelined_read_follows_the_relayed_read;
     reads_follow_own_reads: "ReadsFollowOwnReads" => pipelined_read_follows_the_read_of_many;
+    reads_follow_own_other_reads: "ReadsFollowOwnReads" => pipelined_read_follows_another_read_of_the_key;
     writes_wait_for_fills: "WritesWaitForFills" => pipelined_write_waits_for_the_read;
     push_inline: "PushInline" => a_barrier_brings_every_foreign_write;
     tracked_fill: "TrackedFill" => a_barrier_brings_every_foreign_write;

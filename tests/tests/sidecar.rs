@@ -142,7 +142,7 @@ fn requests_over_the_limit_are_refused_before_they_are_sent() -> Result<()> {
     ensure!(said == "-ERR Protocol error: invalid bulk length\r\n", "one argument too long: {said:?}");
     let mut many = b"*5\r\n$4\r\nMSET\r\n".to_vec();
     for _ in 0..4 {
-        encode::bulk(&mut many, &[b'x'; 20_000]);
+        encode::bulk(&mut many, &vec![b'x'; 20_000]);
     }
     let said = said_until_closed(UnixStream::connect(sidecar.socket())?, &many)?;
     ensure!(said.starts_with("-ERR Protocol error: request is larger than 65536 bytes"), "too long in all: {said:?}");
@@ -166,7 +166,7 @@ fn a_reader_that_does_not_read_is_closed() -> Result<()> {
     let sidecar = SidecarOptions::redis(redis.socket())
         .section("limits: {outputBufferBytes: 128Ki, slowReaderTimeout: 400ms}")
         .start()?;
-    redis.command(&[b"SET", &b"k"[..], &[b'x'; 60_000]])?;
+    redis.command(&[b"SET", &b"k"[..], &vec![b'x'; 60_000]])?;
     let mut slow = UnixStream::connect(sidecar.socket())?;
     slow.set_write_timeout(Some(Duration::from_millis(200)))?;
     let mut batch = Vec::new();
@@ -216,7 +216,7 @@ fn a_slow_but_steady_reader_gets_everything() -> Result<()> {
     let sidecar = SidecarOptions::redis(redis.socket())
         .section("limits: {outputBufferBytes: 128Ki, slowReaderTimeout: 5s}")
         .start()?;
-    redis.command(&[b"SET", &b"k"[..], &[b'x'; 60_000]])?;
+    redis.command(&[b"SET", &b"k"[..], &vec![b'x'; 60_000]])?;
     let mut client = sidecar.connect()?;
     let mut batch = Vec::new();
     (0..100).for_each(|_| encode::command(&mut batch, ["GET", "k"]));
@@ -306,8 +306,8 @@ fn a_missing_redis_is_said_to_be_missing_until_it_is_there() -> Result<()> {
 
 #[test]
 fn a_wrong_password_is_said_to_be_wrong() -> Result<()> {
-    let redis = RedisServer::start_with(&["--requirepass", "right"])
-        .or_else(|_| RedisServer::start_with(&[]).and_then(|redis| with_password(redis)))?;
+    let redis = RedisServer::start()?;
+    redis.command(&["CONFIG", "SET", "requirepass", "right"])?;
     for (login, expected) in [(Some("wrong"), "WRONGPASS"), (None, "NOAUTH")] {
         let options = SidecarOptions::redis(redis.socket());
         let sidecar = match login {
@@ -332,11 +332,6 @@ fn a_wrong_password_is_said_to_be_wrong() -> Result<()> {
         Ok(())
     })?;
     client.hold("k", "v")
-}
-
-fn with_password(redis: RedisServer) -> Result<RedisServer> {
-    redis.command(&["CONFIG", "SET", "requirepass", "right"])?;
-    Ok(redis)
 }
 
 #[test]
