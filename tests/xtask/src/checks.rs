@@ -1,15 +1,11 @@
 //! The checks that run before the tests, and the generated files. Each is one cargo command whose output goes straight to
 //! the terminal; nothing is changed except by `crds`.
 
-use std::fs;
 use std::process::Command;
 
 use crate::failed::{Failed, Result, Step};
 use crate::log::shown;
 use crate::place::Place;
-
-/// Where the generated CRD stands, and from where the chart's copy is made.
-const CRD_FILE: &str = "crds/generated/cacheclusters.yaml";
 
 /// A cargo command in the checkout, by the cargo that runs us.
 pub(crate) fn cargo(place: &Place, arguments: &[&str]) -> Command {
@@ -32,17 +28,9 @@ pub(crate) fn lint(place: &Place) -> Result {
     loud(&mut cargo(place, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
-/// Writes the generated CRD file anew.
+/// Writes the generated CRD files anew: the plain one and the chart's.
 pub(crate) fn crds(place: &Place) -> Result {
-    let mut command = cargo(place, &["run", "--quiet", "-p", "caddy-operator", "--", "crds"]);
-    let output = command.output().step(format!("start `{}`", shown(&command)))?;
-    if !output.status.success() {
-        return Err(Failed::new(format!("`{}`: {}", shown(&command), String::from_utf8_lossy(&output.stderr))));
-    }
-    let file = place.root.join(CRD_FILE);
-    fs::write(&file, output.stdout).step(format!("write {}", file.display()))?;
-    println!("wrote {}", file.display());
-    Ok(())
+    loud(&mut cargo(place, &["run", "--quiet", "-p", "caddy-crds", "--bin", "crdgen"]))
 }
 
 fn loud(command: &mut Command) -> Result {

@@ -83,6 +83,7 @@ fn basic(place: &Place, options: &Options) -> Vec<Stage> {
 /// What takes longer, or needs another build.
 fn more(place: &Place) -> Vec<Stage> {
     let (docs, shuttle, helm, check) = (place.clone(), place.clone(), place.clone(), place.clone());
+    let golden = place.clone();
     vec![
         Stage::new(Lane::Cargo, "doc tests", move |log| {
             done(log.run(&mut cargo(&docs, &["test", "--workspace", "--no-fail-fast", "--doc"])))
@@ -91,6 +92,11 @@ fn more(place: &Place) -> Vec<Stage> {
         Stage::new(Lane::Cargo, "interleavings", move |log| interleavings(&shuttle, log)),
         Stage::new(Lane::Side, "kubectl and helm", move |log| cluster::clients(&helm, log)).after(&["packages"]),
         Stage::new(Lane::Side, "chart", move |log| chart::check(&check, log)).after(&["kubectl and helm"]),
+        Stage::new(Lane::Cargo, "chart golden files", move |log| {
+            let mut command = cargo(&golden, &["test", "-p", "caddy-operator", "--test", "chart"]);
+            done(log.run(command.env("CADDY_HELM", chart::tool(&golden, "helm"))))
+        })
+        .after(&["kubectl and helm", "build"]),
     ]
 }
 
