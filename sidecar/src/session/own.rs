@@ -39,7 +39,9 @@ impl Conversation {
     fn ping(&mut self, args: Args<'_>) {
         match args.len() {
             1 => self.reply(|out| encode::simple(out, "PONG")),
-            _ => self.reply(|out| encode::bulk(out, args.get(1))),
+            2 => self.reply(|out| encode::bulk(out, args.get(1))),
+            // The table knows no upper bounds.
+            _ => self.reply_error("ERR wrong number of arguments for 'ping' command"),
         }
     }
 
@@ -128,7 +130,7 @@ impl Conversation {
                 self.reply_text(&lines);
             }
             // Hints to a server about one of its connections: this one is ours.
-            b"no-evict" | b"no-touch" => self.reply_ok(),
+            b"no-evict" | b"no-touch" if args.is(2, "ON") || args.is(2, "OFF") => self.reply_ok(),
             b"tracking" | b"caching" => return self.pin(row, args),
             b"kill" | b"reply" | b"pause" | b"unpause" | b"unblock" => {
                 let name = String::from_utf8_lossy(args.get(1)).to_uppercase();

@@ -45,6 +45,13 @@ struct Transaction {
     database: Option<u32>,
 }
 
+impl Pinned {
+    /// Nothing keeps the session on it but what is under way.
+    fn is_clean(&self) -> bool {
+        self.transaction.is_none() && !self.watching && !self.for_good
+    }
+}
+
 impl Conversation {
     /// Gives the session a connection of its own and sends the command there.
     pub(super) fn pin(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
@@ -116,6 +123,8 @@ impl Conversation {
             // Answered once for each channel: what comes after the first answer must not meet another session.
             "unsubscribe" | "punsubscribe" | "sunsubscribe" | "tracking" | "caching" => pinned.for_good = true,
             "select" => return self.select_pinned(row, args),
+            // The connection goes back once all is answered.
+            "hello" if args.len() > 1 && pinned.is_clean() && self.replies.waiting() > 0 => return Flow::Hold,
             "hello" if args.len() > 1 => {
                 self.reply_error(
                     "ERR HELLO cannot change a connection that watches, subscribes or tracks; send RESET first",
@@ -231,9 +240,8 @@ impl Conversation {
 
     /// Gives a connection back that holds no state any more.
     pub(super) fn unpin_if_clean(&mut self) {
-        let is_clean = |pinned: &mut Pinned| !(pinned.transaction.is_some() || pinned.watching || pinned.for_good);
         if self.replies.waiting() == 0
-            && let Some(pinned) = self.pinned.take_if(is_clean)
+            && let Some(pinned) = self.pinned.take_if(|pinned| pinned.is_clean())
         {
             self.worker.clone().unpin(pinned.lane, self.client.database);
         }
