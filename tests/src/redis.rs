@@ -47,6 +47,11 @@ impl RedisServer {
         Self::launch(program()?, None, arguments)
     }
 
+    /// A server of another program than the default one.
+    pub fn start_program(program: &Path) -> Result<Self> {
+        Self::launch(program.to_owned(), None, &[])
+    }
+
     /// A server, with an empty data set, on a given socket: where another one was.
     pub fn start_on(socket: &Path) -> Result<Self> {
         Self::launch(program()?, Some(socket), &[])
