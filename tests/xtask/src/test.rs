@@ -12,6 +12,9 @@ use crate::need::{self, Clients};
 use crate::place::Place;
 use crate::stage::{self, Lane, Outcome, Stage};
 
+/// How long each random run of `--soak` goes on unless `CADDY_SOAK_SECONDS` says otherwise.
+const SOAK_SECONDS: &str = "600";
+
 /// Which tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -51,13 +54,17 @@ pub(crate) fn run(place: &Place, options: &Options) -> Result {
         plan.extend(on_a_node(place));
         plan.extend(more(place));
     }
+    if options.soak {
+        let place = place.clone();
+        plan.push(Stage::new(Lane::Cargo, "soak", move |log| soak(&place, log)).after(&["packages", "build"]));
+    }
     stage::run(title, &place.logs(), plan)
 }
 
 /// Unit, property and integration tests with a real Redis and the snippets' clients.
 fn basic(place: &Place, options: &Options) -> Vec<Stage> {
     let (build, tests, clients) = (place.clone(), place.clone(), place.clone());
-    let (filter, soak) = (options.filter.clone(), options.soak);
+    let filter = options.filter.clone();
     vec![
         Stage::new(Lane::Side, "packages", |log| need::programs(log, &[need::REDIS, need::LANGUAGES].concat())),
         Stage::new(Lane::Side, "client libraries", move |log| Clients::of(&clients).install(&clients, log))
@@ -71,9 +78,6 @@ fn basic(place: &Place, options: &Options) -> Vec<Stage> {
             let mut command = cargo(&tests, &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]);
             with_parts(&mut command, &tests);
             command.args(["--"]).args(filter.as_deref());
-            if soak {
-                command.arg("--include-ignored");
-            }
             done(log.run(&mut command))
         })
         .after(&["packages", "client libraries", "build"]),
@@ -83,12 +87,13 @@ fn basic(place: &Place, options: &Options) -> Vec<Stage> {
 /// What takes longer, or needs another build.
 fn more(place: &Place) -> Vec<Stage> {
     let (docs, shuttle, helm, check) = (place.clone(), place.clone(), place.clone(), place.clone());
-    let golden = place.clone();
+    let (golden, dropped) = (place.clone(), place.clone());
     vec![
         Stage::new(Lane::Cargo, "doc tests", move |log| {
             done(log.run(&mut cargo(&docs, &["test", "--workspace", "--no-fail-fast", "--doc"])))
         })
         .after(&["build"]),
+        Stage::new(Lane::Cargo, "dropped guards", move |log| mutations(&dropped, log)).after(&["packages", "build"]),
         Stage::new(Lane::Cargo, "interleavings", move |log| interleavings(&shuttle, log)),
         Stage::new(Lane::Side, "kubectl and helm", move |log| cluster::clients(&helm, log)).after(&["packages"]),
         Stage::new(Lane::Side, "chart", move |log| chart::check(&check, log)).after(&["kubectl and helm"]),
@@ -104,6 +109,22 @@ fn more(place: &Place) -> Vec<Stage> {
 fn interleavings(place: &Place, log: &mut Log) -> Result<Outcome> {
     let features = ["--features", "shuttle,mutations", "--test", "interleavings"];
     done(log.run(cargo(place, &["test", "--profile", "quick", "-p", "caddy-engine"]).args(features)))
+}
+
+/// The guards of coherence, each dropped once over a real socket: a build with droppable guards.
+fn mutations(place: &Place, log: &mut Log) -> Result<Outcome> {
+    let mut command = cargo(place, &["test", "-p", "caddy-tests", "--features", "mutations", "--test", "mutations"]);
+    with_parts(&mut command, place);
+    done(log.run(&mut command))
+}
+
+/// Random runs, one after the other with new seeds, for `CADDY_SOAK_SECONDS` each.
+fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
+    let mut command = cargo(place, &["test", "-p", "caddy-tests", "--test", "coherence", "--test", "differential"]);
+    with_parts(&mut command, place);
+    let seconds = std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned());
+    command.env("CADDY_SOAK_SECONDS", seconds);
+    done(log.run(command.args(["--", "--nocapture"])))
 }
 
 /// The end-to-end tests and what they need: the node is built in the background while cargo compiles.
