@@ -23,9 +23,18 @@ pub(crate) fn fmt(place: &Place) -> Result {
     loud(&mut cargo(place, &["fmt", "--all", "--check"]))
 }
 
-/// clippy over everything, warnings as errors.
+/// clippy over everything, warnings as errors; also over what only a feature builds: the scheduler under the kernel, and the
+/// build with droppable guards.
 pub(crate) fn lint(place: &Place) -> Result {
-    loud(&mut cargo(place, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    let parts: [&[&str]; 3] = [
+        &["--workspace", "--all-targets"],
+        &["-p", "caddy-engine", "--features", "shuttle,mutations", "--tests"],
+        &["-p", "caddy-tests", "--features", "mutations", "--all-targets"],
+    ];
+    parts.iter().try_for_each(|part| {
+        let mut command = cargo(place, &["clippy", "--locked", "--quiet"]);
+        loud(command.args(*part).args(["--", "-D", "warnings"]))
+    })
 }
 
 /// Writes the generated CRD files anew: the plain one and the chart's.
