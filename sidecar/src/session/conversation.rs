@@ -99,6 +99,8 @@ pub(crate) struct Conversation {
     pub(super) pinned: Option<Pinned>,
     /// The moment of the present batch, read after the batch was.
     pub(super) now: Moment,
+    /// A read had to change its stream while others were under way: until all are answered nothing else is taken.
+    mixed: bool,
     /// Nothing more is read; the connection closes when everything due has been written.
     pub(super) closing: bool,
 }
@@ -114,6 +116,7 @@ impl Conversation {
             stream: Stream::Pinned,
             pinned: None,
             now: Moment::ZERO,
+            mixed: false,
             closing: false,
         }
     }
@@ -126,6 +129,12 @@ impl Conversation {
 
     /// Answers one request, or says that it has to wait.
     pub(crate) fn request(&mut self, args: Args<'_>) -> Flow {
+        if self.mixed {
+            if self.replies.waiting() > 0 {
+                return Flow::Hold;
+            }
+            self.mixed = false;
+        }
         let row = commands::lookup_request(args.len(), |index| args.get(index));
         if self.pinned.is_some() {
             self.unpin_if_clean();
@@ -288,6 +297,7 @@ impl Conversation {
         if let Some(pending) = self.replies.pending_mut(seq) {
             *pending = Pending::Relayed;
         }
+        self.mixed = self.replies.waiting() > 1;
         let worker = self.worker.clone();
         let L3::Redis(redis) = &worker.shared.l3 else { return };
         let (database, protocol) = (self.client.database, self.client.protocol);
