@@ -56,6 +56,9 @@ const CLIENTS_PER_SIDECAR: usize = 3;
 const KEYS: usize = 8;
 /// Those of them that most writes go to; copies of the others live longer.
 const BUSY: usize = 3;
+/// Seldom written, and read by a client that reads nothing else: it is not held up by fills, and so sees every copy that
+/// is served for too long.
+const LONELY: usize = KEYS;
 const BOUND: Duration = Duration::from_millis(300);
 const TIMEOUT: Duration = Duration::from_millis(600);
 /// The clock is one and the same for all, and the moments are taken outside the operations: only its own grain remains.
@@ -91,6 +94,10 @@ pub fn play(subject: &Subject, run: Run) -> Result<Summary> {
             let (stage, random) = (&stage, random());
             scope.spawn(move || stage.client(client % SIDECARS, random));
         }
+        for sidecar in 0..SIDECARS {
+            let stage = &stage;
+            scope.spawn(move || stage.watcher(sidecar));
+        }
         let (stage, writer) = (&stage, random());
         scope.spawn(move || stage.foreign_writer(writer));
         let faults = stage.make_faults(random(), BootClock.now() + run.duration);
@@ -120,7 +127,7 @@ fn recovers(world: &World, pod: &Pod) -> Result<()> {
     pod.wait_until_coherent()?;
     eventually("the sidecar serves again by itself", SOON, || {
         let mut client = pod.connect()?;
-        for key in (0..KEYS).map(name) {
+        for key in (0..=LONELY).map(name) {
             let value = world.foreign(&format!("GET {key}"))?;
             client.hold(&key, &value)?;
         }
@@ -144,7 +151,11 @@ fn keep(history: &History, seed: u64) -> Result<String> {
 
 /// The key of a write.
 fn written(random: &mut Random) -> String {
-    name(if random.below(10) == 0 { random.below(KEYS) } else { random.below(BUSY) })
+    name(match random.below(100) {
+        0 => LONELY,
+        1..10 => random.below(KEYS),
+        _ => random.below(BUSY),
+    })
 }
 
 fn name(key: usize) -> String {
@@ -285,6 +296,21 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// Reads the lonely key all the time.
+    fn watcher(&self, sidecar: usize) {
+        let through = Through::Sidecar(sidecar);
+        while !self.is_over() {
+            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+            let Ok(mut client) = self.world.pods[sidecar].connect() else { continue };
+            while !self.is_over() {
+                if self.pipeline(&mut client, &[Command::Get(name(LONELY))], session, through).is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+
     /// Sends commands in one write and records what each showed.
     fn pipeline(&self, client: &mut Client, commands: &[Command], session: usize, through: Through) -> Result<()> {
         let mut request = Vec::new();
@@ -345,10 +371,16 @@ impl Stage<'_> {
         let class = if random.below(3) == 0 { Class::Relay } else { Class::Tracked };
         let direction = if random.below(2) == 0 { Direction::ToServer } else { Direction::ToClient };
         let time = Duration::from_millis(20 + random.below(800) as u64);
-        match random.below(9) {
+        match random.below(10) {
             0 | 1 => pod.proxy.delay(class, direction, Duration::from_millis(1 + random.below(60) as u64)),
             2 | 3 => pod.proxy.stall(class, direction),
             4 => pod.proxy.cut(class),
+            9 => {
+                // Slow, then not at all.
+                pod.proxy.delay(class, Direction::ToClient, Duration::from_millis(100 + random.below(150) as u64));
+                thread::sleep(time);
+                pod.proxy.stall(class, Direction::ToClient);
+            }
             5 => {
                 pod.proxy.refuse(class);
                 pod.proxy.cut(class);

@@ -1,15 +1,13 @@
 //! Each guard of coherence has a scenario that fails without it. A build with droppable guards (feature `mutations`)
 //! passes every scenario with all of them in place, and is caught without any one.
 //!
-//! Not here, because no story over a socket can tell the difference: `DeadFlag` (with one tracked connection per sidecar a
-//! push always comes before a newer fill, so L1 within L2 is for memory), `CurrencyBeforeStamp` (an order of two loads: the
-//! engine's interleaving tests), `IncarnationCheck` (a probe's reply cannot outlive its connection: the kernel's own
-//! tests).
+//! [`ELSEWHERE`] names the guards for which no story over a socket can tell the difference, and why.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use caddy_tests::{
+    chaos::{self, Run},
     scenarios::{self, Scenario},
     world::{Subject, Violation},
 };
@@ -39,6 +37,9 @@ fn catches(guard: &str, scenario: Scenario) -> Result<()> {
 
 macro_rules! mutations {
     ($($test:ident: $guard:literal => $scenario:ident;)*) => {
+        /// The guards that have a test here.
+        const TESTED: &[&str] = &[$($guard),*];
+
         $(
             #[test]
             fn $test() -> Result<()> {
@@ -73,4 +74,43 @@ mutations! {
     currency_check: "CurrencyCheck" => a_half_open_link_keeps_the_bound;
     proof_from_sending: "ProofFromSending" => a_late_proof_counts_from_its_sending;
     expiry: "Expiry" => a_copy_expires_with_its_key;
+}
+
+/// Guards that cannot be seen over a socket, and what shows them instead.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("DeadFlag", "a push always comes before a newer fill on the one tracked connection; it is for memory"),
+    ("CurrencyBeforeStamp", "the order of two loads: the engine's interleavings"),
+    ("IncarnationCheck", "a probe's reply does not outlive its connection: the kernel's own tests"),
+];
+
+/// The variants of the enum `Guard` in a source file.
+fn guards(source: &str) -> impl Iterator<Item = &str> {
+    let body = source.split(" enum Guard {").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap_or_default();
+    body.lines().map(str::trim).filter(|line| !line.starts_with("//")).filter_map(|line| line.strip_suffix(','))
+}
+
+#[test]
+fn every_guard_has_its_test() -> Result<()> {
+    let sources = [include_str!("../../sidecar/src/guards.rs"), include_str!("../../sidecar/engine/src/guards.rs")];
+    for source in sources {
+        ensure!(guards(source).count() > 5, "the enum of the guards was not found");
+        for guard in guards(source) {
+            let known = TESTED.contains(&guard) || ELSEWHERE.iter().any(|(name, _)| *name == guard);
+            ensure!(known, "no scenario shows what {guard} is for");
+        }
+    }
+    Ok(())
+}
+
+/// The random runs and their checker are no decoration: they find what the scenarios force.
+#[test]
+fn random_runs_find_planted_bugs() -> Result<()> {
+    let run = |seed| Run { seed, duration: Duration::from_secs(4) };
+    chaos::play(&mutant(None), run(1))?;
+    for guard in ["BumpBeforeAnswer", "TrackedFill", "ReadsFollowRelay"] {
+        let caught =
+            (2..7).any(|seed| chaos::play(&mutant(Some(guard)), run(seed)).is_err_and(|error| error.is::<Violation>()));
+        ensure!(caught, "five random runs found nothing without {guard}");
+    }
+    Ok(())
 }
