@@ -14,19 +14,22 @@ use crate::weigh::Weigh;
 const FREQUENCY_CAP: u8 = 3;
 
 /// A value in L2, perhaps also reachable from L1.
+///
+/// The fields are in the order of use: what a hit reads lies together, in as few cache lines as it fits.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Entry<K, V> {
+    key: K,
+    dead: AtomicBool,
+    frequency: AtomicU8,
+    l2_hits: AtomicU16,
     basis: Basis,
     deadline: Moment,
-    read_at: Moment,
-    hash: TierHash,
-    bytes: u32,
-    slot: AtomicU32,
-    l2_hits: AtomicU16,
-    frequency: AtomicU8,
-    dead: AtomicBool,
-    key: K,
     value: V,
+    hash: TierHash,
+    read_at: Moment,
+    slot: AtomicU32,
+    bytes: u32,
 }
 
 impl<K: Weigh, V: Weigh> Entry<K, V> {

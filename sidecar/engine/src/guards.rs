@@ -50,6 +50,20 @@ impl Guards {
         self.dropped != Some(guard)
     }
 
+    /// Whether all guards are in force.
+    #[cfg(feature = "mutations")]
+    pub(crate) const fn intact(self) -> bool {
+        self.dropped.is_none()
+    }
+
+    /// Whether all guards are in force: always.
+    #[cfg(not(feature = "mutations"))]
+    #[expect(clippy::unused_self, reason = "same signature as in a mutation build")]
+    #[inline]
+    pub(crate) const fn intact(self) -> bool {
+        true
+    }
+
     /// Whether `guard` is in force: always.
     #[cfg(not(feature = "mutations"))]
     #[expect(clippy::unused_self, reason = "same signature as in a mutation build")]

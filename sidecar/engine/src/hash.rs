@@ -1,21 +1,30 @@
 //! The two hashes of a key: one that names its stamp, one that names its slot in the tiers.
 //!
 //! They differ on purpose. Invalidation pushes name the key alone, so the stamp is hashed from the key bytes only; a
-//! tier holds one entry per (database, key, command), so its hash mixes those in. The key bytes are read once.
+//! tier holds one entry per (database, key, command), so its hash mixes those in. The key bytes are read once. Both are
+//! seeded at random per process, so that nobody can choose keys that collide; they mean nothing outside of it.
 
-use xxhash_rust::xxh3::xxh3_64;
+use std::hash::Hasher;
+
+use foldhash::{SharedSeed, fast::FoldHasher};
+
+/// Sets this use of the process's random seed apart from others.
+const PURPOSE: u64 = 0xCADD_1CAC_8E00_0001;
 
 /// Hash of the bare key: selects the stamp that kills every copy of that key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyHash(u64);
 
 impl KeyHash {
-    /// XXH3 of the key's bytes.
+    /// The hash of the key's bytes in this process.
+    #[inline]
     pub fn of(key: &[u8]) -> Self {
-        Self(xxh3_64(key))
+        let mut hasher = FoldHasher::with_seed(PURPOSE, SharedSeed::global_random());
+        hasher.write(key);
+        Self(hasher.finish())
     }
 
-    /// A key hash that the caller computed; it must be the same function everywhere in the process.
+    /// A key hash that the caller computed: one function everywhere in the process, all 64 bits mixed.
     pub const fn from_raw(hash: u64) -> Self {
         Self(hash)
     }
@@ -26,14 +35,10 @@ impl KeyHash {
     }
 
     /// The tier hash of this key under `salt`, which stands for what else is in the tier key (database and command).
+    #[inline]
     pub const fn tier(self, salt: u64) -> TierHash {
-        // Two rounds of the Murmur3 finaliser: every bit of the result depends on every bit of both.
-        let mut x = self.0 ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        x ^= x >> 33;
-        x = x.wrapping_mul(0xFF51_AFD7_ED55_8CCD);
-        x ^= x >> 33;
-        x = x.wrapping_mul(0xC4CE_B9FE_1A85_EC53);
-        TierHash(x ^ (x >> 33))
+        // The key's bits are mixed already, and stay so whatever they are combined with.
+        TierHash(self.0 ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32))
     }
 }
 

@@ -1,13 +1,17 @@
-//! L1: one worker's few hottest entries, an exact LRU of pointers into L2. No lock, no allocation on a hit.
+//! L1: one worker's few hottest entries, pointers into L2. No lock, no allocation on a hit.
 //!
 //! Never shared between threads and never the owner of a value: an entry that L2 lets go of is dead here at once. Slots
-//! are found by the hash that the caller computed, so a hit hashes nothing.
+//! are found by the hash that the caller computed, so a hit hashes nothing and writes one word.
+//!
+//! The order of eviction is FIFO with second chances: an entry used since it was last at the end of the queue goes back to
+//! its front. That loses nothing against exact LRU (Yang et al., "FIFO can be better than LRU", HotOS 2023), which would
+//! write five words in four slots on every hit.
 
 use std::time::Duration;
 
-use hashbrown::{Equivalent, HashTable};
+use hashbrown::HashTable;
 
-use crate::clock::Moment;
+use crate::clock::{Moment, span_nanos};
 use crate::entry::Shared;
 use crate::hash::TierHash;
 use crate::slab::{List, Slab};
@@ -28,43 +32,74 @@ impl Default for L1Config {
 }
 
 pub(crate) struct L1<K, V> {
-    table: HashTable<(u64, u32)>,
-    slots: Slab<Resident<K, V>, 1>,
-    recency: List<0>,
+    table: HashTable<Resident<K, V>>,
+    /// The queue's places, by the slot that a resident carries; each knows the hash to find its resident by.
+    places: Slab<TierHash, 1>,
+    queue: List<0>,
     bytes: usize,
     config: L1Config,
 }
 
+/// The marks of use are here and not in the queue's slab, so that a hit touches no line that it has not read already.
 struct Resident<K, V> {
     entry: Shared<K, V>,
-    used_at: Moment,
+    slot: u32,
+    used: Use,
+}
+
+/// A resident's place in the table, valid until the next insertion or removal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found(usize);
+
+/// When a resident was last used, in steps of 2^30 ns (about a second), and whether since it was last at the end of the
+/// queue: the lowest bit.
+#[derive(Clone, Copy, Debug)]
+struct Use(u32);
+
+impl Use {
+    const fn none(now: Moment) -> Self {
+        Self(((now.as_nanos() >> 30) as u32) << 1)
+    }
+
+    const fn at(now: Moment) -> Self {
+        Self(Self::none(now).0 | 1)
+    }
+
+    const fn lately(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    const fn forgotten(self) -> Self {
+        Self(self.0 & !1)
+    }
+
+    fn idle_for(self, now: Moment, span: Duration) -> bool {
+        let steps = (Self::none(now).0 >> 1).saturating_sub(self.0 >> 1);
+        u64::from(steps) >= span_nanos(span) >> 30
+    }
 }
 
 impl<K, V> L1<K, V> {
     pub(crate) fn new(config: L1Config) -> Self {
-        Self { table: HashTable::new(), slots: Slab::new(), recency: List::new(), bytes: 0, config }
+        Self { table: HashTable::new(), places: Slab::new(), queue: List::new(), bytes: 0, config }
+    }
+
+    /// The entry under `hash` that `is_it` accepts; shown are those whose hash may be the same.
+    #[inline]
+    pub(crate) fn find(&self, hash: TierHash, mut is_it: impl FnMut(&Shared<K, V>) -> bool) -> Option<Found> {
+        self.table.find_bucket_index(hash.raw(), |resident| is_it(&resident.entry)).map(Found)
     }
 
     #[inline]
-    pub(crate) fn find<Q>(&self, hash: TierHash, key: &Q) -> Option<u32>
-    where
-        Q: Equivalent<K> + ?Sized,
-    {
-        let same = |slot: u32| self.slots.item(slot).is_some_and(|resident| key.equivalent(resident.entry.key()));
-        self.table.find(hash.raw(), |&(other, slot)| other == hash.raw() && same(slot)).map(|&(_, slot)| slot)
+    pub(crate) fn entry(&self, found: Found) -> Option<&Shared<K, V>> {
+        self.table.get_bucket(found.0).map(|resident| &resident.entry)
     }
 
+    /// Marks a resident that [`find`](Self::find) just returned as used.
     #[inline]
-    pub(crate) fn entry(&self, slot: u32) -> Option<&Shared<K, V>> {
-        self.slots.item(slot).map(|resident| &resident.entry)
-    }
-
-    /// Marks a slot that [`find`](Self::find) just returned as the most recently used.
-    #[inline]
-    pub(crate) fn touch(&mut self, slot: u32, now: Moment) -> &Shared<K, V> {
-        self.recency.move_to_front(&mut self.slots, slot);
-        let resident = self.slots.item_mut(slot).expect("the table names only slots in use");
-        resident.used_at = now;
+    pub(crate) fn touch(&mut self, found: Found, now: Moment) -> &Shared<K, V> {
+        let resident = self.table.get_bucket_mut(found.0).expect("nothing was inserted or removed since the find");
+        resident.used = Use::at(now);
         &resident.entry
     }
 
@@ -76,60 +111,68 @@ impl<K, V> L1<K, V> {
         if entry.bytes() > self.config.max_bytes || self.config.max_entries == 0 {
             return 0;
         }
-        let hash = entry.hash().raw();
-        let same = |slot: u32| self.slots.item(slot).is_some_and(|resident| resident.entry.key() == entry.key());
-        let present = self.table.find(hash, |&(other, slot)| other == hash && same(slot)).map(|&(_, slot)| slot);
-        if let Some(slot) = present {
-            self.remove(slot);
+        let hash = entry.hash();
+        let same = |resident: &Resident<K, V>| resident.entry.key() == entry.key();
+        if let Some(present) = self.table.find_bucket_index(hash.raw(), same) {
+            self.remove(Found(present));
         }
         let mut left = 0;
         while self.table.len() >= self.config.max_entries || self.bytes + entry.bytes() > self.config.max_bytes {
-            let Some(slot) = self.recency.tail() else { break };
-            self.remove(slot);
+            let Some(victim) = self.victim() else { break };
+            self.remove(victim);
             left += 1;
         }
         self.bytes += entry.bytes();
-        let slot = self.slots.insert(Resident { entry, used_at: now });
-        self.recency.push_front(&mut self.slots, slot);
-        self.table.insert_unique(hash, (hash, slot), |&(hash, _)| hash);
+        let slot = self.places.insert(hash);
+        self.queue.push_front(&mut self.places, slot);
+        let resident = Resident { entry, slot, used: Use::none(now) };
+        self.table.insert_unique(hash.raw(), resident, |resident| resident.entry.hash().raw());
         left
     }
 
-    pub(crate) fn remove(&mut self, slot: u32) {
-        self.recency.unlink(&mut self.slots, slot);
-        let Some(resident) = self.slots.remove(slot) else { return };
+    /// The entry at the end of the queue that has used up its chance. Ends after one round: every step clears a mark.
+    fn victim(&mut self) -> Option<Found> {
+        loop {
+            let slot = self.queue.tail()?;
+            let found = self.at(slot)?;
+            let resident = self.table.get_bucket_mut(found.0)?;
+            if !resident.used.lately() || resident.entry.is_dead() {
+                return Some(found);
+            }
+            resident.used = resident.used.forgotten();
+            self.queue.move_to_front(&mut self.places, slot);
+        }
+    }
+
+    fn at(&self, slot: u32) -> Option<Found> {
+        let hash = self.places.item(slot)?;
+        self.table.find_bucket_index(hash.raw(), |resident| resident.slot == slot).map(Found)
+    }
+
+    pub(crate) fn remove(&mut self, found: Found) {
+        let Ok(occupied) = self.table.get_bucket_entry(found.0) else { return };
+        let (resident, _) = occupied.remove();
+        self.queue.unlink(&mut self.places, resident.slot);
+        self.places.remove(resident.slot);
         self.bytes -= resident.entry.bytes();
-        if let Ok(found) = self.table.find_entry(resident.entry.hash().raw(), |&(_, other)| other == slot) {
-            found.remove();
-        }
     }
 
-    /// Lets go of entries not used for `idle`, and of dead ones met on the way; at most `steps` of them.
-    pub(crate) fn demote_idle(&mut self, now: Moment, idle: Duration, steps: usize) -> usize {
+    /// Looks at `steps` slots from `cursor` on and lets go of the dead ones and of those not used for `idle`. Returns the
+    /// next cursor and how many were idle.
+    pub(crate) fn sweep(&mut self, cursor: u32, steps: u32, now: Moment, idle: Duration) -> (u32, usize) {
+        let end = cursor.saturating_add(steps).min(self.places.span());
         let mut left = 0;
-        for _ in 0..steps {
-            let Some(slot) = self.recency.tail() else { break };
-            let Some(resident) = self.slots.item(slot) else { break };
-            if now.since(resident.used_at) < idle && !resident.entry.is_dead() {
-                break;
-            }
-            resident.entry.forget_l2_hits();
-            self.remove(slot);
-            left += 1;
-        }
-        left
-    }
-
-    /// Lets go of dead entries among `steps` slots from `cursor` on, so that their memory is freed although nobody asks
-    /// for them; returns the next cursor.
-    pub(crate) fn sweep_dead(&mut self, cursor: u32, steps: u32) -> u32 {
-        let end = cursor.saturating_add(steps).min(self.slots.span());
         for slot in cursor..end {
-            if self.entry(slot).is_some_and(|entry| entry.is_dead()) {
-                self.remove(slot);
+            let Some(found) = self.at(slot) else { continue };
+            let Some(resident) = self.table.get_bucket(found.0) else { continue };
+            let (dead, unused) = (resident.entry.is_dead(), resident.used.idle_for(now, idle));
+            if dead || unused {
+                resident.entry.forget_l2_hits();
+                self.remove(found);
+                left += usize::from(!dead);
             }
         }
-        if end >= self.slots.span() { 0 } else { end }
+        (if end >= self.places.span() { 0 } else { end }, left)
     }
 
     pub(crate) fn sizes(&self) -> (usize, usize) {

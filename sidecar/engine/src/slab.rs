@@ -56,11 +56,6 @@ impl<T, const LINKS: usize> Slab<T, LINKS> {
         self.slots.get(index as usize)?.item.as_ref()
     }
 
-    #[inline]
-    pub(crate) fn item_mut(&mut self, index: u32) -> Option<&mut T> {
-        self.slots.get_mut(index as usize)?.item.as_mut()
-    }
-
     /// One past the highest slot ever used; for scans in slices.
     pub(crate) fn span(&self) -> u32 {
         self.slots.len() as u32

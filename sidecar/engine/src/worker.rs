@@ -124,29 +124,52 @@ where
     where
         Q: Equivalent<K> + ?Sized,
     {
-        if let Some(slot) = self.l1.find(hash, key) {
-            match self.judge_l1(slot, now) {
+        let kernel = &self.cache.kernel;
+        let mut doubtful = false;
+        let fresh = self.l1.find(hash, |entry| {
+            let same = key.equivalent(entry.key());
+            let fresh = same && !entry.is_dead() && kernel.is_fresh(entry.basis(), entry.deadline(), now);
+            doubtful |= same && !fresh;
+            fresh
+        });
+        if let Some(found) = fresh {
+            self.stats.add(Counter::HitL1, 1);
+            let entry = self.l1.touch(found, now);
+            entry.credit();
+            return Lookup::Hit(Hit { entry, tier: Tier::L1, probe_due: false });
+        }
+        if doubtful { self.lookup_doubtful(hash, key, now) } else { self.lookup_l2(hash, key, now) }
+    }
+
+    /// L1 has a copy that is not plainly fresh.
+    #[inline(never)]
+    fn lookup_doubtful<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        if let Some(found) = self.l1.find(hash, |entry| key.equivalent(entry.key())) {
+            match self.l1.entry(found).filter(|entry| !entry.is_dead()).map(|entry| self.judge(entry, now)) {
                 Some(Verdict::Valid(currency)) => {
                     self.stats.add(Counter::HitL1, 1);
-                    let entry = self.l1.touch(slot, now);
+                    let entry = self.l1.touch(found, now);
                     entry.credit();
                     return Lookup::Hit(Hit { entry, tier: Tier::L1, probe_due: currency == Currency::DueForProbe });
                 }
                 // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
                 Some(Verdict::Lapsed) => {}
-                _ => self.l1.remove(slot),
+                _ => self.l1.remove(found),
             }
         }
         self.lookup_l2(hash, key, now)
     }
 
     #[inline]
-    fn judge_l1(&self, slot: u32, now: Moment) -> Option<Verdict> {
-        let entry = self.l1.entry(slot)?;
-        let verdict = self.cache.kernel.verdict(entry.basis(), entry.deadline(), now);
-        (!entry.is_dead()).then_some(verdict)
+    fn judge(&self, entry: &Shared<K, V>, now: Moment) -> Verdict {
+        self.cache.kernel.verdict(entry.basis(), entry.deadline(), now)
     }
 
+    /// Apart, so that the path of an L1 hit stays small.
+    #[inline(never)]
     fn lookup_l2<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
     where
         Q: Equivalent<K> + ?Sized,
@@ -155,7 +178,7 @@ where
             self.stats.add(Counter::MissAbsent, 1);
             return Lookup::Miss(Miss::Absent);
         };
-        let verdict = self.cache.kernel.verdict(entry.basis(), entry.deadline(), now);
+        let verdict = self.judge(&entry, now);
         let entry = &*self.held.insert(entry);
         match verdict {
             Verdict::Valid(currency) => {
@@ -196,9 +219,9 @@ where
     /// worker's own loop; every `maintenance_interval` is enough.
     pub fn maintain(&mut self, now: Moment, steps: u32) {
         self.held = None;
-        let idle = self.l1.demote_idle(now, self.cache.tiering.demote_after_idle, steps as usize);
+        let (next, idle) = self.l1.sweep(self.sweep, steps, now, self.cache.tiering.demote_after_idle);
+        self.sweep = next;
         self.stats.add(Counter::DemotedIdle, idle as u64);
-        self.sweep = self.l1.sweep_dead(self.sweep, steps);
     }
 
     /// Explains the copy of `key`, without counting as a read; `None`: there is none.
@@ -207,7 +230,11 @@ where
         Q: Equivalent<K> + ?Sized,
     {
         let mut why = self.cache.why(hash, key, now)?;
-        why.in_l1 = self.l1.find(hash, key).and_then(|slot| self.l1.entry(slot)).is_some_and(|entry| !entry.is_dead());
+        why.in_l1 = self
+            .l1
+            .find(hash, |entry| key.equivalent(entry.key()))
+            .and_then(|found| self.l1.entry(found))
+            .is_some_and(|entry| !entry.is_dead());
         Some(why)
     }
 

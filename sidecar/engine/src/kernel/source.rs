@@ -27,13 +27,18 @@ pub struct Incarnation(pub(super) u64);
 pub(super) struct Source {
     /// A copy is valid only under the count it was filled under.
     pub(super) flushes: AtomicU64,
-    /// Nanoseconds; zero: nothing is proven. `u64::MAX`: needs no proof.
-    pub(super) proven_at: AtomicU64,
+    /// The last moment, in nanoseconds, at which copies may be served on the present proof: `proven_at` and the bound.
+    /// Zero: nothing is proven. `u64::MAX`: needs no proof.
+    pub(super) served_until: AtomicU64,
+    /// The last moment at which no probe is due.
+    pub(super) fresh_until: AtomicU64,
     /// The flush count at the last flush after which copies are known to be wrong, rather than merely unproven.
     pub(super) wiped: AtomicU64,
     /// When the last probe was claimed; zero: never.
     pub(super) probed_at: AtomicU64,
     pub(super) incarnation: AtomicU64,
+    /// What the two bounds above are made of; written by the owner alone.
+    pub(super) proven_at: AtomicU64,
     pub(super) owner: Mutex<Option<SourceKind>>,
 }
 
@@ -41,17 +46,27 @@ impl Source {
     pub(super) fn vacant() -> Self {
         Self {
             flushes: AtomicU64::new(1),
-            proven_at: AtomicU64::new(0),
+            served_until: AtomicU64::new(0),
+            fresh_until: AtomicU64::new(0),
             wiped: AtomicU64::new(0),
             probed_at: AtomicU64::new(0),
             incarnation: AtomicU64::new(1),
+            proven_at: AtomicU64::new(0),
             owner: Mutex::new(None),
         }
     }
 
-    #[inline]
+    /// When it was last proven current; [`Moment::ZERO`]: never, [`Moment::NEVER`]: it needs no proof.
     pub(super) fn proven_at(&self) -> Moment {
         Moment::from_nanos(self.proven_at.load(Ordering::Acquire))
+    }
+
+    /// Only under the owner's lock. Comes after whatever the proof stands for has been applied: the stores release it.
+    pub(super) fn set_proven_at(&self, at: u64, bound: u64) {
+        let until = |span: u64| if at == 0 { 0 } else { at.saturating_add(span) };
+        self.proven_at.store(at, Ordering::Release);
+        self.fresh_until.store(until(bound / 4), Ordering::Release);
+        self.served_until.store(until(bound), Ordering::Release);
     }
 
     /// What "nothing is proven yet" means for this kind.

@@ -56,7 +56,7 @@ where
     where
         Q: Equivalent<K> + ?Sized,
     {
-        self.table.find(hash.raw(), |entry| entry.hash() == hash && key.equivalent(entry.key()))
+        self.table.find(hash.raw(), |entry| key.equivalent(entry.key()))
     }
 
     pub(super) fn hit(&mut self, slot: u32) {
