@@ -1,7 +1,5 @@
 //! `docs/metrics.md` against a running sidecar: every series has a row, and every row is about a series that is there.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 use std::collections::BTreeMap;
 
 use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
