@@ -33,6 +33,7 @@
 
 mod cache;
 mod clock;
+pub mod codec;
 mod entry;
 mod flights;
 pub mod glob;
