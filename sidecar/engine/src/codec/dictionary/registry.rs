@@ -48,13 +48,12 @@ const DEFAULT_CAPACITY: usize = 64;
 /// // Somebody else's value names it before it is stored: unknown, and noted.
 /// assert!(there.get(dictionary.id()).is_none());
 ///
-/// # let block_on = futures_block_on;
 /// let store = Store::default();
 /// block_on(here.publish(&store))?;
 /// assert!(here.is_stored(dictionary.id()));
 /// block_on(there.fetch_wanted(&store))?;
 /// assert!(there.get(dictionary.id()).is_some());
-/// # fn futures_block_on<F: Future>(future: F) -> F::Output {
+/// # fn block_on<F: Future>(future: F) -> F::Output {
 /// #     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
 /// #     match std::pin::pin!(future).poll(&mut context) {
 /// #         std::task::Poll::Ready(output) => output,
