@@ -26,6 +26,7 @@ pub(crate) fn tell(cluster: &Cluster) -> Result<()> {
     step("hits come from L1 and L2", || story.hits_come_from_the_tiers(&pods[0], &mut a))?;
     step("a write in pod A is seen in pod B", || a_write_is_seen_in_the_other_pod(&mut a, &mut b))?;
     step("a write straight to Redis is seen in both", || story.a_foreign_write_is_seen(&mut a, &mut b))?;
+    step("with Redis stalled nothing is served beyond the bound", || story.redis_stalls(&mut a, &mut b))?;
     step("a pod without the label uses Redis directly", || story.a_pod_without_the_label_works())?;
     drop((a, b));
     let pods = step("without the operator pods start and use Redis directly", || story.without_the_operator())?;
@@ -130,6 +131,50 @@ impl Story<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Redis answers nobody for a while, but its connections stay open: only the missing proof tells the sidecars.
+    fn redis_stalls(&self, a: &mut Console, b: &mut Console) -> Result<()> {
+        const STALL: Duration = Duration::from_secs(8);
+        a.reply(&["SET", KEY, "before the stall"])?;
+        for console in [&mut *a, &mut *b] {
+            eventually("both hold a copy", MAX_STALENESS, || reads(console, KEY, &json!("before the stall")))?;
+            reads(console, KEY, &json!("before the stall"))?;
+        }
+        let before = self.0.restarts("shop")?;
+        let millis = STALL.as_millis().to_string();
+        // the stall begins between these two moments
+        let earliest = Stopwatch::start();
+        self.0.redis(&["CLIENT", "PAUSE", &millis, "ALL"])?;
+        let latest = Stopwatch::start();
+        let (mut served, mut refused) = (0, 0);
+        // the last second is left out: a read that began in it may end after the stall
+        while earliest.elapsed() < STALL.saturating_sub(Duration::from_secs(1)) {
+            for console in [&mut *a, &mut *b] {
+                let began = latest.elapsed();
+                let answer = console.run(&["GET", KEY])?;
+                if earliest.elapsed() >= STALL {
+                    break;
+                }
+                match answer.outcome {
+                    Ok(reply) => {
+                        ensure!(began <= MAX_STALENESS, "{reply} was served {began:?} after Redis stalled");
+                        served += 1;
+                    }
+                    Err(error) => {
+                        ensure!(error.contains("NOTREADY"), "the error does not say what is wrong: {error}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        ensure!(refused > 0, "no read was refused in {STALL:?}");
+        self.injected().context("both pods are Ready")?;
+        ensure!(self.0.restarts("shop")? == before, "containers were restarted");
+        let (_, taken) = eventually("A writes again", PATIENCE, || a.reply(&["SET", KEY, "after the stall"]))?;
+        eventually("B reads it", MAX_STALENESS * 5, || reads(b, KEY, &json!("after the stall")))?;
+        note(format!("{served} reads served within the bound, then {refused} refused; usable {taken:.1?} later"));
         Ok(())
     }
 
