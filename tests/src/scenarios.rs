@@ -2,7 +2,7 @@
 //! is broken.
 //!
 //! The stories are those by which the model of the design breaks when a guard is dropped; here they are forced on the real
-//! sidecar and a real Redis, by holding back what would have to be late. `tests/coherence.rs` runs them on the sidecar,
+//! sidecar and a real Redis, by holding back what would have to be late. `tests/coherence` runs them on the sidecar,
 //! `tests/mutations.rs` on sidecars that lack a guard. A scenario decides by what clients see, never by a tight time.
 
 use std::{thread, time::Duration};
@@ -404,32 +404,3 @@ pub fn a_late_write_of_a_lost_relay_is_seen(subject: &Subject) -> Result<()> {
     ensure!(direct == "v1", "the late write did not arrive: k is {direct}");
     must(read == "v1", format!("k had been v1 for longer than {bound:?} when GET k was asked and answered {read}"))
 }
-
-/// All of them.
-pub const ALL: &[(&str, Scenario)] = &[
-    ("own write is read back", own_write_is_read_back),
-    ("writes are seen by the other worker", writes_are_seen_by_the_other_worker),
-    ("a pipelined read follows the write", pipelined_read_follows_the_write),
-    ("a pipelined read follows the relayed read", pipelined_read_follows_the_relayed_read),
-    ("a pipelined read follows the read of many", pipelined_read_follows_the_read_of_many),
-    ("a pipelined read follows another read of the key", pipelined_read_follows_another_read_of_the_key),
-    ("a pipelined write waits for the read", pipelined_write_waits_for_the_read),
-    ("no step back after a relayed read", no_step_back_after_a_relayed_read),
-    ("no step back after a read in a transaction", no_step_back_after_a_read_in_a_transaction),
-    ("a write in a transaction is read back", a_write_in_a_transaction_is_read_back),
-    ("a write while watching is read back", a_write_while_watching_is_read_back),
-    ("a script's write is read back", a_script_write_is_read_back),
-    ("a script's write in a transaction is read back", a_script_write_in_a_transaction_is_read_back),
-    ("a swapped database is read as it is", a_swapped_database_is_read_as_it_is),
-    ("a barrier brings every foreign write", a_barrier_brings_every_foreign_write),
-    ("a dead fill is not kept", a_dead_fill_is_not_kept),
-    ("a dead flight is not joined", a_dead_flight_is_not_joined),
-    ("an old flight is not joined", an_old_flight_is_not_joined),
-    ("a loss kills every copy", a_loss_kills_every_copy),
-    ("tracking goes on after a reconnect", tracking_goes_on_after_a_reconnect),
-    ("a half-open link keeps the bound", a_half_open_link_keeps_the_bound),
-    ("a late proof counts from its sending", a_late_proof_counts_from_its_sending),
-    ("a copy expires with its key", a_copy_expires_with_its_key),
-    ("a replica proves nothing", a_replica_proves_nothing),
-    ("a late write of a lost relay is seen", a_late_write_of_a_lost_relay_is_seen),
-];

@@ -1,0 +1,27 @@
+//! The sidecar as a process: what it does with bad input, with a Redis that is missing or unwilling, and when it ends.
+
+mod clients;
+mod configuration;
+mod lifecycle;
+mod redis;
+mod replies;
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result};
+use caddy_tests::{
+    sidecar::{Sidecar, program},
+    world::Client,
+};
+
+fn session(sidecar: &Sidecar) -> Result<Client> {
+    Ok(Client(sidecar.connect()?))
+}
+
+/// Runs the program to its end.
+fn run(arguments: &[&str], file: &Path) -> Result<Output> {
+    Command::new(program()?).args(arguments).arg(file).output().context("run caddy-sidecar")
+}

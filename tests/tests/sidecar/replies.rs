@@ -1,0 +1,67 @@
+//! How replies leave.
+
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    thread,
+};
+
+use anyhow::{Result, ensure};
+use caddy_resp::encode;
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
+
+use crate::session;
+
+/// Reads so many bytes; how many reads that took.
+fn reads_until(stream: &mut UnixStream, length: usize) -> Result<usize> {
+    let mut buffer = vec![0; length + 1];
+    let (mut filled, mut reads) = (0, 0);
+    while filled < length {
+        let read = stream.read(&mut buffer[filled..])?;
+        ensure!(read > 0, "closed after {filled} of {length} bytes");
+        filled += read;
+        reads += 1;
+    }
+    ensure!(filled == length, "more was sent than was asked for");
+    Ok(reads)
+}
+
+const ROUNDS: usize = 60;
+
+#[test]
+fn a_pipelined_batch_of_hits_is_answered_in_one_write() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = Sidecar::start(&redis)?;
+    redis.command(&["SET", "k", "v"])?;
+    session(&sidecar)?.hold("k", "v")?;
+    let mut batch = Vec::new();
+    for _ in 0..200 {
+        encode::command(&mut batch, ["GET", "k"]);
+        encode::command(&mut batch, ["PING"]);
+    }
+    let length = 200 * (b"$1\r\nv\r\n".len() + b"+PONG\r\n".len());
+    let mut stream = UnixStream::connect(sidecar.socket())?;
+    for round in 0..ROUNDS {
+        // Whatever proof was due has been asked for by now: the batch itself is hits alone.
+        stream.write_all(&batch)?;
+        let reads = reads_until(&mut stream, length)?;
+        ensure!(reads == 1, "round {round}: the replies of one batch came in {reads} parts");
+    }
+    Ok(())
+}
+
+/// What the test above looks at does tell one write from many.
+#[test]
+fn many_writes_are_seen_as_such() -> Result<()> {
+    let (mut server, mut client) = UnixStream::pair()?;
+    let writer = thread::spawn(move || (0..ROUNDS * 400).try_for_each(|_| server.write_all(b"+PONG\r\n")));
+    let mut parts = 0;
+    for _ in 0..ROUNDS {
+        parts += reads_until(&mut client, 400 * 7).unwrap_or(1);
+    }
+    drop(client);
+    // It ends by an error when nobody reads any more.
+    let _ = writer.join();
+    ensure!(parts > ROUNDS, "{parts} parts in {ROUNDS} rounds");
+    Ok(())
+}
