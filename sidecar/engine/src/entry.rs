@@ -23,6 +23,8 @@ pub struct Entry<K, V> {
     dead: AtomicBool,
     frequency: AtomicU8,
     l2_hits: AtomicU16,
+    timer: AtomicU16,
+    queue: AtomicU8,
     basis: Basis,
     deadline: Moment,
     value: V,
@@ -44,6 +46,8 @@ impl<K: Weigh, V: Weigh> Entry<K, V> {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             slot: AtomicU32::new(u32::MAX),
             l2_hits: AtomicU16::new(0),
+            timer: AtomicU16::new(u16::MAX),
+            queue: AtomicU8::new(0),
             frequency: AtomicU8::new(0),
             dead: AtomicBool::new(false),
             key,
@@ -53,9 +57,9 @@ impl<K: Weigh, V: Weigh> Entry<K, V> {
 }
 
 impl<K, V> Entry<K, V> {
-    /// What an entry costs beyond the heap bytes of key and value: itself with the counts of its `Arc`, its slot in
-    /// L2's slab, its place in the table (pointer and control byte at the table's mean load of 0.65).
-    pub const FIXED_BYTES: usize = size_of::<Self>() + 2 * size_of::<usize>() + crate::l2::SLOT_BYTES + 14;
+    /// What an entry costs beyond the heap bytes of key and value: itself with the counts of its `Arc`. The containers
+    /// it is in are counted apart, by what they allocated.
+    pub const FIXED_BYTES: usize = size_of::<Self>() + 2 * size_of::<usize>();
 
     /// The key.
     pub const fn key(&self) -> &K {
@@ -77,7 +81,7 @@ impl<K, V> Entry<K, V> {
         self.read_at
     }
 
-    /// What it counts against a budget: key, value and all metadata.
+    /// What it counts against a budget: key, value and metadata.
     pub const fn bytes(&self) -> usize {
         self.bytes as usize
     }
@@ -107,6 +111,24 @@ impl<K, V> Entry<K, V> {
 
     pub(crate) fn set_slot(&self, slot: u32) {
         self.slot.store(slot, Ordering::Relaxed);
+    }
+
+    /// Which of its queues the eviction policy has it in; only under the shard's lock.
+    pub(crate) fn queue(&self) -> u8 {
+        self.queue.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_queue(&self, queue: u8) {
+        self.queue.store(queue, Ordering::Relaxed);
+    }
+
+    /// Which bucket the timer wheel has it in; only under the shard's lock.
+    pub(crate) fn timer(&self) -> u16 {
+        self.timer.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_timer(&self, bucket: u16) {
+        self.timer.store(bucket, Ordering::Relaxed);
     }
 
     /// Credits a hit in any tier. Stops writing at the cap, so a hot entry's line stays shared between cores.

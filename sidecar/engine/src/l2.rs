@@ -19,9 +19,6 @@ use crate::stats::SharedStats;
 use crate::sync::RwLock;
 use shard::Shard;
 
-/// What a slot of a shard's slab, its policy's and its wheel's mark cost per entry, rounded up.
-pub(crate) const SLOT_BYTES: usize = 28;
-
 /// Bounds of L2.
 #[derive(Clone, Debug)]
 pub struct L2Config {

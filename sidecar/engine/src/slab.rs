@@ -1,7 +1,8 @@
 //! Slots with stable numbers, and doubly linked lists through them: the one container under L1's recency list, L2's
 //! eviction queues and L2's timer wheel. A slot has `LINKS` pairs of links, so it can be in that many lists at once.
 //!
-//! Never allocates per operation once grown; no `unsafe`, the links are indices.
+//! Grows by small chunks, so that nothing is ever copied and little is unused; allocates only to grow. No `unsafe`, the
+//! links are indices.
 
 pub(crate) const NIL: u32 = u32::MAX;
 
@@ -21,45 +22,76 @@ pub(crate) struct Slot<T, const LINKS: usize> {
 
 #[derive(Debug)]
 pub(crate) struct Slab<T, const LINKS: usize> {
-    slots: Vec<Slot<T, LINKS>>,
+    chunks: Vec<Box<[Slot<T, LINKS>]>>,
+    /// Slots ever used: those before it are in use or in the free list.
+    span: u32,
     free: u32,
 }
 
+const CHUNK_BITS: u32 = 6;
+const CHUNK: u32 = 1 << CHUNK_BITS;
+
 impl<T, const LINKS: usize> Slab<T, LINKS> {
     pub(crate) const fn new() -> Self {
-        Self { slots: Vec::new(), free: NIL }
+        Self { chunks: Vec::new(), span: 0, free: NIL }
     }
 
     pub(crate) fn insert(&mut self, item: T) -> u32 {
-        if self.free == NIL {
-            self.slots.push(Slot { links: [UNLINKED; LINKS], item: Some(item) });
-            return (self.slots.len() - 1) as u32;
-        }
-        let index = self.free;
-        let slot = &mut self.slots[index as usize];
-        self.free = slot.links[0].next;
-        *slot = Slot { links: [UNLINKED; LINKS], item: Some(item) };
+        let index = if self.free == NIL {
+            if self.growth() > 0 {
+                self.chunks.push((0..CHUNK).map(|_| Slot { links: [UNLINKED; LINKS], item: None }).collect());
+            }
+            self.span += 1;
+            self.span - 1
+        } else {
+            let index = self.free;
+            self.free = self.slot_mut(index).links[0].next;
+            index
+        };
+        *self.slot_mut(index) = Slot { links: [UNLINKED; LINKS], item: Some(item) };
         index
     }
 
     /// The slot must have been unlinked from every list.
     pub(crate) fn remove(&mut self, index: u32) -> Option<T> {
-        let slot = self.slots.get_mut(index as usize)?;
+        let free = self.free;
+        let slot = self.slot_mut(index);
         let item = slot.item.take()?;
-        slot.links[0].next = self.free;
+        slot.links[0].next = free;
         self.free = index;
         Some(item)
     }
 
     #[inline]
     pub(crate) fn item(&self, index: u32) -> Option<&T> {
-        self.slots.get(index as usize)?.item.as_ref()
+        self.chunks.get((index >> CHUNK_BITS) as usize)?[(index & (CHUNK - 1)) as usize].item.as_ref()
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, index: u32) -> &mut Slot<T, LINKS> {
+        &mut self.chunks[(index >> CHUNK_BITS) as usize][(index & (CHUNK - 1)) as usize]
     }
 
     /// One past the highest slot ever used; for scans in slices.
-    pub(crate) fn span(&self) -> u32 {
-        self.slots.len() as u32
+    pub(crate) const fn span(&self) -> u32 {
+        self.span
     }
+
+    /// Bytes allocated.
+    pub(crate) fn bytes(&self) -> usize {
+        self.chunks.len() * Self::CHUNK_BYTES + self.chunks.capacity() * size_of::<Box<[Slot<T, LINKS>]>>()
+    }
+
+    /// Bytes that the next insertion would allocate: a chunk, and perhaps a longer list of chunks beside the old one.
+    pub(crate) fn growth(&self) -> usize {
+        if self.free != NIL || (self.span >> CHUNK_BITS) < self.chunks.len() as u32 {
+            return 0;
+        }
+        let list = if self.chunks.len() == self.chunks.capacity() { (2 * self.chunks.len()).max(4) } else { 0 };
+        Self::CHUNK_BYTES + list * size_of::<Box<[Slot<T, LINKS>]>>()
+    }
+
+    const CHUNK_BYTES: usize = CHUNK as usize * size_of::<Slot<T, LINKS>>();
 }
 
 /// A list through link pair `L` of a slab's slots. A slot is in at most one list per pair.
@@ -89,24 +121,24 @@ impl<const L: usize> List<L> {
     }
 
     pub(crate) fn push_front<T, const LINKS: usize>(&mut self, slab: &mut Slab<T, LINKS>, index: u32) {
-        slab.slots[index as usize].links[L] = Link { prev: NIL, next: self.head };
+        slab.slot_mut(index).links[L] = Link { prev: NIL, next: self.head };
         match self.head {
             NIL => self.tail = index,
-            head => slab.slots[head as usize].links[L].prev = index,
+            head => slab.slot_mut(head).links[L].prev = index,
         }
         self.head = index;
         self.len += 1;
     }
 
     pub(crate) fn unlink<T, const LINKS: usize>(&mut self, slab: &mut Slab<T, LINKS>, index: u32) {
-        let Link { prev, next } = std::mem::replace(&mut slab.slots[index as usize].links[L], UNLINKED);
+        let Link { prev, next } = std::mem::replace(&mut slab.slot_mut(index).links[L], UNLINKED);
         match prev {
             NIL => self.head = next,
-            prev => slab.slots[prev as usize].links[L].next = next,
+            prev => slab.slot_mut(prev).links[L].next = next,
         }
         match next {
             NIL => self.tail = prev,
-            next => slab.slots[next as usize].links[L].prev = prev,
+            next => slab.slot_mut(next).links[L].prev = prev,
         }
         self.len -= 1;
     }

@@ -18,7 +18,7 @@ const WORKERS: usize = 2;
 const BOUND: u64 = 1_000;
 const L1_BYTES: usize = 900;
 const L1_ENTRIES: usize = 3;
-const L2_BYTES: usize = 6_000;
+const L2_BYTES: usize = 12_000;
 const L2_ENTRIES: usize = 10;
 
 #[derive(Clone, Debug)]
@@ -174,7 +174,7 @@ impl ReferenceStateMachine for Model {
                 let token = state.tokens.remove(0);
                 state.fills += 1;
                 let current = token.bumps == state.bumps[token.key as usize] && token.flushes == state.flushes;
-                let fits = size < L2_BYTES / 2;
+                let fits = size < 5_000;
                 if current && fits && ttl != Some(0) {
                     state.copies[token.key as usize] = Some(Copy {
                         value: state.fills,
@@ -288,7 +288,7 @@ impl StateMachineTest for Tiers {
                 match filled {
                     Ok(_) => assert!(latest, "installed against the model"),
                     Err(FillRefused::Expired) => assert_eq!(ttl, Some(0)),
-                    Err(FillRefused::TooLarge) => assert!(size > L2_BYTES / 2, "refused {size} bytes"),
+                    Err(FillRefused::TooLarge) => assert!(size > 5_000, "refused {size} bytes"),
                     Err(FillRefused::Invalidated | FillRefused::Flushed) => assert!(!latest),
                 }
             }

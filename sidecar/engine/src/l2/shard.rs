@@ -25,6 +25,9 @@ pub(super) struct Shard<K, V> {
     max_entries: usize,
 }
 
+/// More than the containers of a single entry need.
+const LEAST: usize = 3 << 10;
+
 /// Why an entry leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leave {
@@ -67,9 +70,25 @@ where
         self.table.len()
     }
 
-    /// Bytes of entries and of the policy's own memory.
+    /// Bytes of entries and of all that they are kept in, as allocated.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes + self.policy.bytes()
+        self.bytes + self.containers()
+    }
+
+    fn containers(&self) -> usize {
+        self.table.allocation_size() + self.slots.bytes() + self.wheel.bytes() + self.policy.bytes()
+    }
+
+    /// Bytes that the next insertion would allocate for the containers. A table that grows is for a moment there twice;
+    /// that moment counts.
+    fn growth(&self) -> usize {
+        let table = if self.table.len() < self.table.capacity() {
+            0
+        } else {
+            // The next power of two of buckets, and a control byte for each.
+            (2 * self.table.allocation_size()).max(16 * (size_of::<Shared<K, V>>() + 1))
+        };
+        table + self.slots.growth()
     }
 
     /// Installs `entry` in place of the one under its key, evicting until it fits. `false`: it never could, or a newer
@@ -78,7 +97,7 @@ where
     where
         K: Eq,
     {
-        if entry.bytes() + self.policy.bytes() > self.max_bytes || self.max_entries == 0 {
+        if entry.bytes() + self.wheel.bytes() + self.policy.bytes() + LEAST > self.max_bytes || self.max_entries == 0 {
             return Err(Refusal::TooLarge);
         }
         let hash = entry.hash();
@@ -90,7 +109,8 @@ where
             }
             self.take_out(present.slot(), Leave::Replaced, kernel, stats);
         }
-        while self.bytes() + entry.bytes() > self.max_bytes || self.table.len() >= self.max_entries {
+        // An eviction makes room for the entry and leaves a slot, so that the containers need not grow where they cannot.
+        while self.bytes() + self.growth() + entry.bytes() > self.max_bytes || self.table.len() >= self.max_entries {
             let Some(slot) = self.policy.victim(&mut self.slots) else { break };
             self.discard(slot, Leave::Evicted, kernel, stats);
         }

@@ -13,13 +13,12 @@ const TIMER: usize = 1;
 const LEVELS: u32 = 4;
 const BITS: u32 = 6;
 const BUCKETS: u64 = 1 << BITS;
+/// As a new entry has it.
 const NOWHERE: u16 = u16::MAX;
 
 #[derive(Debug)]
 pub(super) struct Wheel {
     buckets: Vec<List<TIMER>>,
-    /// By slot: the bucket it is in.
-    place: Vec<u16>,
     tick: u64,
     cascading: [bool; LEVELS as usize],
     timers: usize,
@@ -40,7 +39,6 @@ impl Wheel {
     pub(super) fn new() -> Self {
         Self {
             buckets: (0..u64::from(LEVELS) * BUCKETS).map(|_| List::new()).collect(),
-            place: Vec::new(),
             tick: 0,
             cascading: [false; LEVELS as usize],
             timers: 0,
@@ -48,27 +46,31 @@ impl Wheel {
     }
 
     pub(super) fn insert<K, V>(&mut self, slots: &mut Slots<K, V>, slot: u32, deadline: Moment) {
-        let index = slot as usize;
-        if self.place.len() <= index {
-            self.place.resize(index + 1, NOWHERE);
-        }
         if deadline == Moment::NEVER {
-            self.place[index] = NOWHERE;
             return;
         }
         let bucket = self.bucket(due(deadline));
-        self.place[index] = bucket as u16;
+        if let Some(entry) = slots.item(slot) {
+            entry.set_timer(bucket as u16);
+        }
         self.buckets[bucket].push_front(slots, slot);
         self.timers += 1;
     }
 
     pub(super) fn remove<K, V>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
-        let Some(place) = self.place.get_mut(slot as usize) else { return };
-        let bucket = std::mem::replace(place, NOWHERE);
-        if bucket != NOWHERE {
-            self.buckets[bucket as usize].unlink(slots, slot);
-            self.timers -= 1;
+        let Some(bucket) = slots.item(slot).map(|entry| entry.timer()).filter(|&bucket| bucket != NOWHERE) else {
+            return;
+        };
+        if let Some(entry) = slots.item(slot) {
+            entry.set_timer(NOWHERE);
         }
+        self.buckets[bucket as usize].unlink(slots, slot);
+        self.timers -= 1;
+    }
+
+    /// Bytes allocated.
+    pub(super) fn bytes(&self) -> usize {
+        self.buckets.capacity() * size_of::<List<TIMER>>()
     }
 
     pub(super) fn step<K, V>(&mut self, slots: &mut Slots<K, V>, now: Moment) -> Step {
