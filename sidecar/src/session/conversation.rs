@@ -12,7 +12,12 @@ use caddy_engine::{KeyHash, Moment};
 use caddy_remote::{LaneHandle, Request};
 use caddy_resp::{Protocol, encode};
 
-use super::{args::Args, client::Client, pinned::Pinned, replies::Replies};
+use super::{
+    args::Args,
+    client::Client,
+    pinned::{self, Pinned, QueuedSelect},
+    replies::Replies,
+};
 use crate::{
     cache::Cached,
     commands::{self, Class, Pin, Row},
@@ -41,8 +46,8 @@ pub(crate) enum Pending {
     Info,
     /// SELECT: the database before it, should it fail.
     Selecting(u32),
-    /// EXEC: the database that a queued SELECT leaves behind, should it succeed.
-    Executing(Option<u32>),
+    /// EXEC: the SELECTs that were queued.
+    Executing(Vec<QueuedSelect>),
     /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
     /// could not be proved.
     Filling { request: Bytes, effect: Effect, unproven: Option<Cached> },
@@ -272,8 +277,10 @@ impl Conversation {
         };
         match self.replies.complete(seq, bytes.clone()) {
             Some(Pending::Selecting(previous)) if failed => self.client.set_database(previous),
-            Some(Pending::Executing(Some(database))) if bytes.starts_with(b"*") && !bytes.starts_with(b"*-") => {
-                self.client.set_database(database);
+            Some(Pending::Executing(selects)) if !selects.is_empty() => {
+                if let Some(database) = pinned::selected(&selects, &bytes) {
+                    self.client.set_database(database);
+                }
             }
             _ => {}
         }
@@ -329,6 +336,10 @@ impl Conversation {
 
     /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for.
     pub(crate) fn is_selecting(&self) -> bool {
-        self.replies.pending().any(|pending| matches!(pending, Pending::Selecting(_) | Pending::Executing(Some(_))))
+        self.replies.pending().any(|pending| match pending {
+            Pending::Selecting(_) => true,
+            Pending::Executing(selects) => !selects.is_empty(),
+            _ => false,
+        })
     }
 }

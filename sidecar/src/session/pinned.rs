@@ -41,8 +41,26 @@ pub(crate) struct Pinned {
 #[derive(Debug, Default)]
 struct Transaction {
     effect: Effect,
-    /// The database that a queued SELECT leaves.
-    database: Option<u32>,
+    /// How many commands are queued.
+    queued: usize,
+    /// The SELECTs among them.
+    selects: Vec<QueuedSelect>,
+}
+
+/// A SELECT within a transaction: whether there is such a database is known when EXEC is answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueuedSelect {
+    /// Its reply's place in EXEC's.
+    at: usize,
+    database: u32,
+}
+
+/// The database that a transaction's SELECTs leave behind, by what EXEC answered.
+pub(super) fn selected(selects: &[QueuedSelect], exec: &[u8]) -> Option<u32> {
+    let (value, _) = caddy_resp::Value::decode(exec).ok()?;
+    let replies = value.as_elements()?;
+    let succeeded = |select: &&QueuedSelect| replies.get(select.at).is_some_and(|reply| reply.as_error().is_none());
+    selects.iter().rev().find(succeeded).map(|select| select.database)
 }
 
 impl Pinned {
@@ -111,6 +129,10 @@ impl Conversation {
                 return self.forward(args);
             }
             _ if let Class::Refused(hint) = row.class => return self.refuse(args, hint),
+            // Redis says what is wrong with it, and the connection stays as it is.
+            _ if !row.accepts(args.len()) => {
+                return self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed);
+            }
             _ => {}
         }
         if pinned.transaction.is_some() {
@@ -143,16 +165,25 @@ impl Conversation {
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         match (row.name, &mut pinned.transaction) {
             ("exec", transaction) => {
-                let Transaction { effect, database } = transaction.take().unwrap_or_default();
+                let Transaction { effect, selects, .. } = transaction.take().unwrap_or_default();
                 pinned.watching = false;
-                return self.send_with(args.to_bytes(), effect, Pending::Executing(database));
+                return self.send_with(args.to_bytes(), effect, Pending::Executing(selects));
             }
             ("discard", transaction) => {
                 *transaction = None;
                 pinned.watching = false;
             }
-            ("select", Some(transaction)) => transaction.database = database(args).or(transaction.database),
-            (_, Some(transaction)) => transaction.effect.merge(&effect(row, args)),
+            // Answered at once, by an error.
+            ("multi" | "watch", _) => {}
+            (name, Some(transaction)) => {
+                if name == "select"
+                    && let Some(database) = database(args)
+                {
+                    transaction.selects.push(QueuedSelect { at: transaction.queued, database });
+                }
+                transaction.effect.merge(&effect(row, args));
+                transaction.queued += 1;
+            }
             (_, None) => {}
         }
         self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed)
@@ -271,6 +302,16 @@ fn subscriptions_left(frame: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_leaves_the_last_database_there_is() {
+        let selects = [(0, 1), (1, 2), (3, 99)].map(|(at, database)| QueuedSelect { at, database });
+        let replies = b"*4\r\n+OK\r\n+OK\r\n$-1\r\n-ERR DB index is out of range\r\n";
+        assert_eq!(selected(&selects, replies), Some(2));
+        assert_eq!(selected(&selects[2..], replies), None);
+        assert_eq!(selected(&selects, b"-EXECABORT\r\n"), None);
+        assert_eq!(selected(&selects, b"*-1\r\n"), None);
+    }
 
     #[test]
     fn the_end_of_a_subscription_is_recognised() {
