@@ -23,6 +23,8 @@ pub(crate) enum Measure {
     Within(i64),
     /// The same types and lengths.
     Shape,
+    /// But for the connection's number and the server's modules.
+    Hello,
     /// Both errors, or neither.
     Success,
 }
@@ -36,14 +38,13 @@ pub(crate) fn measure(request: &Args) -> Measure {
             Measure::Unordered
         }
         "hgetall" => Measure::Pairs,
+        "hello" => Measure::Hello,
         "scan" | "sscan" if complete => Measure::Scan(&Measure::Unordered),
         "hscan" | "zscan" if complete => Measure::Scan(&Measure::Pairs),
         "ttl" | "expiretime" => Measure::Within(SECONDS),
         "pttl" | "pexpiretime" => Measure::Within(MILLIS),
         // Idle times are within.
-        "xpending" | "xinfo" | "hello" | "randomkey" | "srandmember" | "hrandfield" | "zrandmember" | "time" => {
-            Measure::Shape
-        }
+        "xpending" | "xinfo" | "randomkey" | "srandmember" | "hrandfield" | "zrandmember" | "time" => Measure::Shape,
         // A part of what there is, numbers of the moment, and what hash tables put in order.
         "scan" | "sscan" | "hscan" | "zscan" | "lastsave" | "memory" | "dump" | "command" | "function" | "dbsize"
         | "role" => Measure::Success,
@@ -72,6 +73,11 @@ pub(crate) fn same(measure: Measure, ours: &Value<'_>, theirs: &Value<'_>) -> bo
             _ => ours == theirs,
         },
         Measure::Shape => shape(ours) == shape(theirs),
+        Measure::Hello => {
+            let said = |value: &Value<'_>, name: &str| format!("{:?}", value.field(name.as_bytes()));
+            let names = ["server", "version", "proto", "mode", "role"];
+            kind(ours) == kind(theirs) && names.iter().all(|name| said(ours, name) == said(theirs, name))
+        }
         Measure::Success => true,
     }
 }

@@ -209,7 +209,15 @@ impl Dice<'_> {
         }
         if self.below(3) == 0 {
             let rest = requests.split_off(1 + self.below(requests.len() - 1));
+            if self.below(3) == 0 {
+                requests.push(args(self.pick::<&str>(&["EXEC x", "DISCARD x", "UNWATCH x"])));
+            }
             steps.push(pipeline(session, requests));
+            if self.below(2) == 0 {
+                // In between, another session has its own transaction.
+                let own = ["MULTI", "GET s:0", "EXEC"].map(args).to_vec();
+                steps.push(pipeline((session + 1) % SESSIONS, own));
+            }
             steps.push(pipeline(session, rest));
         } else {
             steps.push(pipeline(session, requests));
