@@ -192,7 +192,10 @@ fn codec(config: CodecConfig, training: Option<Vec<Vec<u8>>>) -> KeyspaceCodec {
         for value in &training {
             let _ = trainer.compress(value);
         }
+        let begun = BootClock.now();
         let dictionary = trainer.train().expect("records have much in common");
+        let (bytes, spent) = (dictionary.content().len(), BootClock.now().since(begun));
+        println!("trained a dictionary of {bytes} bytes in {} ms", spent.as_millis());
         let store = MemoryStore::default();
         let mut publishing = pin!(dictionaries.publish(&store));
         let mut context = Context::from_waker(Waker::noop());

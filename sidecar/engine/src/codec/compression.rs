@@ -11,8 +11,8 @@ use super::dictionary::{Dictionary, DictionaryId, PreparedEncoder};
 use super::envelope::{Body, Encoding};
 use super::workspace::{self, Workspace, Zstd};
 
-/// From here on a sample is tried first.
-const SAMPLED_FROM_BYTES: usize = 4 * 1024;
+/// From here on a sample is tried first; below, it would cost more than it saves.
+const SAMPLED_FROM_BYTES: usize = 8 * 1024;
 /// Taken from the middle, where a value is least like its neighbours' headers.
 const SAMPLE_BYTES: usize = 1024;
 /// A sample shrinks when this share of it is saved, as a divisor: less is the noise of a format's own overhead.

@@ -102,6 +102,9 @@ fn a_dictionary_serves_here_at_once_and_l3_only_when_stored_there() {
     let store = Store::default();
     let value = Records::new(5).session();
 
+    // zstd's own number, which every frame would carry besides the id, is taken out.
+    assert_eq!(dictionary.content()[4..8], [0; 4]);
+
     // Here: at once. L3: as it is.
     let compressed = codec.compress(&value).expect("it pays");
     assert!(compressed.payload_bytes() * 3 < value.len() * 2);
@@ -178,6 +181,37 @@ fn a_dictionary_that_l3_lost_or_mixed_up_is_refused() {
         assert!(Dictionary::new(content).is_err());
     }
     assert!(matches!(Dictionary::new(&dictionary.content()[..60]), Err(DictionaryError::Prepare { .. })));
+}
+
+#[test]
+fn a_dictionary_stored_or_read_while_l3_is_emptied_does_not_count_as_stored() {
+    struct EmptiedMeanwhile<'a>(&'a Dictionaries, Store);
+    impl DictionaryStore for EmptiedMeanwhile<'_> {
+        type Error = Infallible;
+        async fn store(&self, id: DictionaryId, content: &[u8]) -> Result<(), Infallible> {
+            self.1.store(id, content).await
+        }
+        async fn load(&self, id: DictionaryId) -> Result<Option<Vec<u8>>, Infallible> {
+            let content = self.1.load(id).await;
+            self.0.forget_stored();
+            content
+        }
+    }
+    let (_, dictionaries, dictionary) = trained(sessions(1, 1500));
+    let store = EmptiedMeanwhile(&dictionaries, Store::default());
+    now(dictionaries.publish(&store)).expect("nothing failed");
+    assert!(!dictionaries.is_stored(dictionary.id()));
+
+    let elsewhere = Dictionaries::default();
+    let store = EmptiedMeanwhile(&elsewhere, store.1);
+    assert!(elsewhere.get(dictionary.id()).is_none());
+    assert_eq!(now(elsewhere.fetch_wanted(&store)).expect("sound"), 1);
+    assert!(elsewhere.get(dictionary.id()).is_some());
+    assert!(!elsewhere.is_stored(dictionary.id()));
+
+    // Once more, undisturbed.
+    assert_eq!(now(dictionaries.publish(&store.1)).expect("stored"), 1);
+    assert!(dictionaries.is_stored(dictionary.id()));
 }
 
 #[test]
@@ -396,6 +430,15 @@ fn typed_values_come_back_with_their_metadata_or_not_at_all() {
     assert!(matches!(codec.decode(KEY, shorter.as_bytes()), Err(CodecError::Deserialize { .. })));
     let versioned = VersionedCodec::<User>::new(3, CodecConfig::default()).encode(KEY, &ada()).expect("encodes");
     assert_eq!(codec.decode(KEY, versioned.as_bytes()), Err(CodecError::UnexpectedSchema { schema: 3 }));
+}
+
+#[test]
+fn a_length_that_a_value_only_claims_is_not_believed() {
+    let claims = super::typed::serialize(&(u64::MAX >> 1)).expect("encodes");
+    let sealed = KeyspaceCodec::new(lz4(), Arc::default()).seal(KEY, &Header::default(), &claims).into_bytes();
+    assert!(BinaryCodec::<Vec<[u64; 32]>>::new(lz4()).decode(KEY, &sealed).is_err());
+    assert!(BinaryCodec::<String>::new(lz4()).decode(KEY, &sealed).is_err());
+    assert!(BinaryCodec::<HashMap<u64, u64>>::new(lz4()).decode(KEY, &sealed).is_err());
 }
 
 #[test]
