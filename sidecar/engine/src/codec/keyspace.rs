@@ -185,7 +185,7 @@ impl KeyspaceCodec {
     }
 
     /// Trains a dictionary from the samples taken so far and uses it, here at once, in L3 once
-    /// [`Dictionaries::publish`] has stored it. Takes about a second: not for a thread that serves.
+    /// [`Dictionaries::publish`] has stored it. Takes tenths of a second: not for a thread that serves.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 //!
 //! Owns the reservoir, which keeps a fixed number of samples however many values pass, each as likely as every other
 //! (Vitter, "Random sampling with a reservoir", 1985, algorithm R), and the training itself. A dictionary is judged on
-//! samples it was not trained on, and refused when it does not pay. Training takes a second of one core and some 12 MiB
+//! samples it was not trained on, and refused when it does not pay. Training takes some 0.2 s of one core and some 12 MiB
 //! while it lasts, so it belongs on a thread of its own; the reservoir is cheap enough for the hot path.
 
 use super::dictionary::{Dictionary, DictionaryError};
@@ -154,7 +154,7 @@ pub struct Trained {
 }
 
 impl Samples {
-    /// Trains a dictionary and judges it at `level`. Takes about a second: not for a thread that serves.
+    /// Trains a dictionary and judges it at `level`. Takes tenths of a second: not for a thread that serves.
     ///
     /// # Errors
     ///
