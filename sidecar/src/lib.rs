@@ -11,6 +11,7 @@ mod admin;
 mod cache;
 mod cli;
 pub mod commands;
+mod files;
 mod guards;
 mod hub;
 mod keyspaces;

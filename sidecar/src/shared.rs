@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     cache::{Cached, TierKey, Waiter},
-    guards,
+    files, guards,
     hub::Addition,
     keyspaces::Keyspaces,
     metrics::Metrics,
@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     sessions: Mutex<BTreeMap<u64, Arc<Shown>>>,
     next_session: AtomicU64,
     auth_noted: AtomicBool,
+    /// How many apps there are files for.
+    room: usize,
 }
 
 /// The tier behind the sidecar.
@@ -83,6 +85,7 @@ impl Shared {
         password: Option<String>,
         hub: mpsc::UnboundedSender<Addition>,
     ) -> Result<Arc<Self>, KernelError> {
+        let room = files::room_for_apps(config.limits.max_connections);
         let cache = Cache::new(cache_config(&config));
         let embedded_source = cache.kernel().register(SourceKind::Local)?;
         let l3 = match &config.l3 {
@@ -104,6 +107,7 @@ impl Shared {
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
             auth_noted: AtomicBool::new(false),
+            room,
         });
         if let L3::Redis(redis) = &shared.l3 {
             redis.tracked_or_open(&shared, 0);
@@ -157,7 +161,7 @@ impl Shared {
     /// A place in the list of sessions; `None`: the limit is reached.
     pub(crate) fn enter(&self, peer: String) -> Option<Arc<Shown>> {
         let mut sessions = self.sessions.lock();
-        if sessions.len() >= self.config().limits.max_connections {
+        if sessions.len() >= self.config().limits.max_connections.min(self.room) {
             return None;
         }
         let id = self.next_session.fetch_add(1, Ordering::Relaxed);

@@ -8,14 +8,14 @@
 
 use bytes::Bytes;
 use caddy_remote::Request;
-use caddy_resp::Protocol;
+use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, effect},
+    conversation::{Conversation, Flow, Pending, Stream, effect, refusal_text},
 };
 use crate::{
-    commands::{Class, Row},
+    commands::{Class, Pin, Row},
     guards::{Guard, hold},
     shared::L3,
     upstream::{Effect, Tag},
@@ -105,7 +105,8 @@ impl Conversation {
         let protocol = self.client.protocol;
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         match row.name {
-            "quit" | "reset" => {
+            // Not SLOWLOG RESET and the like.
+            "quit" | "reset" if args.is(0, row.name) => {
                 if self.replies.waiting() > 0 {
                     return Flow::Hold;
                 }
@@ -128,7 +129,11 @@ impl Conversation {
             {
                 return self.forward(args);
             }
-            _ if let Class::Refused(hint) = row.class => return self.refuse(args, hint),
+            _ if let Class::Refused(hint) = row.class
+                && pinned.transaction.is_none() =>
+            {
+                return self.refuse(args, hint);
+            }
             // Redis says what is wrong with it, and the connection stays as it is.
             _ if !row.accepts(args.len()) => {
                 return self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed);
@@ -155,14 +160,25 @@ impl Conversation {
             }
             _ => {}
         }
-        match row.class {
+        match row.class_of(args.len(), |index| args.get(index)) {
             Class::Local | Class::Session => self.own_command(row, args),
+            Class::Pinned(Pin::Blocking) => self.send(row, args, Pending::Blocking),
             _ => self.send(row, args, Pending::Relayed),
         }
     }
 
     fn within_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
+        if let Some(hint) = refused_in_transaction(row, args) {
+            // Redis has to hear of it, or EXEC would execute the rest: what it does not know aborts a transaction.
+            let mut refusal = Vec::new();
+            encode::error(&mut refusal, refusal_text(args, hint));
+            return self.send_with(UNKNOWN, Effect::default(), Pending::Refused(refusal.into()));
+        }
+        if matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection)) && row.name != "select" {
+            // It changes the connection when EXEC executes it: nobody else may get that.
+            pinned.for_good = true;
+        }
         match (row.name, &mut pinned.transaction) {
             ("exec", transaction) => {
                 let Transaction { effect, selects, .. } = transaction.take().unwrap_or_default();
@@ -174,7 +190,7 @@ impl Conversation {
                 pinned.watching = false;
             }
             // Answered at once, by an error.
-            ("multi" | "watch", _) => {}
+            ("multi" | "watch", _) | (_, None) => {}
             (name, Some(transaction)) => {
                 if name == "select"
                     && let Some(database) = database(args)
@@ -184,7 +200,6 @@ impl Conversation {
                 transaction.effect.merge(&effect(row, args));
                 transaction.queued += 1;
             }
-            (_, None) => {}
         }
         self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed)
     }
@@ -278,9 +293,28 @@ impl Conversation {
         }
     }
 
-    /// Whether the app may still be answered after it closed its end: not if an answer may never come.
+    /// Whether the session has a connection of its own.
     pub(crate) fn is_pinned(&self) -> bool {
         self.pinned.is_some()
+    }
+
+    /// Whether an answer may never come: a command that waits for others is under way.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.replies.pending().any(|pending| matches!(pending, Pending::Blocking))
+    }
+}
+
+/// No command of any server.
+const UNKNOWN: Bytes = Bytes::from_static(b"*1\r\n$13\r\nCADDY.REFUSED\r\n");
+
+/// Why a command cannot be queued: what EXEC would then do to the connection could not be followed here.
+fn refused_in_transaction(row: &Row, args: Args<'_>) -> Option<&'static str> {
+    match (row.class, row.name) {
+        (Class::Refused(hint), _) => Some(hint),
+        (Class::Pinned(Pin::PubSub), _) => Some("send it before MULTI or after EXEC"),
+        (Class::Session, "hello") if args.len() == 1 => None,
+        (Class::Session, "hello" | "auth" | "reply" | "kill" | "unblock") => Some("send it outside of MULTI"),
+        _ => None,
     }
 }
 
