@@ -287,7 +287,12 @@ fn error_reply(loss: &Loss) -> Bytes {
             error => encode::error(&mut out, format!("NOTREADY {error}")),
         },
         lost @ Loss::Lost(_) => {
-            encode::error(&mut out, format!("NOTREADY {lost}; the command may or may not have been executed"));
+            encode::error(
+                &mut out,
+                format!(
+                    "NOTREADY {lost}; the command may or may not have been executed: see whether Redis answers, and what a write did before repeating it"
+                ),
+            );
         }
     }
     out.into()
