@@ -51,6 +51,8 @@ pub struct Summary {
 }
 
 const SIDECARS: usize = 2;
+/// The same names in several databases: servers do not tell in which one a key was written.
+const DATABASES: usize = 2;
 const CLIENTS_PER_SIDECAR: usize = 3;
 /// Few, so that everybody meets.
 const KEYS: usize = 8;
@@ -74,10 +76,22 @@ struct Stage<'a> {
     faults: AtomicUsize,
 }
 
+/// Whose operation it is, and on which data.
+#[derive(Clone, Copy, Debug)]
+struct Who {
+    session: usize,
+    through: Through,
+    database: usize,
+}
+
 /// Makes one run and judges it.
 pub fn play(subject: &Subject, run: Run) -> Result<Summary> {
     let world = World::with(subject, SIDECARS, |options| {
-        options.workers(2).max_staleness(BOUND).timeout(TIMEOUT).consistency("onUncertain: ServeStale")
+        options
+            .workers(1 + run.seed as u32 % 2)
+            .max_staleness(BOUND)
+            .timeout(TIMEOUT)
+            .consistency("onUncertain: ServeStale")
     })?;
     let stage = Stage {
         world: &world,
@@ -279,7 +293,9 @@ impl Stage<'_> {
         if random.below(2) == 0 {
             client.ask("HELLO 3")?;
         }
-        let through = Through::Sidecar(sidecar);
+        let database = random.below(DATABASES);
+        ensure!(client.ask(&format!("SELECT {database}"))? == "OK", "SELECT");
+        let who = Who { session, through: Through::Sidecar(sidecar), database };
         for _ in 0..200 + random.below(400) {
             if self.is_over() {
                 break;
@@ -288,7 +304,7 @@ impl Stage<'_> {
                 0 => (0..2 + random.below(4)).map(|_| Command::draw(random)).collect(),
                 _ => vec![Command::draw(random)],
             };
-            self.pipeline(&mut client, &commands, session, through)?;
+            self.pipeline(&mut client, &commands, who)?;
             if random.below(4) == 0 {
                 thread::sleep(Duration::from_micros(200 + random.below(3000) as u64));
             }
@@ -298,12 +314,12 @@ impl Stage<'_> {
 
     /// Reads the lonely key all the time.
     fn watcher(&self, sidecar: usize) {
-        let through = Through::Sidecar(sidecar);
         while !self.is_over() {
             let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+            let who = Who { session, through: Through::Sidecar(sidecar), database: 0 };
             let Ok(mut client) = self.world.pods[sidecar].connect() else { continue };
             while !self.is_over() {
-                if self.pipeline(&mut client, &[Command::Get(name(LONELY))], session, through).is_err() {
+                if self.pipeline(&mut client, &[Command::Get(name(LONELY))], who).is_err() {
                     break;
                 }
                 thread::sleep(Duration::from_millis(2));
@@ -312,7 +328,8 @@ impl Stage<'_> {
     }
 
     /// Sends commands in one write and records what each showed.
-    fn pipeline(&self, client: &mut Client, commands: &[Command], session: usize, through: Through) -> Result<()> {
+    fn pipeline(&self, client: &mut Client, commands: &[Command], who: Who) -> Result<()> {
+        let Who { session, through, database } = who;
         let mut request = Vec::new();
         let replies: Vec<usize> = commands.iter().map(|command| command.encode(&mut request)).collect();
         let invoked = BootClock.now();
@@ -332,7 +349,10 @@ impl Stage<'_> {
             if matches!(command, Command::Barrier) {
                 history.barriers.push(Barrier { through, invoked, completed });
             }
-            let events = observed.into_iter().map(|(key, op)| Event { session, through, key, invoked, completed, op });
+            let events = observed.into_iter().map(|(key, op)| {
+                let key = format!("{key} in database {database}");
+                Event { session, through, key, invoked, completed, op }
+            });
             history.events.extend(events);
         }
         Ok(())
@@ -344,9 +364,15 @@ impl Stage<'_> {
             let session = self.sessions.fetch_add(1, Ordering::Relaxed);
             let Ok(wire) = self.world.redis.connect() else { continue };
             let mut client = Client(wire);
-            while !self.is_over() {
+            let database = random.below(DATABASES);
+            if client.ask(&format!("SELECT {database}")).is_err() {
+                continue;
+            }
+            let who = Who { session, through: Through::Redis, database };
+            // Now and then in the other database.
+            for _ in 0..50 {
                 let command = Command::Incr(written(&mut random));
-                if self.pipeline(&mut client, &[command], session, Through::Redis).is_err() {
+                if self.is_over() || self.pipeline(&mut client, &[command], who).is_err() {
                     break;
                 }
                 thread::sleep(Duration::from_micros(500 + random.below(6000) as u64));

@@ -40,6 +40,7 @@ pub struct SidecarOptions {
     max_staleness: Duration,
     consistency: String,
     sections: Vec<String>,
+    open_files: Option<u32>,
 }
 
 impl SidecarOptions {
@@ -65,6 +66,7 @@ impl SidecarOptions {
             max_staleness: Duration::from_secs(1),
             consistency: String::new(),
             sections: Vec::new(),
+            open_files: None,
         }
     }
 
@@ -131,6 +133,13 @@ impl SidecarOptions {
         self
     }
 
+    /// Its limit on open files.
+    #[must_use]
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub fn start(self) -> Result<Sidecar> {
         let directory = tempfile::Builder::new().prefix("caddy-sidecar").tempdir().context("make a directory")?;
@@ -187,7 +196,14 @@ impl Sidecar {
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
         let log = fs::File::create(self.log_path()).context("create the sidecar's log")?;
-        let mut command = Command::new(&self.program);
+        let mut command = match self.options.open_files {
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(&self.program);
+                shell
+            }
+            None => Command::new(&self.program),
+        };
         command.arg("--config").arg(self.config()).args(&self.options.arguments);
         command.env("NO_COLOR", "1").envs(self.options.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

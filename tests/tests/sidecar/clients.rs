@@ -187,6 +187,25 @@ fn beyond_the_limit_of_connections_a_client_is_told_so() -> Result<()> {
 }
 
 #[test]
+fn a_client_is_told_also_when_it_is_the_files_that_run_out() -> Result<()> {
+    let sidecar = SidecarOptions::embedded().open_files(64).start()?;
+    ensure!(sidecar.log().contains("limit on open files"), "the log says so at the start: {}", sidecar.log());
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut client = session(&sidecar)?;
+        // One that is refused may be gone before it has asked.
+        let told = client.ask("PING").unwrap_or_default();
+        if told != "PONG" {
+            ensure!(told.is_empty() || told.starts_with("(error) ERR max number of clients"), "it is told {told}");
+            ensure!(held.len() >= 20, "only {} fit", held.len());
+            return Ok(());
+        }
+        held.push(client);
+    }
+    anyhow::bail!("a hundred clients with 64 files")
+}
+
+#[test]
 fn half_a_request_holds_up_nobody() -> Result<()> {
     let redis = RedisServer::start()?;
     let sidecar = Sidecar::start(&redis)?;

@@ -41,6 +41,24 @@ fn a_missing_redis_is_said_to_be_missing_until_it_is_there() -> Result<()> {
 }
 
 #[test]
+fn a_redis_that_hangs_from_the_start_is_said_to_hang() -> Result<()> {
+    let redis = RedisServer::start()?;
+    redis.sigstop()?;
+    let sidecar = Sidecar::start(&redis)?;
+    let mut client = session(&sidecar)?;
+    ensure!(client.ask("PING")? == "PONG", "the socket works at once");
+    let told = client.ask("GET k")?;
+    ensure!(
+        told.starts_with("(error) NOTREADY")
+            && told.contains("no answer within")
+            && told.contains("see whether Redis answers"),
+        "GET k answers {told}"
+    );
+    redis.sigcont()?;
+    client.hold("k", "(nil)")
+}
+
+#[test]
 fn a_wrong_password_is_said_to_be_wrong() -> Result<()> {
     let redis = RedisServer::start()?;
     redis.command(&["CONFIG", "SET", "requirepass", "right"])?;
