@@ -26,17 +26,25 @@ pub(crate) const REDIS: &[Program] = &[
     Program { name: "redis-server", packages: &["redis-server"] },
     Program { name: "redis-cli", packages: &["redis-tools"] },
 ];
-/// What the snippets of other languages run on.
+/// What the snippets and clients of other languages run on.
 pub(crate) const LANGUAGES: &[Program] = &[
     Program { name: "python3", packages: &["python3"] },
     Program { name: "node", packages: &["nodejs"] },
     Program { name: "npm", packages: &["npm"] },
+    Program { name: "gcc", packages: &["gcc", "libc6-dev"] },
+    Program { name: "go", packages: &["golang-go"] },
 ];
 const VALKEY: Program = Program { name: "valkey-server", packages: &["valkey-server"] };
 
-/// redis-py and node-redis, as an app would install them.
+/// Clients, as an app would install them.
 const PYTHON_PACKAGES: &[&str] = &["redis>=6,<8"];
-const NODE_PACKAGES: &[&str] = &["redis@5"];
+const NODE_PACKAGES: &[&str] = &["redis@5", "ioredis@6"];
+const C_PACKAGE: &str = "libhiredis-dev";
+const C_HEADER: &str = "/usr/include/hiredis/hiredis.h";
+/// Newer ones want a newer Go than Debian 12 has.
+const GO_MODULE: &str = "github.com/redis/go-redis/v9@v9.7.3";
+/// How long Go's module proxy may take, in seconds; without it that one client is left out.
+const GO_PATIENCE: &str = "90";
 
 /// Installs the packages of those programs that are not there.
 pub(crate) fn programs(log: &mut Log, wanted: &[Program]) -> Result<Outcome> {
@@ -129,19 +137,25 @@ impl Drop for NoServices {
     }
 }
 
-/// The client libraries of the snippets, in the cache.
+/// The client libraries of the snippets and of `tests/clients`, in the cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Clients {
     /// A Python with redis-py.
     pub(crate) python: PathBuf,
-    /// A `node_modules` with node-redis.
+    /// A `node_modules` with node-redis and ioredis.
     pub(crate) node_modules: PathBuf,
+    /// A Go module that requires go-redis, with a `go.sum` if it could be had, and its sources in `modules`.
+    pub(crate) go: PathBuf,
 }
 
 impl Clients {
     /// Where they are, installed or not.
     pub(crate) fn of(place: &Place) -> Self {
-        Self { python: place.cache.join("python/bin/python"), node_modules: place.cache.join("node/node_modules") }
+        Self {
+            python: place.cache.join("python/bin/python"),
+            node_modules: place.cache.join("node/node_modules"),
+            go: place.cache.join("go"),
+        }
     }
 
     /// Installs what is missing of them.
@@ -151,19 +165,28 @@ impl Clients {
             self.install_python(place, log)?;
             done.push("redis-py");
         }
-        if !self.node_modules.join("redis/package.json").is_file() {
+        if ["redis", "ioredis"].iter().any(|name| !self.node_modules.join(name).join("package.json").is_file()) {
             let folder = place.cache.join("node");
             fs::create_dir_all(&folder).step(format!("create {}", folder.display()))?;
             let mut npm = Command::new("npm");
             npm.args(["install", "--no-audit", "--no-fund", "--no-save", "--prefix"]).arg(&folder).args(NODE_PACKAGES);
             log.run(&mut npm)?;
-            done.push("node-redis");
+            done.push("node-redis and ioredis");
         }
-        Ok(Outcome::Noted(if done.is_empty() {
-            "nothing to install".into()
-        } else {
-            format!("installed {}", done.join(", "))
-        }))
+        if !Path::new(C_HEADER).is_file() {
+            install(log, &[C_PACKAGE])?;
+            done.push("hiredis");
+        }
+        let mut without = "";
+        if !self.go.join("go.sum").is_file() {
+            if self.install_go(log).is_ok() {
+                done.push("go-redis");
+            } else {
+                without = "; without go-redis: Go's module proxy does not answer";
+            }
+        }
+        let done = if done.is_empty() { "nothing to install".into() } else { format!("installed {}", done.join(", ")) };
+        Ok(Outcome::Noted(done + without))
     }
 
     fn install_python(&self, place: &Place, log: &mut Log) -> Result {
@@ -174,6 +197,16 @@ impl Clients {
         }
         log.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
         log.run(Command::new(&self.python).args(["-m", "pip", "install", "--quiet"]).args(PYTHON_PACKAGES))
+    }
+
+    fn install_go(&self, log: &mut Log) -> Result {
+        fs::create_dir_all(&self.go).step(format!("create {}", self.go.display()))?;
+        let module = self.go.join("go.mod");
+        fs::write(&module, "module clients\n\ngo 1.18\n").step(format!("write {}", module.display()))?;
+        let mut get = Command::new("timeout");
+        get.args([GO_PATIENCE, "go", "get", GO_MODULE]).current_dir(&self.go);
+        // Writable, so that whoever empties the cache can.
+        log.run(get.env("GOMODCACHE", self.go.join("modules")).env("GOFLAGS", "-modcacherw"))
     }
 }
 

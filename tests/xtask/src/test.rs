@@ -175,6 +175,7 @@ fn with_parts(command: &mut Command, place: &Place) {
         ("CADDY_OPERATOR_BIN", place.binary("debug", "caddy-operator")),
         ("CADDY_PYTHON", clients.python),
         ("CADDY_NODE_MODULES", clients.node_modules),
+        ("CADDY_GO_CLIENT", clients.go),
     ];
     command.envs(parts);
 }
