@@ -59,6 +59,8 @@ pub(crate) struct Session {
     at_end: bool,
     /// Runs while the app does not read.
     stuck: Option<Pin<Box<Sleep>>>,
+    /// Runs while the app has closed its end and its own connection to Redis owes it something.
+    ending: Option<Pin<Box<Sleep>>>,
     bounds: Bounds,
 }
 
@@ -86,6 +88,7 @@ impl Session {
             held: false,
             at_end: false,
             stuck: None,
+            ending: None,
             bounds: Bounds {
                 pipeline: limits.max_pipeline,
                 output: limits.output_buffer_bytes.as_usize(),
@@ -120,7 +123,7 @@ impl Session {
             if self.conversation.closing && nothing_due {
                 return Poll::Ready(Ok(()));
             }
-            if self.at_end && (nothing_due || self.conversation.is_pinned()) && (self.input.is_empty() || !self.held) {
+            if self.at_end && self.is_over(nothing_due, cx) {
                 return Poll::Ready(Ok(()));
             }
             if !progress {
@@ -128,6 +131,19 @@ impl Session {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether an app that closed its end has been answered, or waits for what need not come.
+    fn is_over(&mut self, nothing_due: bool, cx: &mut Context<'_>) -> bool {
+        if nothing_due {
+            return self.input.is_empty() || !self.held;
+        }
+        // Over a connection of many, Redis's timeout sees to it.
+        if !self.conversation.is_pinned() {
+            return false;
+        }
+        let ending = self.ending.get_or_insert_with(|| Box::pin(sleep(self.bounds.patience)));
+        self.conversation.is_blocked() || ending.as_mut().poll(cx).is_ready()
     }
 
     // === replies from upstream ===

@@ -42,6 +42,10 @@ pub(crate) enum Flow {
 pub(crate) enum Pending {
     /// Nothing: the reply is passed on.
     Relayed,
+    /// The reply may never come.
+    Blocking,
+    /// The app gets this instead of the reply.
+    Refused(Bytes),
     /// INFO: our own section goes behind it.
     Info,
     /// SELECT: the database before it, should it fail.
@@ -81,6 +85,10 @@ pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
     let positions = row.keys(args.len(), |index| args.get(index));
     effect.keys.extend(positions.iter().map(|position| KeyHash::of(args.get(*position))));
     effect
+}
+
+pub(super) fn refusal_text(args: Args<'_>, hint: &str) -> String {
+    format!("ERR '{}' is not available through the cache: {hint}", args.name())
 }
 
 /// The connection on which requests of this session are under way.
@@ -169,7 +177,7 @@ impl Conversation {
     }
 
     pub(super) fn refuse(&mut self, args: Args<'_>, hint: &str) -> Flow {
-        self.reply_error(&format!("ERR '{}' is not available through the cache: {hint}", args.name()));
+        self.reply_error(&refusal_text(args, hint));
         Flow::Done
     }
 
@@ -273,6 +281,7 @@ impl Conversation {
         let failed = bytes.first() == Some(&b'-');
         let bytes = match self.replies.pending_mut(seq) {
             Some(Pending::Info) if !failed => self.worker.shared.with_info_section(&bytes),
+            Some(Pending::Refused(refusal)) => std::mem::take(refusal),
             _ => bytes,
         };
         match self.replies.complete(seq, bytes.clone()) {
