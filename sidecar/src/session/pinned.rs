@@ -134,8 +134,12 @@ impl Conversation {
             {
                 return self.refuse(args, hint);
             }
-            // Redis says what is wrong with it, and the connection stays as it is.
+            // Redis says what is wrong with it, and the connection stays as it is; but EXEC always ends a transaction.
             _ if !row.accepts(args.len()) => {
+                if row.name == "exec" {
+                    pinned.transaction = None;
+                    pinned.watching = false;
+                }
                 return self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed);
             }
             _ => {}
@@ -175,7 +179,8 @@ impl Conversation {
             encode::error(&mut refusal, refusal_text(args, hint));
             return self.send_with(UNKNOWN, Effect::default(), Pending::Refused(refusal.into()));
         }
-        if matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection)) && row.name != "select" {
+        if matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection)) && row.name != "select"
+        {
             // It changes the connection when EXEC executes it: nobody else may get that.
             pinned.for_good = true;
         }
@@ -298,9 +303,9 @@ impl Conversation {
         self.pinned.is_some()
     }
 
-    /// Whether an answer may never come: a command that waits for others is under way.
+    /// Whether all is written but the answer to a command that waits for others, which may never come.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.replies.pending().any(|pending| matches!(pending, Pending::Blocking))
+        self.out.is_empty() && matches!(self.replies.pending().next(), Some(Pending::Blocking))
     }
 }
 
@@ -313,7 +318,7 @@ fn refused_in_transaction(row: &Row, args: Args<'_>) -> Option<&'static str> {
         (Class::Refused(hint), _) => Some(hint),
         (Class::Pinned(Pin::PubSub), _) => Some("send it before MULTI or after EXEC"),
         (Class::Session, "hello") if args.len() == 1 => None,
-        (Class::Session, "hello" | "auth" | "reply" | "kill" | "unblock") => Some("send it outside of MULTI"),
+        (Class::Session, "hello" | "auth") => Some("send it outside of MULTI"),
         _ => None,
     }
 }
