@@ -132,12 +132,6 @@ impl Conversation {
             // Hints to a server about one of its connections: this one is ours.
             b"no-evict" | b"no-touch" if args.is(2, "ON") || args.is(2, "OFF") => self.reply_ok(),
             b"tracking" | b"caching" => return self.pin(row, args),
-            b"kill" | b"reply" | b"pause" | b"unpause" | b"unblock" => {
-                let name = String::from_utf8_lossy(args.get(1)).to_uppercase();
-                self.reply_error(&format!(
-                    "ERR CLIENT {name} is not available through the cache; send it to Redis directly"
-                ));
-            }
             _ => return self.relay(args, effect(row, args), Pending::Relayed),
         }
         Flow::Done

@@ -3,6 +3,8 @@
 use crate::commands::{Class, Effect, Pin, Positions, Row, container, flush, harmless, read, unknown};
 
 const MONITOR: &str = "MONITOR would show what one sidecar relays, not what Redis executes: run it on Redis directly";
+const CONNECTIONS: &str =
+    "it is about connections, and those to Redis are shared by apps and sidecars; send it to Redis directly";
 const REPLICATION: &str = "a replica has to connect to Redis directly, not to its cache";
 
 /// The state of the app's connection.
@@ -224,15 +226,15 @@ const CLIENT: &[Row] = &[
     session("capa", -3).since("valkey 8.0"),
     session("id", 2),
     session("info", 2),
-    session("kill", -3),
+    harmless("kill", -3).class(Class::Refused(CONNECTIONS)),
     session("list", -2),
-    session("unblock", -3),
-    session("reply", 3),
+    harmless("unblock", -3).class(Class::Refused(CONNECTIONS)),
+    harmless("reply", 3).class(Class::Refused(CONNECTIONS)),
     session("no-evict", 3),
     session("no-touch", 3).since("7.2"),
     session("help", 2),
-    harmless("pause", -3),
-    harmless("unpause", 2),
+    harmless("pause", -3).class(Class::Refused(CONNECTIONS)),
+    harmless("unpause", 2).class(Class::Refused(CONNECTIONS)),
     harmless("import-source", 3).pinned(Pin::Connection).since("valkey 8.1"),
 ];
 

@@ -1,0 +1,197 @@
+//! `docs/commands.md` is written from the command table, and a sidecar behaves as it says of what it refuses.
+//!
+//! Refreshed by `UPDATE_GOLDEN=1 cargo test -p caddy-tests --test commands_doc`.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path, sync::Arc};
+
+use caddy_remote::embedded::Embedded;
+use caddy_resp::{Protocol, Value};
+use caddy_sidecar::commands::{Class, Effect, Pin, Row, rows};
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
+
+const REFRESH: &str = "UPDATE_GOLDEN=1 cargo test -p caddy-tests --test commands_doc";
+
+const HEAD: &str = "\
+# Commands
+
+What each command of Redis and Valkey is to the sidecar. The lists below are written from its command table, which dispatch uses
+and tests compare with `COMMAND` of a running server; `tests/tests/differential` plays random streams of them to a sidecar and to
+Redis and finds the same replies. Refresh: `UPDATE_GOLDEN=1 cargo test -p caddy-tests --test commands_doc`.
+
+A command that is not listed (a module's, or one of a later server) is relayed behind a barrier, which is right for every command
+that runs on one connection and answers once.
+
+";
+
+const AFTER_CLASSES: &str = "
+Whoever answers, a session sees its own commands in order: while one is unanswered on one connection to Redis, nothing of that
+session is sent on another. A request with a wrong number of arguments goes to Redis, which says what is wrong.
+
+## What a command means for local copies
+
+Applied before the reply is handed on, whether the command succeeded or not, and whatever became of its connection.
+
+| Effect | Meaning |
+|---|---|
+| none | it neither reads nor writes keys |
+| reads its keys | answered from a copy, nothing; answered by Redis, copies of its keys are dropped, so that no later read is older than this one |
+| writes its keys | copies of its keys are dropped |
+| barrier | it has to do with keys that its arguments do not name: what they name is dropped, and the reply waits until Redis has told of all the others |
+| all | all copies are dropped |
+
+Other sidecars learn of writes from Redis itself, as they do of writes by clients that know of no sidecar.
+
+## Different from Redis on purpose
+
+* `AUTH`, also within `HELLO`, is accepted and changes nothing: the sidecar's Redis user is what the app gets.
+* `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket; `INFO` has a `# Caddy` section at
+  its end; `HELLO` lists no modules.
+* `HELLO` with arguments is an error while the session watches keys, and after it subscribed, tracked, or changed its connection
+  within `MULTI` (`CLIENT SETNAME`, …: that is about the session's connection to Redis); `RESET` ends all of that.
+* `HELLO`, `AUTH` and subscriptions are refused within `MULTI`, and `EXEC` then aborts.
+* Commands that ask about, or change, the very connection to Redis are refused, because connections are shared; a session that has
+  one of its own just then (within `MULTI`, subscribed, …) may send them. They are marked \"refused when shared\".
+* With the embedded L3 only commands marked *yes* in the last column work; the others answer
+  `-ERR '…' needs a Redis L3: start with --redis URL, or set spec.l3.redis`.
+";
+
+/// Who answers: in a row of the list, and at length.
+fn answered(class: Class) -> (&'static str, &'static str) {
+    match class {
+        Class::Local => ("sidecar", "the sidecar itself, also while Redis is away"),
+        Class::Fill => (
+            "cache",
+            "the cache; a miss is read from Redis once for all who wait, and leaves a copy of what this very request gets",
+        ),
+        Class::FillFields => (
+            "cache or Redis (fields)",
+            "as \"cache\", unless the server lets single fields of a hash expire (since 7.4); then Redis",
+        ),
+        Class::Derived => (
+            "cache or Redis",
+            "the cache, if a copy that `GET` left says it (also that there is no such key); else Redis",
+        ),
+        Class::Relayed => ("Redis", "Redis, over connections that sessions share, byte for byte"),
+        Class::PinnedIfBlocking => {
+            ("Redis, own with BLOCK", "as \"Redis, own connection\" with the option `BLOCK`, else as \"Redis\"")
+        }
+        Class::Pinned(Pin::Connection) => {
+            ("refused when shared", "Redis, if the session has a connection of its own; else refused")
+        }
+        Class::Pinned(_) => (
+            "Redis, own connection",
+            "Redis, over a connection of the session's own, for as long as that has state: a transaction, a watch, a wait; \
+             subscriptions and tracking until the session ends",
+        ),
+        Class::Session => ("session", "the session, or Redis on its behalf: it is about the app's own connection"),
+        Class::Refused(_) => ("refused", "nobody: an error says what to do instead"),
+        Class::CrossProtocol => ("closed", "nobody: it is HTTP, and the connection is closed"),
+    }
+}
+
+fn effect(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Harmless => "none",
+        Effect::ReadsKeys => "reads its keys",
+        Effect::WritesKeys => "writes its keys",
+        Effect::KeysUnknown => "barrier",
+        Effect::Flush => "all",
+    }
+}
+
+/// Every row that is a command, subcommands in place of their containers, under the name that a client sends.
+fn commands() -> Vec<(String, &'static Row)> {
+    let mut commands: Vec<(String, &Row)> = rows()
+        .filter(|row| row.class != Class::CrossProtocol)
+        .flat_map(|row| {
+            let own = row.subcommands.is_empty().then(|| (row.name.to_uppercase(), row));
+            let subcommands =
+                row.subcommands.iter().map(|sub| (format!("{} {}", row.name, sub.name).to_uppercase(), sub));
+            own.into_iter().chain(subcommands)
+        })
+        .collect();
+    commands.sort_by(|(a, _), (b, _)| a.cmp(b));
+    commands
+}
+
+/// The commands that the embedded L3 lists in COMMAND.
+fn embedded() -> BTreeSet<String> {
+    let mut reply = Vec::new();
+    Embedded::new(Arc::new(|| 0)).execute(0, Protocol::Resp2, &[b"COMMAND"], &mut reply);
+    let (value, _) = Value::decode(&reply).unwrap();
+    let name =
+        |row: &Value<'_>| String::from_utf8_lossy(row.as_elements().unwrap()[0].as_bytes().unwrap()).to_uppercase();
+    value.as_elements().unwrap().iter().map(name).collect()
+}
+
+fn document() -> String {
+    let (commands, embedded) = (commands(), embedded());
+    let mut text = HEAD.to_owned();
+    text.push_str("## Who answers\n\n| Answered by | Meaning | Commands |\n|---|---|---|\n");
+    let mut classes: Vec<(&str, &str)> = Vec::new();
+    for (_, row) in &commands {
+        if !classes.contains(&answered(row.class)) {
+            classes.push(answered(row.class));
+        }
+    }
+    classes.sort_unstable();
+    for (short, long) in classes {
+        let count = commands.iter().filter(|(_, row)| answered(row.class).0 == short).count();
+        writeln!(text, "| {short} | {long} | {count} |").unwrap();
+    }
+    text.push_str(AFTER_CLASSES);
+    text.push_str("\n## Refused\n\n");
+    for (name, row) in &commands {
+        if let Class::Refused(hint) = row.class {
+            writeln!(text, "* `{name}`: {hint}").unwrap();
+        }
+    }
+    text.push_str(
+        "\n## All commands\n\n| Command | Answered by | Local copies | Since | Embedded |\n|---|---|---|---|---|\n",
+    );
+    for (name, row) in &commands {
+        let since = match row.since {
+            "7.0" => "",
+            "caddy" => "this product",
+            since => since,
+        };
+        let here = matches!(row.class, Class::Local | Class::Session);
+        let word = name.split(' ').next().unwrap();
+        let embedded = if here || embedded.contains(word) { "yes" } else { "" };
+        writeln!(text, "| `{name}` | {} | {} | {since} | {embedded} |", answered(row.class).0, effect(row.effect))
+            .unwrap();
+    }
+    text
+}
+
+#[test]
+fn the_document_says_what_the_table_says() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/commands.md");
+    let text = document();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&file, &text).unwrap();
+    }
+    let there = fs::read_to_string(&file).unwrap_or_default();
+    let differs = text.lines().zip(there.lines()).find(|(new, old)| new != old);
+    assert!(text == there, "docs/commands.md is stale, first at {differs:?}; refresh with {REFRESH}");
+}
+
+#[test]
+fn what_the_document_calls_refused_is_refused_with_a_hint() {
+    let redis = RedisServer::start().unwrap();
+    let sidecar = Sidecar::start(&redis).unwrap();
+    let mut wire = sidecar.connect().unwrap();
+    let mut refused = 0;
+    for (name, row) in commands() {
+        let mut args: Vec<&str> = name.split(' ').collect();
+        args.resize(usize::from(row.arity.unsigned_abs()), "1");
+        if answered(row.class).0.starts_with("refused") {
+            let reply = String::from_utf8(wire.request(&args).unwrap()).unwrap();
+            assert!(reply.contains("is not available through the cache: "), "{name}: {reply}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 5);
+}
