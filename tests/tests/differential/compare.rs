@@ -32,11 +32,15 @@ pub(crate) enum Measure {
 /// How the replies to `request` are compared.
 pub(crate) fn measure(request: &Args) -> Measure {
     let name = String::from_utf8_lossy(&request[0]).to_lowercase();
-    let complete = request.iter().any(|argument| argument == b"1000");
+    // From the beginning, and all of it.
+    let cursor = request.get(if name == "scan" { 1 } else { 2 });
+    let complete = cursor.is_some_and(|cursor| cursor == b"0") && request.iter().any(|argument| argument == b"1000");
     match name.as_str() {
         "smembers" | "sdiff" | "sinter" | "sunion" | "keys" | "hkeys" | "hvals" | "spop" | "pubsub" => {
             Measure::Unordered
         }
+        // Of equal weights, the one that comes first in a hash table.
+        "sort" | "sort_ro" if request.iter().any(|argument| argument == b"BY") => Measure::Unordered,
         "hgetall" => Measure::Pairs,
         "hello" => Measure::Hello,
         "scan" | "sscan" if complete => Measure::Scan(&Measure::Unordered),

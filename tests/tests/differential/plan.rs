@@ -195,8 +195,8 @@ impl Dice<'_> {
         let mut requests = vec![args("MULTI")];
         for _ in 0..self.below(6) {
             let request = self.request();
-            // The state of the connection is not for transactions to change.
-            if !request[0].eq_ignore_ascii_case(b"HELLO") && !request[0].eq_ignore_ascii_case(b"RESET") {
+            // What a transaction does to the connection is done to that which the session has to Redis.
+            if ![b"HELLO".as_slice(), b"RESET", b"CLIENT"].iter().any(|name| request[0].eq_ignore_ascii_case(name)) {
                 requests.push(request);
             }
         }
@@ -217,6 +217,11 @@ impl Dice<'_> {
                 // In between, another session has its own transaction.
                 let own = ["MULTI", "GET s:0", "EXEC"].map(args).to_vec();
                 steps.push(pipeline((session + 1) % SESSIONS, own));
+            }
+            if self.below(2) == 0 {
+                // If that was the end already: a write now, which others read.
+                steps.push(pipeline(session, vec![self.fill_in("SET s:0 {v}")]));
+                steps.push(pipeline((session + 1) % SESSIONS, vec![args("GET s:0")]));
             }
             steps.push(pipeline(session, rest));
         } else {

@@ -317,6 +317,11 @@ impl Pair {
                     _ => ours == theirs,
                 }
             }
+            // With a wrong number of arguments EXEC ends a transaction too, DISCARD does not.
+            (b"exec", Some(_)) => {
+                self.queued = None;
+                ours == theirs
+            }
             (b"discard" | b"reset" | b"quit", Some(_)) if request.len() == 1 => {
                 self.queued = None;
                 same(measure, ours, theirs)
