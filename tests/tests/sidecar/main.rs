@@ -3,6 +3,7 @@
 mod clients;
 mod configuration;
 mod lifecycle;
+mod pooled;
 mod redis;
 mod replies;
 
