@@ -15,6 +15,7 @@ mod own;
 mod pinned;
 mod reads;
 mod replies;
+mod under_way;
 
 use std::{
     future::Future,

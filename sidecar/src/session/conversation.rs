@@ -17,6 +17,7 @@ use super::{
     client::Client,
     pinned::{self, Pinned, QueuedSelect},
     replies::Replies,
+    under_way::{OwnRead, ReadsUnderWay},
 };
 use crate::{
     cache::Cached,
@@ -59,15 +60,6 @@ pub(crate) enum Pending {
     FillingMany { request: Bytes, effect: Effect },
 }
 
-/// A read of this session that is under way on the tracked connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OwnRead {
-    /// The same request: in the newest flight of its kind, or one before it.
-    Same,
-    /// Another: flights that can be joined may precede it.
-    Other,
-}
-
 const CONNECTION_HINT: &str =
     "it is about the very connection to Redis, and connections are shared here; send it to Redis directly";
 
@@ -105,6 +97,8 @@ pub(crate) struct Conversation {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) client: Client,
     pub(super) replies: Replies<Pending>,
+    /// Which keys the reads among them name that are under way on the tracked connection.
+    pub(super) under_way: ReadsUnderWay,
     /// Replies that are due, not yet written to the socket.
     pub(super) out: Vec<u8>,
     /// Where the requests in `replies` are under way; meaningless while none is.
@@ -125,6 +119,7 @@ impl Conversation {
             mailbox: Arc::new(Mailbox::default()),
             client,
             replies: Replies::new(),
+            under_way: ReadsUnderWay::default(),
             out: Vec::new(),
             stream: Stream::Pinned,
             pinned: None,
@@ -218,14 +213,7 @@ impl Conversation {
         if self.replies.waiting() == 0 || !hold(Guard::ReadsFollowOwnReads) {
             return None;
         }
-        self.replies.pending().fold(None, |found, pending| match pending {
-            Pending::Filling { request, effect, .. } if effect.keys.contains(&key) => {
-                let same = args.is_same(request) && found != Some(OwnRead::Other);
-                Some(if same { OwnRead::Same } else { OwnRead::Other })
-            }
-            Pending::FillingMany { effect, .. } if effect.keys.contains(&key) => Some(OwnRead::Other),
-            _ => found,
-        })
+        self.under_way.of(key, |request| args.is_same(request))
     }
 
     // === passing on ===
@@ -285,6 +273,9 @@ impl Conversation {
             _ => bytes,
         };
         match self.replies.complete(seq, bytes.clone()) {
+            Some(Pending::Filling { effect, .. } | Pending::FillingMany { effect, .. }) => {
+                self.under_way.remove(&effect.keys);
+            }
             Some(Pending::Selecting(previous)) if failed => self.client.set_database(previous),
             Some(Pending::Executing(selects)) if !selects.is_empty() => {
                 if let Some(database) = pinned::selected(&selects, &bytes) {
@@ -306,6 +297,7 @@ impl Conversation {
             _ => return,
         };
         let (request, effect) = (std::mem::take(request), std::mem::take(effect));
+        self.under_way.remove(&effect.keys);
         if let Some(answer) = unproven.and_then(|copy| self.answer_unproven(&copy)) {
             self.complete(seq, answer);
             return;
@@ -345,10 +337,11 @@ impl Conversation {
 
     /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for.
     pub(crate) fn is_selecting(&self) -> bool {
-        self.replies.pending().any(|pending| match pending {
-            Pending::Selecting(_) => true,
-            Pending::Executing(selects) => !selects.is_empty(),
+        // Nothing is taken behind such a one, so that it can only be the last.
+        match self.replies.last_pending() {
+            Some(Pending::Selecting(_)) => true,
+            Some(Pending::Executing(selects)) => !selects.is_empty(),
             _ => false,
-        })
+        }
     }
 }

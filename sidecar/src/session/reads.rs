@@ -13,7 +13,8 @@ use smallvec::SmallVec;
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, OwnRead, Pending, Stream, effect},
+    conversation::{Conversation, Flow, Pending, Stream, effect},
+    under_way::OwnRead,
 };
 use crate::{
     cache::{Cached, KeyRef, Read, TierKey, Waiter, request_name},
@@ -210,6 +211,7 @@ impl Conversation {
         self.probe_if_due(tracked);
         let effect = Effect { keys: SmallVec::from_slice(&[key]), ..Effect::default() };
         let request = args.to_bytes();
+        self.under_way.add(key, &request);
         let pending = Pending::Filling { request: request.clone(), effect, unproven };
         self.stream = Stream::Tracked(self.client.database);
         let seq = self.replies.expect(pending);
@@ -335,6 +337,7 @@ impl Conversation {
             .collect();
         let effect = effect(row, args);
         self.stream = Stream::Tracked(self.client.database);
+        self.under_way.add_many(&effect.keys);
         let seq = self.replies.expect(Pending::FillingMany { request: args.to_bytes(), effect });
         let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
         let many = FillMany { keys: tokens, waiter, reply: None, pttls: Vec::with_capacity(keys.len()) };

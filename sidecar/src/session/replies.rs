@@ -72,6 +72,14 @@ impl<P> Replies<P> {
         }
     }
 
+    /// What was remembered of the last request, if it waits.
+    pub(crate) fn last_pending(&self) -> Option<&P> {
+        match self.slots.back()? {
+            Slot::Waiting(pending) => Some(pending),
+            Slot::Ready(_) => None,
+        }
+    }
+
     /// What was remembered of the requests that wait, in their order.
     pub(crate) fn pending(&self) -> impl Iterator<Item = &P> {
         self.slots.iter().filter_map(|slot| match slot {
