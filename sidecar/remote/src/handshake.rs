@@ -114,6 +114,14 @@ pub enum ConnectError {
         /// The server's own error.
         message: String,
     },
+    /// The server ended the connection before it looked at it: too many clients, or protected mode.
+    #[error("Redis at {endpoint} turned the connection away: {message}")]
+    TurnedAway {
+        /// Where to.
+        endpoint: String,
+        /// The server's own error.
+        message: String,
+    },
     /// HELLO 3 is unknown to the server.
     #[error("Redis at {endpoint} does not speak RESP3 ({message}); Redis 7 or Valkey is needed")]
     TooOld {
@@ -130,7 +138,7 @@ pub enum ConnectError {
     },
     /// CLIENT TRACKING was refused: nothing can be cached coherently.
     #[error(
-        "Redis at {endpoint} refused CLIENT TRACKING: {message}; nothing is cached. Allow the user +client, or set consistency.coherence: Ttl where the server has no tracking"
+        "Redis at {endpoint} refused CLIENT TRACKING: {message}; nothing is cached. Allow the user +client; Redis 7 and Valkey have it"
     )]
     TrackingRefused {
         /// Where to.
@@ -159,7 +167,7 @@ pub enum ConnectError {
 impl ConnectError {
     /// The server answered, but not as we need it; trying again soon will not help much.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. })
+        !matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. } | Self::TurnedAway { .. })
     }
 }
 
@@ -276,7 +284,9 @@ fn refused(step: Step, endpoint: String, message: String) -> ConnectError {
     let is_login = ["NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH"]
         .iter()
         .any(|prefix| message.starts_with(prefix));
+    let is_turned_away = ["ERR max number of clients", "DENIED"].iter().any(|prefix| message.starts_with(prefix));
     match step {
+        _ if is_turned_away => ConnectError::TurnedAway { endpoint, message },
         Step::Tracking => ConnectError::TrackingRefused { endpoint, message },
         _ if message.starts_with("LOADING") || message.starts_with("MASTERDOWN") => {
             ConnectError::Broken { endpoint, reason: message }
@@ -301,5 +311,19 @@ async fn read_reply(stream: &mut Stream, unread: &mut BytesMut) -> Result<Bytes,
         if stream.read_buf(unread).await.map_err(|error| error.to_string())? == 0 {
             return Err("the server closed the connection".to_owned());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_full_is_not_called_too_old_and_asked_again_soon() {
+        let refused = |message: &str| refused(Step::Hello, "redis:6379".into(), message.into());
+        let full = refused("ERR max number of clients reached");
+        assert!(matches!(full, ConnectError::TurnedAway { .. }) && !full.is_refusal(), "{full}");
+        let old = refused("ERR unknown command `HELLO`");
+        assert!(matches!(old, ConnectError::TooOld { .. }) && old.is_refusal(), "{old}");
     }
 }
