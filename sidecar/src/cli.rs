@@ -49,7 +49,7 @@ pub struct Serve {
     #[arg(long)]
     redis: Option<String>,
     /// The socket to serve.
-    #[arg(long, default_value = "cache.sock")]
+    #[arg(long, default_value = "./cache.sock")]
     socket: PathBuf,
     /// Also serve this port on 127.0.0.1.
     #[arg(long)]
@@ -79,6 +79,8 @@ pub struct Start {
     pub password: Option<String>,
     /// Started by a person, who wants to be told how to go on.
     pub by_hand: bool,
+    /// Whether a free admin port does if the configured one is taken.
+    pub any_admin_port: bool,
     /// How long a terminating sidecar waits for its apps.
     pub grace: Duration,
 }
@@ -90,7 +92,14 @@ impl Serve {
             let parsed = read(&path)?;
             reload::log_ignored(&parsed.ignored);
             let config_path = Some(path);
-            return Ok(Start { config: parsed.config, config_path, password: None, by_hand: false, grace: self.grace });
+            return Ok(Start {
+                config: parsed.config,
+                config_path,
+                password: None,
+                by_hand: false,
+                any_admin_port: false,
+                grace: self.grace,
+            });
         }
         let mut raw = RawConfig::default();
         raw.listen.socket = self.socket.display().to_string();
@@ -112,7 +121,8 @@ impl Serve {
             raw.l3 = RawL3 { redis: Some(redis), embedded: None };
         }
         let config = raw.parse().map_err(|faults| anyhow::anyhow!("{faults}"))?;
-        Ok(Start { config, config_path: None, password, by_hand: true, grace: self.grace })
+        let any_admin_port = self.admin_port.is_none();
+        Ok(Start { config, config_path: None, password, by_hand: true, any_admin_port, grace: self.grace })
     }
 }
 

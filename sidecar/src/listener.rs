@@ -30,7 +30,7 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Bind {
         /// The path or address.
         address: String,

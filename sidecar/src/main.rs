@@ -1,6 +1,6 @@
 //! `caddy-sidecar`: see `--help`, and the library for how it works.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use caddy_sidecar::{Cli, Command};
 use clap::Parser as _;
@@ -36,5 +36,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CADDY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // Colours are for people; files and `kubectl logs` would show the escapes.
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(colours).with_target(false).init();
 }

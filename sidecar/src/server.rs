@@ -32,16 +32,16 @@ const MAINTENANCE_STEPS: u32 = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// A thread's runtime could not be made.
-    #[error("cannot start a runtime: {0}")]
+    #[error("cannot start a runtime")]
     Runtime(#[source] std::io::Error),
     /// A worker's thread could not be started.
-    #[error("cannot start a worker thread: {0}")]
+    #[error("cannot start a worker thread")]
     Thread(#[source] std::io::Error),
     /// The socket could not be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The admin port could not be opened.
-    #[error("cannot listen on the admin address {address}: {source}; choose another with admin.port or --admin-port")]
+    #[error("cannot listen on the admin address {address} (choose another with admin.port or --admin-port)")]
     Admin {
         /// The address.
         address: SocketAddr,
@@ -49,7 +49,7 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// Signals could not be watched.
-    #[error("cannot watch signals: {0}")]
+    #[error("cannot watch signals")]
     Signals(#[source] std::io::Error),
     /// The kernel's table of sources is too small for its configuration.
     #[error(transparent)]
@@ -81,7 +81,8 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let listeners = Listeners::open(&config.listen.socket, config.listen.tcp_port).await?;
     let address = SocketAddr::new(config.admin.address, config.admin.port);
-    let admin = admin::bind(address, start.by_hand).await.map_err(|source| ServeError::Admin { address, source })?;
+    let admin =
+        admin::bind(address, start.any_admin_port).await.map_err(|source| ServeError::Admin { address, source })?;
     let admin_address = admin.local_addr().unwrap_or(address);
 
     let mut workers = vec![start_worker(0, &shared, hub, additions, &supervisor)?];

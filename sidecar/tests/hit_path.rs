@@ -54,7 +54,8 @@ fn a_hit_in_l1_allocates_nothing_and_stays_on_its_thread() {
     let mut config = Config { listen: Listen { socket: socket.clone(), tcp_port: None }, ..Config::default() };
     config.workers = 2;
     config.admin.port = 0;
-    let start = Start { config, config_path: None, password: None, by_hand: true, grace: Duration::ZERO };
+    let start =
+        Start { config, config_path: None, password: None, by_hand: true, any_admin_port: true, grace: Duration::ZERO };
     // The process ends with the test; nothing of the sidecar outlives it.
     std::thread::spawn(move || serve(start).unwrap());
     caddy_sidecar::ping(Some(socket.clone()), Duration::from_secs(20)).unwrap();

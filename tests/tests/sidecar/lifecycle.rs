@@ -1,6 +1,13 @@
 //! Beginning and end.
 
-use std::{fs, os::unix::net::UnixListener, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::net::UnixListener,
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use caddy_engine::{BootClock, Clock as _};
@@ -73,7 +80,22 @@ fn a_socket_left_by_a_crash_is_replaced_and_anything_else_is_not() -> Result<()>
     let config = place.path().join("nowhere.yaml");
     fs::write(&config, format!("listen: {{socket: {}/more/x.sock}}\nadmin: {{port: 0}}\n", nowhere.display()))?;
     let output = run(&["--config"], &config)?;
-    ensure!(String::from_utf8_lossy(&output.stderr).contains("cannot listen on"), "a missing directory is named");
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("cannot listen on"), "a missing directory is named");
+    ensure!(said.matches("os error").count() == 1, "and why it does not do is said once: {said}");
+    Ok(())
+}
+
+#[test]
+fn an_admin_port_that_was_asked_for_is_not_replaced_by_another() -> Result<()> {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = taken.local_addr()?.port().to_string();
+    let place = tempfile::tempdir()?;
+    let output = run(&["--admin-port", &port, "--socket"], &place.path().join("x.sock"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "it serves on another port: {said}");
+    ensure!(said.contains(&port) && said.contains("--admin-port"), "it says {said}");
+    ensure!(!said.contains('\u{1b}'), "colours are for terminals: {said:?}");
     Ok(())
 }
 
