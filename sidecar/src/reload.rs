@@ -1,7 +1,11 @@
 //! Configuration that changes while the sidecar runs: the mounted ConfigMap is read again every few seconds (the
 //! kubelet swaps it as a whole), taken over if it is valid as a whole, and otherwise left aside with one message.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use caddy_contract::Config;
 
@@ -11,11 +15,11 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Watches the file until the sidecar ends.
 pub(crate) async fn watch(path: PathBuf, shared: Arc<Shared>) {
-    let mut seen = std::fs::read_to_string(&path).ok();
+    let mut seen = read(&path);
     loop {
         tokio::time::sleep(INTERVAL).await;
         // Between two mounts, or gone: the last one stays in force.
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let Some(text) = read(&path) else { continue };
         if seen.as_ref() == Some(&text) {
             continue;
         }
@@ -31,6 +35,11 @@ pub(crate) async fn watch(path: PathBuf, shared: Arc<Shared>) {
         }
         seen = Some(text);
     }
+}
+
+/// Bytes that are no text come back as such characters, for the parser to complain about.
+fn read(path: &Path) -> Option<String> {
+    std::fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Unknown fields in the operator's file: this sidecar is older than the operator.

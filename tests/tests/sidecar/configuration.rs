@@ -71,6 +71,12 @@ fn a_new_configuration_is_taken_over_if_it_is_valid_as_a_whole() -> Result<()> {
     ensure!(sidecar.log().contains("the old one stays in force"), "the log says so: {}", sidecar.log());
     ensure!(client.why("private:k", "served")? == "yes" || client.ask("GET private:k")? == "v", "nothing has changed");
 
+    fs::write(sidecar.config(), b"\xff\xfe\x00")?;
+    eventually("what is no text is noticed, too", SOON, || {
+        ensure!(sidecar.metric("caddy_config_errors_total")? == 2, "caddy_config_errors_total");
+        Ok(())
+    })?;
+
     sidecar.write_config(&format!("{old}keyspaces: [{{name: private, match: \"private:*\", cache: \"Off\"}}]\n"))?;
     eventually("the valid one is in force", SOON, || {
         ensure!(client.ask("GET private:k")? == "v", "GET");
