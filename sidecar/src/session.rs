@@ -76,7 +76,9 @@ impl Session {
     pub(crate) fn new(worker: Rc<Worker>, stream: ClientStream, shown: Arc<Shown>) -> Self {
         let limits = worker.shared.config().limits;
         let frame = limits.max_frame_bytes.as_usize();
-        let parser = RequestParser::new(Limits { max_bulk: frame, max_frame: frame, ..Limits::default() });
+        // Redis 7 takes any number of arguments; the frame bounds them here.
+        let max_args = i32::MAX as usize;
+        let parser = RequestParser::new(Limits { max_args, max_bulk: frame, max_frame: frame, ..Limits::default() });
         Self {
             conversation: Conversation::new(worker.clone(), Client::new(shown)),
             worker,

@@ -87,6 +87,17 @@ fn requests_over_the_limit_are_refused_before_they_are_sent() -> Result<()> {
 }
 
 #[test]
+fn a_command_may_have_more_than_a_million_arguments_as_in_redis() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = Sidecar::start(&redis)?;
+    let mut args = vec!["MSET"];
+    args.resize(1 + 2 * 600_000, "k");
+    ensure!(sidecar.connect()?.request(&args)? == b"+OK\r\n", "MSET");
+    ensure!(session(&sidecar)?.ask("GET k")? == "k", "it was executed");
+    Ok(())
+}
+
+#[test]
 fn a_web_browser_is_turned_away() -> Result<()> {
     let sidecar = SidecarOptions::embedded().start()?;
     let request = b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\nSET k v\r\n";
