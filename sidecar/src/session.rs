@@ -28,7 +28,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use caddy_resp::{Limits, RequestParser, encode};
+use caddy_resp::{Limits, ProtocolError, RequestParser, encode};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
@@ -75,10 +75,10 @@ struct Bounds {
 impl Session {
     pub(crate) fn new(worker: Rc<Worker>, stream: ClientStream, shown: Arc<Shown>) -> Self {
         let limits = worker.shared.config().limits;
-        let frame = limits.max_frame_bytes.as_usize();
         // Redis 7 takes any number of arguments; the frame bounds them here.
         let max_args = i32::MAX as usize;
-        let parser = RequestParser::new(Limits { max_args, max_bulk: frame, max_frame: frame, ..Limits::default() });
+        let max_frame = limits.max_frame_bytes.as_usize();
+        let parser = RequestParser::new(Limits { max_args, max_frame, ..Limits::default() });
         Self {
             conversation: Conversation::new(worker.clone(), Client::new(shown)),
             worker,
@@ -253,7 +253,11 @@ impl Session {
                     self.held = self.conversation.is_selecting();
                 }
                 Err(error) => {
-                    self.conversation.reply(|out| encode::error(out, format!("ERR {error}")));
+                    let hint = match error {
+                        ProtocolError::TooBigRequest(_) => "; raise limits.maxFrameBytes",
+                        _ => "",
+                    };
+                    self.conversation.reply(|out| encode::error(out, format!("ERR {error}{hint}")));
                     self.conversation.closing = true;
                     return input.len();
                 }
