@@ -1,5 +1,6 @@
 //! `cargo xtask test`: which tests run, in which order, and what they find in their environment. One build profile for
-//! all of them and for the image, so that nothing is compiled twice.
+//! all of them and for the image, and always the whole workspace (one package alone would choose other features of its
+//! dependencies), so that little is compiled twice.
 
 use std::process::Command;
 
@@ -98,7 +99,7 @@ fn more(place: &Place) -> Vec<Stage> {
         Stage::new(Lane::Side, "kubectl and helm", move |log| cluster::clients(&helm, log)).after(&["packages"]),
         Stage::new(Lane::Side, "chart", move |log| chart::check(&check, log)).after(&["kubectl and helm"]),
         Stage::new(Lane::Cargo, "chart golden files", move |log| {
-            let mut command = cargo(&golden, &["test", "-p", "caddy-operator", "--test", "chart"]);
+            let mut command = cargo(&golden, &["test", "--workspace", "--test", "chart"]);
             done(log.run(command.env("CADDY_HELM", chart::tool(&golden, "helm"))))
         })
         .after(&["kubectl and helm", "build"]),
@@ -113,14 +114,15 @@ fn interleavings(place: &Place, log: &mut Log) -> Result<Outcome> {
 
 /// The guards of coherence, each dropped once over a real socket: a build with droppable guards.
 fn mutations(place: &Place, log: &mut Log) -> Result<Outcome> {
-    let mut command = cargo(place, &["test", "-p", "caddy-tests", "--features", "mutations", "--test", "mutations"]);
+    let mut command =
+        cargo(place, &["test", "--workspace", "--features", "caddy-tests/mutations", "--test", "mutations"]);
     with_parts(&mut command, place);
     done(log.run(&mut command))
 }
 
 /// Random runs, one after the other with new seeds, for `CADDY_SOAK_SECONDS` each.
 fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
-    let mut command = cargo(place, &["test", "-p", "caddy-tests", "--test", "coherence", "--test", "differential"]);
+    let mut command = cargo(place, &["test", "--workspace", "--test", "coherence", "--test", "differential"]);
     with_parts(&mut command, place);
     let seconds = std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned());
     command.env("CADDY_SOAK_SECONDS", seconds);
@@ -161,7 +163,7 @@ fn native_sidecars(place: &Place, log: &mut Log) -> Result<Outcome> {
 }
 
 fn end_to_end(place: &Place, log: &mut Log, which: Which) -> Result<Outcome> {
-    let mut command = cargo(place, &["test", "-p", "caddy-tests", "--test", "e2e"]);
+    let mut command = cargo(place, &["test", "--workspace", "--test", "e2e"]);
     with_parts(&mut command, place);
     cluster::with_cluster(&mut command, place, which)?;
     done(log.run(command.args(["--", "--nocapture", "--test-threads=1"])))
