@@ -133,8 +133,9 @@ impl Conversation {
             b"no-evict" | b"no-touch" if args.is(2, "ON") || args.is(2, "OFF") => self.reply_ok(),
             b"tracking" | b"caching" => return self.pin(row, args),
             // On a shared connection it would change what others get: whatever it is, it is not for this one.
-            subcommand if matches!(row.name, "client" | "capa") => {
-                let name = String::from_utf8_lossy(&subcommand[..subcommand.len().min(64)]).into_owned();
+            _ if matches!(row.name, "client" | "capa") => {
+                let name = args.get(1);
+                let name = String::from_utf8_lossy(&name[..name.len().min(128)]).into_owned();
                 self.reply_error(&format!("ERR unknown subcommand '{name}'. Try CLIENT HELP."));
             }
             _ => return self.relay(args, effect(row, args), Pending::Relayed),

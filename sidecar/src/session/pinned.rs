@@ -31,10 +31,13 @@ pub(crate) struct Pinned {
     watching: bool,
     /// Subscribed or tracking at some time: kept until the session ends.
     for_good: bool,
-    /// RESP2 and subscribed: every frame is a message, nothing is counted.
+    /// RESP2 and subscribed, or about to be or to end it: every frame is a message, nothing is counted.
     subscribed_resp2: bool,
-    /// Confirmations of UNSUBSCRIBE still to come, which may end that.
-    unsubscribing: usize,
+    /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, and our own answers
+    /// must not overtake them.
+    confirming: usize,
+    /// Subscriptions at the last confirmation.
+    subscriptions: i64,
 }
 
 /// What a transaction will have done when EXEC is answered.
@@ -95,7 +98,8 @@ impl Conversation {
             watching: false,
             for_good: false,
             subscribed_resp2: false,
-            unsubscribing: 0,
+            confirming: 0,
+            subscriptions: 0,
         });
         self.pinned_request(row, args)
     }
@@ -107,27 +111,23 @@ impl Conversation {
         match row.name {
             // Not SLOWLOG RESET and the like.
             "quit" | "reset" if args.is(0, row.name) => {
-                if self.replies.waiting() > 0 {
+                if self.replies.waiting() > 0 || pinned.confirming > 0 {
                     return Flow::Hold;
                 }
                 return self.own_command(row, args);
             }
             _ if pinned.subscribed_resp2 => return self.while_subscribed(row, args),
-            "subscribe" | "psubscribe" | "ssubscribe" if pinned.transaction.is_none() => {
-                if protocol == Protocol::Resp2 {
-                    // Its confirmations look like replies: nothing may be waiting for one.
-                    if self.replies.waiting() > 0 {
-                        return Flow::Hold;
-                    }
-                    pinned.subscribed_resp2 = args.len() > 1;
-                }
+            _ if row.class == Class::Pinned(Pin::PubSub) && row.accepts(args.len()) && pinned.transaction.is_none() => {
                 pinned.for_good = true;
-                return if args.len() > 1 { self.forward(args) } else { self.send(row, args, Pending::Relayed) };
-            }
-            "unsubscribe" | "punsubscribe" | "sunsubscribe"
-                if protocol == Protocol::Resp3 && pinned.transaction.is_none() =>
-            {
-                return self.forward(args);
+                if protocol == Protocol::Resp3 {
+                    return self.forward(args);
+                }
+                // Its confirmations look like replies: nothing may be waiting for one.
+                if self.replies.waiting() > 0 {
+                    return Flow::Hold;
+                }
+                pinned.subscribed_resp2 = true;
+                return self.while_subscribed(row, args);
             }
             _ if let Class::Refused(hint) = row.class
                 && pinned.transaction.is_none() =>
@@ -151,8 +151,7 @@ impl Conversation {
             "multi" if args.len() == 1 => pinned.transaction = Some(Transaction::default()),
             "watch" => pinned.watching = true,
             "unwatch" => pinned.watching = false,
-            // Answered once for each channel: what comes after the first answer must not meet another session.
-            "unsubscribe" | "punsubscribe" | "sunsubscribe" | "tracking" | "caching" => pinned.for_good = true,
+            "tracking" | "caching" => pinned.for_good = true,
             "select" => return self.select_pinned(row, args),
             // The connection goes back once all is answered.
             "hello" if args.len() > 1 && pinned.is_clean() && self.replies.waiting() > 0 => return Flow::Hold,
@@ -246,13 +245,17 @@ impl Conversation {
 
     fn while_subscribed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
-        if pinned.unsubscribing > 0 {
+        if pinned.confirming > 0 {
             return Flow::Hold;
         }
         match row.name {
-            "subscribe" | "psubscribe" | "ssubscribe" | "ping" => self.forward(args),
+            "ping" => self.forward(args),
+            "subscribe" | "psubscribe" | "ssubscribe" => {
+                pinned.confirming = args.len() - 1;
+                self.forward(args)
+            }
             "unsubscribe" | "punsubscribe" | "sunsubscribe" => {
-                pinned.unsubscribing = args.len().saturating_sub(1).max(1);
+                pinned.confirming = (args.len() - 1).max(1);
                 self.forward(args)
             }
             _ => {
@@ -269,13 +272,17 @@ impl Conversation {
     pub(super) fn pushed(&mut self, bytes: &[u8]) {
         if let Some(pinned) = &mut self.pinned
             && pinned.subscribed_resp2
-            && let Some(left) = subscriptions_left(bytes)
         {
-            pinned.unsubscribing = pinned.unsubscribing.saturating_sub(1);
-            if left == 0 {
-                pinned.subscribed_resp2 = false;
-                pinned.unsubscribing = 0;
+            match confirmed(bytes) {
+                Some(subscriptions) => {
+                    pinned.confirming = pinned.confirming.saturating_sub(1);
+                    pinned.subscriptions = subscriptions;
+                }
+                // Refused as a whole.
+                None if bytes.starts_with(b"-") => pinned.confirming = 0,
+                None => {}
             }
+            pinned.subscribed_resp2 = pinned.confirming > 0 || pinned.subscriptions > 0;
         }
         self.reply(|out| out.extend_from_slice(bytes));
     }
@@ -328,10 +335,12 @@ fn database(args: Args<'_>) -> Option<u32> {
     caddy_resp::parse_i64(args.get(1)).and_then(|index| u32::try_from(index).ok())
 }
 
-/// The count in a RESP2 confirmation of UNSUBSCRIBE; `None` for anything else.
-fn subscriptions_left(frame: &[u8]) -> Option<i64> {
-    let kind = ["*3\r\n$11\r\nunsubscribe\r\n", "*3\r\n$12\r\npunsubscribe\r\n", "*3\r\n$12\r\nsunsubscribe\r\n"];
-    if !kind.iter().any(|prefix| frame.starts_with(prefix.as_bytes())) {
+/// How many subscriptions a RESP2 confirmation says there are; `None` if it is none.
+fn confirmed(frame: &[u8]) -> Option<i64> {
+    // Messages have as many elements; their kinds are told apart before anything is decoded.
+    let kind = frame.strip_prefix(b"*3\r\n$")?;
+    let kinds = ["9\r\nsub", "10\r\npsub", "10\r\nssub", "11\r\nunsub", "12\r\npunsub", "12\r\nsunsub"];
+    if !kinds.iter().any(|prefix| kind.starts_with(prefix.as_bytes())) {
         return None;
     }
     let (value, _) = caddy_resp::Value::decode(frame).ok()?;
@@ -353,10 +362,10 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_subscription_is_recognised() {
-        assert_eq!(subscriptions_left(b"*3\r\n$11\r\nunsubscribe\r\n$2\r\nch\r\n:0\r\n"), Some(0));
-        assert_eq!(subscriptions_left(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"), Some(0));
-        assert_eq!(subscriptions_left(b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"), None);
-        assert_eq!(subscriptions_left(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), None);
+    fn confirmations_are_told_from_messages() {
+        assert_eq!(confirmed(b"*3\r\n$11\r\nunsubscribe\r\n$2\r\nch\r\n:0\r\n"), Some(0));
+        assert_eq!(confirmed(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"), Some(0));
+        assert_eq!(confirmed(b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"), Some(1));
+        assert_eq!(confirmed(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), None);
     }
 }

@@ -62,3 +62,30 @@ fn a_client_that_closes_its_end_gets_the_answers_of_its_transaction() -> Result<
     ensure!(blocked.read(&mut [0; 16])? == 0, "what may never be answered is not waited for");
     Ok(())
 }
+
+#[test]
+fn subscribers_of_resp2_are_answered_in_order() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = Sidecar::start(&redis)?;
+    for requests in [
+        "SUBSCRIBE a\r\nGET k\r\nPING\r\nUNSUBSCRIBE a\r\nPING\r\nSET k v\r\nGET k\r\nQUIT\r\n",
+        "UNSUBSCRIBE a b\r\nPING\r\nGET k\r\nQUIT\r\n",
+        "SUBSCRIBE a b\r\nRESET\r\nPING\r\nQUIT\r\n",
+        "PSUBSCRIBE a* b*\r\nSUBSCRIBE c\r\nPUNSUBSCRIBE\r\nGET k\r\nUNSUBSCRIBE\r\nGET k\r\nQUIT\r\n",
+        "SUBSCRIBE\r\nPING\r\nQUIT\r\n",
+    ] {
+        redis.command(&["DEL", "k"])?;
+        let mut direct = UnixStream::connect(redis.socket())?;
+        direct.write_all(requests.as_bytes())?;
+        let mut expected = String::new();
+        direct.read_to_string(&mut expected)?;
+        redis.command(&["DEL", "k"])?;
+        let mut through = UnixStream::connect(sidecar.socket())?;
+        through.set_read_timeout(Some(SOON))?;
+        through.write_all(requests.as_bytes())?;
+        let mut got = String::new();
+        through.read_to_string(&mut got)?;
+        ensure!(got == expected, "{requests:?}\nRedis: {expected:?}\nhere:  {got:?}");
+    }
+    Ok(())
+}
