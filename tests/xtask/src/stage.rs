@@ -45,6 +45,7 @@ pub(crate) struct Stage {
     lane: Lane,
     after: Vec<&'static str>,
     always: bool,
+    speaks: bool,
     work: Work,
 }
 
@@ -55,7 +56,7 @@ impl Stage {
         name: &'static str,
         work: impl FnOnce(&mut Log) -> Result<Outcome> + Send + 'static,
     ) -> Self {
-        Self { name, lane, after: Vec::new(), always: false, work: Box::new(work) }
+        Self { name, lane, after: Vec::new(), always: false, speaks: false, work: Box::new(work) }
     }
 
     /// Waits for these stages, and is left out when one of them failed.
@@ -67,6 +68,12 @@ impl Stage {
     /// Runs even when a stage it waits for failed: for what cleans up.
     pub(crate) fn always(mut self) -> Self {
         self.always = true;
+        self
+    }
+
+    /// Prints to the terminal itself: no signs of life in between.
+    pub(crate) fn speaks(mut self) -> Self {
+        self.speaks = true;
         self
     }
 }
@@ -83,6 +90,7 @@ struct Row {
     lane: Lane,
     after: Vec<&'static str>,
     always: bool,
+    speaks: bool,
     log: PathBuf,
     state: State,
 }
@@ -128,6 +136,7 @@ fn row(stage: Stage, logs: &Path) -> Row {
         lane: stage.lane,
         after: stage.after,
         always: stage.always,
+        speaks: stage.speaks,
         log: logs.join(file),
         state: State::Waiting(stage.work),
     }
@@ -194,7 +203,7 @@ fn announce(row: &Row, watch: Stopwatch) {
 }
 
 fn tick(rows: &[Row], watch: Stopwatch) {
-    for row in rows {
+    for row in rows.iter().filter(|row| !row.speaks) {
         if let State::Running(since) = &row.state {
             let last = log::tail(&row.log, 1).pop().unwrap_or_default();
             let last: String = last.trim().chars().take(90).collect();

@@ -8,9 +8,14 @@ use crate::log::{Log, shown};
 use crate::place::Place;
 use crate::stage::Outcome;
 
+/// Builds the player.
+pub(crate) fn build(place: &Place, log: &mut Log) -> Result<Outcome> {
+    let player = ["--profile", "quick", "-p", "caddy-tests", "--bin", "demo-pods"];
+    log.run(cargo(place, &["build"]).args(player)).map(|()| Outcome::Done)
+}
+
 /// Plays act two; its words go straight to the terminal.
-pub(crate) fn play(place: &Place, log: &mut Log) -> Result<Outcome> {
-    log.run(&mut cargo(place, &["build", "--profile", "quick", "-p", "caddy-tests", "--bin", "demo-pods"]))?;
+pub(crate) fn play(place: &Place) -> Result<Outcome> {
     println!("\n  Act two: the same in pods");
     let mut player = cluster::player(place, place.binary("quick", "demo-pods"), cluster::Which::Chosen)?;
     let status = player.status().step(format!("start `{}`", shown(&player)))?;

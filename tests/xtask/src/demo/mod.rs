@@ -32,7 +32,9 @@ pub(crate) fn run(place: &Place, acts: Acts) -> Result {
         Stage::new(Lane::Cargo, "sidecar", move |log| {
             log.run(&mut cargo(&build, &["build", "--profile", "quick", "-p", "caddy-sidecar"])).map(|()| Outcome::Done)
         }),
-        Stage::new(Lane::Cargo, "act one", move |log| act_one::play(&one, log)).after(&["packages", "sidecar"]),
+        Stage::new(Lane::Cargo, "act one", move |log| act_one::play(&one, log))
+            .after(&["packages", "sidecar"])
+            .speaks(),
     ];
     if acts == Acts::Both {
         plan.extend(in_pods(place));
@@ -41,6 +43,7 @@ pub(crate) fn run(place: &Place, acts: Acts) -> Result {
 }
 
 fn in_pods(place: &Place) -> Vec<Stage> {
+    let player = place.clone();
     let (prepare, image, up, two, down) = (place.clone(), place.clone(), place.clone(), place.clone(), place.clone());
     vec![
         Stage::new(Lane::Side, "kubernetes", move |log| cluster::prepare(&prepare, log, Which::Chosen))
@@ -49,8 +52,11 @@ fn in_pods(place: &Place) -> Vec<Stage> {
             cluster::build_image(&image, log, Binaries::Quick, None).map(|_| Outcome::Done)
         })
         .after(&["act one"]),
+        Stage::new(Lane::Cargo, "player", move |log| act_two::build(&player, log)).after(&["act one"]),
         Stage::new(Lane::Side, "cluster up", move |log| cluster::up(&up, log, Which::Chosen)).after(&["kubernetes"]),
-        Stage::new(Lane::Cargo, "act two", move |log| act_two::play(&two, log)).after(&["image", "cluster up"]),
+        Stage::new(Lane::Cargo, "act two", move |_| act_two::play(&two))
+            .after(&["image", "cluster up", "player"])
+            .speaks(),
         Stage::new(Lane::Side, "cluster down", move |log| cluster::down(&down, log, Which::Chosen))
             .after(&["act two"])
             .always(),
