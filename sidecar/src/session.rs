@@ -39,7 +39,7 @@ use self::{
     client::{Client, Shown},
     conversation::{Conversation, Flow},
 };
-use crate::{listener::ClientStream, mailbox::Delivery, worker::Worker};
+use crate::{listener::ClientStream, mailbox::Delivery, shared::Shared, worker::Worker};
 
 /// See the module.
 pub(crate) struct Session {
@@ -70,6 +70,18 @@ struct Bounds {
     pipeline: usize,
     output: usize,
     patience: Duration,
+}
+
+/// A session's place in the list, given back however it ends: a panic must not use up `limits.maxConnections`.
+struct Place {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.leave(self.id);
+    }
 }
 
 impl Session {
@@ -103,12 +115,11 @@ impl Session {
     /// Runs the session to its end.
     pub(crate) async fn run(mut self) {
         let id = self.conversation.client.shown().id;
-        let worker = self.worker.clone();
+        let _place = Place { shared: self.worker.shared.clone(), id };
         let ended = std::future::poll_fn(|cx| self.poll(cx)).await;
         if let Err(error) = ended {
             tracing::debug!(id, %error, "a session ended");
         }
-        worker.shared.leave(id);
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
