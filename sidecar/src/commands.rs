@@ -3,15 +3,19 @@
 //! One row per command and subcommand of Redis 7 and 8 and of Valkey; dispatch, documentation and
 //! tests come from it (a test compares it with `COMMAND` of a running server). It owns names, arity,
 //! key positions, the class that decides who answers, and the effect on local copies. It never looks at
-//! values and never talks to anybody. A name that it lacks is relayed behind a barrier, which is right
-//! for every command that runs on one connection and answers once.
+//! values and never talks to anybody. A name that it lacks is what the server says of it ([`Learned`]); one that neither
+//! knows is relayed behind a barrier, which is right for every command that runs on one connection and answers once.
 
 mod keys;
+mod learned;
 mod lookup;
+mod specs;
 mod table;
 
 pub use keys::{KeyPositions, Positions};
+pub use learned::{Interner, Learned};
 pub use lookup::{lookup, lookup_request, rows};
+pub use specs::KeySpec;
 
 /// Who answers a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +105,12 @@ impl Row {
             }
             class => class,
         }
+    }
+
+    /// Whether the server may know better than the table what a request that got this row is: the table lacks it, or it is
+    /// a container that the table knows no such subcommand of. What is the session's stays the session's.
+    pub fn is_open(&self) -> bool {
+        self.class == Class::Relayed && (self.name.is_empty() || !self.subcommands.is_empty())
     }
 
     /// Which arguments of a request are keys (the name is argument 0); shard channels count as keys.

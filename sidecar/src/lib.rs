@@ -21,6 +21,7 @@ mod metrics;
 mod ping;
 mod reload;
 mod server;
+mod server_commands;
 mod session;
 mod shared;
 mod status;

@@ -73,6 +73,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("flights", "Reads of L3 under way", count(shared.flights.len())),
         ("l3_reachable", "1 if the last connect to L3 succeeded", i64::from(status.reachable)),
         ("coherent", "1 if copies are tracked, so that reads may be cached", i64::from(status.coherent)),
+        ("server_commands", "Commands of the server that the built-in table lacks", count(shared.commands.len())),
         ("config_generation", "The CacheCluster's generation in force", config.config_generation.cast_signed()),
         ("uptime_seconds", "Time since start", shared.now().since(shared.started).as_secs().cast_signed()),
     ];

@@ -16,7 +16,7 @@ use crate::{
     cli::Start,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
-    reload,
+    reload, server_commands,
     session::Session,
     shared::{L3, Shared},
     supervisor::Supervisor,
@@ -94,6 +94,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     if let Some(path) = start.config_path.clone() {
         supervisor.spawn_vital("configuration watch", reload::watch(path, shared.clone()));
     }
+    supervisor.spawn_vital("command table", server_commands::refresh(shared.clone()));
     announce(&start, &shared, admin_address);
 
     let accepting = accept(&listeners, &shared, &workers);

@@ -7,7 +7,7 @@
 //! Bounds: requests under way, bytes of one request, bytes of unwritten replies (beyond which nothing more is read),
 //! and the time that a reader may make no progress. Breaking the protocol gets Redis's own error and ends the session.
 
-mod args;
+pub(crate) mod args;
 pub(crate) mod client;
 mod conversation;
 mod inspect;

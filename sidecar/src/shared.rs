@@ -27,6 +27,7 @@ use crate::{
     hub::Addition,
     keyspaces::Keyspaces,
     metrics::Metrics,
+    server_commands::ServerCommands,
     session::client::Shown,
     status::Status,
     upstream::{Purpose, Tag, Upstream},
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) l3: L3,
     pub(crate) status: Status,
     pub(crate) metrics: Metrics,
+    /// What the server has beyond the built-in command table.
+    pub(crate) commands: ServerCommands,
     /// The source of copies from the embedded L3.
     pub(crate) embedded_source: SourceId,
     pub(crate) started: Moment,
@@ -102,6 +105,7 @@ impl Shared {
             l3,
             status: Status::new(is_embedded),
             metrics: Metrics::default(),
+            commands: ServerCommands::default(),
             embedded_source,
             started: BootClock.now(),
             sessions: Mutex::default(),

@@ -65,6 +65,8 @@ pub(crate) enum Tag {
     Barrier(#[expect(dead_code, reason = "its drop releases the reply")] Arc<HeldReply>),
     /// Answered by pushes only.
     Forward,
+    /// `COMMAND`: what the server has beyond the built-in table.
+    Commands,
 }
 
 /// See [`Tag::Relay`].
@@ -142,6 +144,7 @@ impl Handler for Upstream {
             Tag::FillMany(many) if index == 0 => many.reply = Some(frame),
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(sent) => self.probed(*sent, &frame),
+            Tag::Commands => self.shared.commands.take(&frame),
             Tag::Barrier(_) | Tag::Forward => {}
         }
     }
@@ -159,7 +162,7 @@ impl Handler for Upstream {
             }
             (Tag::FillMany(many), Ok(())) => finish_fill_many(shared, *many),
             (Tag::FillMany(many), Err(_)) => many.waiter.bypass(),
-            (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward, _) => {}
+            (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::Commands, _) => {}
         }
     }
 
@@ -177,6 +180,7 @@ impl Handler for Upstream {
         if let Purpose::Tracked { source, incarnation } = &mut self.purpose {
             *incarnation = Some(self.shared.kernel().connected(*source));
             self.shared.status.tracked_up(server);
+            self.shared.commands.want();
         } else {
             self.shared.status.reachable();
         }

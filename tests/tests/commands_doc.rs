@@ -20,8 +20,10 @@ What each command of Redis and Valkey is to the sidecar. The lists below are wri
 and tests compare with `COMMAND` of a running server; `tests/tests/differential` plays random streams of them to a sidecar and to
 Redis and finds the same replies. Refresh: `UPDATE_GOLDEN=1 cargo test -p caddy-tests --test commands_doc`.
 
-A command that is not listed (a module's, or one of a later server) is relayed behind a barrier, which is right for every command
-that runs on one connection and answers once.
+A command that is not listed is what the server says of it in `COMMAND`, which the sidecar asks for after a connect: its keys,
+whether it writes, whether it may wait (then it gets a connection of the session's own). One of a module always goes behind a
+barrier, too, since modules need not name all keys they touch. What the server does not list either (a renamed command, or one
+loaded later) is relayed behind a barrier, which is right for every command that runs on one connection and answers once.
 
 ";
 

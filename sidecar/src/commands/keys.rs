@@ -6,6 +6,8 @@
 use caddy_resp::parse_i64;
 use smallvec::SmallVec;
 
+use super::specs::KeySpec;
+
 /// Argument indexes; most commands have one key.
 pub type KeyPositions = SmallVec<[usize; 4]>;
 
@@ -43,6 +45,8 @@ pub enum Positions {
     },
     /// The third argument, or if that is empty what follows `KEYS`: `MIGRATE`.
     Migrate,
+    /// As a server described it in `COMMAND`, where the built-in table has no row.
+    Specs(&'static [KeySpec]),
 }
 
 impl Positions {
@@ -92,6 +96,13 @@ impl Positions {
             Self::Sort => with_destination(n_args, &arg, 2, &[b"STORE"]),
             Self::Georadius { options } => with_destination(n_args, &arg, options, &[b"STORE", b"STOREDIST"]),
             Self::Migrate => migrate(n_args, &arg),
+            Self::Specs(specs) => {
+                let mut keys = KeyPositions::new();
+                for spec in specs {
+                    spec.find(n_args, &arg, &mut keys);
+                }
+                keys
+            }
         }
     }
 }

@@ -143,7 +143,12 @@ impl Conversation {
             }
             self.mixed = false;
         }
-        let row = commands::lookup_request(args.len(), |index| args.get(index));
+        let mut row = commands::lookup_request(args.len(), |index| args.get(index));
+        if row.is_open()
+            && let Some(learned) = self.worker.shared.commands.row(args)
+        {
+            row = learned;
+        }
         if self.pinned.is_some() {
             self.unpin_if_clean();
         }
@@ -151,8 +156,8 @@ impl Conversation {
             return self.pinned_request(row, args);
         }
         if !row.accepts(args.len()) {
-            // Redis says what is wrong with it, in its own words.
-            return self.relay(args, Effect::default(), Pending::Relayed);
+            // Redis says what is wrong with it, in its own words; if a later one takes it, it does what the row says.
+            return self.relay(args, effect(row, args), Pending::Relayed);
         }
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Fill => self.read(row, args),

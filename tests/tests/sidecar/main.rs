@@ -3,6 +3,7 @@
 mod clients;
 mod configuration;
 mod lifecycle;
+mod modules;
 mod pooled;
 mod redis;
 mod replies;
