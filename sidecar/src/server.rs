@@ -226,7 +226,7 @@ async fn work(
         let Some((accepted, shown)) = arrival else { return };
         let id = shown.id;
         match accepted.register() {
-            Ok(stream) => supervisor.spawn_local("session", Session::new(worker.clone(), stream, shown).run()),
+            Ok(stream) => supervisor.spawn_local("session", Session::new(worker.clone(), stream, shown)),
             Err(error) => {
                 tracing::warn!(%error, "cannot serve a connection");
                 shared.leave(id);

@@ -63,6 +63,7 @@ pub(crate) struct Session {
     /// Runs while the app has closed its end and its own connection to Redis owes it something.
     ending: Option<Pin<Box<Sleep>>>,
     bounds: Bounds,
+    _place: Place,
 }
 
 #[derive(Clone, Copy)]
@@ -84,6 +85,19 @@ impl Drop for Place {
     }
 }
 
+/// Runs the session to its end.
+impl Future for Session {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if let Err(error) = ready!(this.turn(cx)) {
+            tracing::debug!(id = this.conversation.client.shown().id, %error, "a session ended");
+        }
+        Poll::Ready(())
+    }
+}
+
 impl Session {
     pub(crate) fn new(worker: Rc<Worker>, stream: ClientStream, shown: Arc<Shown>) -> Self {
         let limits = worker.shared.config().limits;
@@ -91,6 +105,7 @@ impl Session {
         let max_args = i32::MAX as usize;
         let max_frame = limits.max_frame_bytes.as_usize();
         let parser = RequestParser::new(Limits { max_args, max_frame, ..Limits::default() });
+        let place = Place { shared: worker.shared.clone(), id: shown.id };
         Self {
             conversation: Conversation::new(worker.clone(), Client::new(shown)),
             worker,
@@ -109,20 +124,11 @@ impl Session {
                 output: limits.output_buffer_bytes.as_usize(),
                 patience: limits.slow_reader_timeout,
             },
+            _place: place,
         }
     }
 
-    /// Runs the session to its end.
-    pub(crate) async fn run(mut self) {
-        let id = self.conversation.client.shown().id;
-        let _place = Place { shared: self.worker.shared.clone(), id };
-        let ended = std::future::poll_fn(|cx| self.poll(cx)).await;
-        if let Err(error) = ended {
-            tracing::debug!(id, %error, "a session ended");
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.conversation.mailbox.register(cx);
         loop {
             let mut progress = self.receive();

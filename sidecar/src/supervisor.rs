@@ -35,19 +35,17 @@ impl Supervisor {
 
     /// Runs a task that others can do without.
     pub(crate) fn spawn_local(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
-        let supervisor = self.clone();
-        tokio::task::spawn_local(async move { supervisor.watch(name, task).await });
+        tokio::task::spawn_local(self.watched(name, task));
     }
 
     /// Runs a task that the sidecar cannot do without: when it ends, so does the sidecar.
     pub(crate) fn spawn_vital(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
         let supervisor = self.clone();
-        tokio::task::spawn_local(async move {
-            supervisor.watch(name, task).await;
+        tokio::task::spawn_local(self.watched(name, task).map(move |()| {
             if !supervisor.shutdown.is_cancelled() {
                 supervisor.fail(format!("the task '{name}' ended unexpectedly"));
             }
-        });
+        }));
     }
 
     /// Ends the sidecar with an error.
@@ -57,10 +55,14 @@ impl Supervisor {
         self.shutdown.cancel();
     }
 
-    async fn watch(&self, name: &'static str, task: impl Future<Output = ()>) {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-            self.panics.inc();
-            tracing::error!(task = name, "a task panicked; please report it with the lines above");
-        }
+    /// Combinators, since each `async` block around a task would hold it once more: there is one for every session.
+    fn watched<T: Future<Output = ()>>(&self, name: &'static str, task: T) -> impl Future<Output = ()> + use<T> {
+        let panics = self.panics.clone();
+        AssertUnwindSafe(task).catch_unwind().map(move |ended| {
+            if ended.is_err() {
+                panics.inc();
+                tracing::error!(task = name, "a task panicked; please report it with the lines above");
+            }
+        })
     }
 }
