@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: builds the sidecar as it is released and the load generator, installs the servers to compare with,
-//! and lets the generator (`tests/src/bin/bench.rs`) measure and print its one table.
+//! and lets the generator (`tests/src/bin/bench/`) measure and print what it found.
 
 use std::fs;
 use std::process::Command;

@@ -1,11 +1,17 @@
-//! The load generator behind `cargo xtask bench`: the same requests to a sidecar and to Redis (and Valkey), on Unix
-//! sockets, one connection, the load on one core and the servers on another. Servers take turns within each round, and what
-//! is compared are the medians of the rounds' ratios, so that a busy neighbour does not decide. Every reply is compared byte
-//! for byte; a wrong one ends the run.
+//! The load generator behind `cargo xtask bench`: the same requests to a sidecar, to Redis (and Valkey) and to a floor, on
+//! Unix sockets, the load on one core and the servers on another. Servers take turns within each round, and what is
+//! compared are the medians of the rounds' ratios, so that a busy neighbour does not decide. Every reply is compared byte
+//! for byte; a wrong one ends the run. Behind the table: how soon a foreign write kills a copy, what a sidecar costs
+//! while nobody uses it, and how it compares with what one would do instead.
 
 #![expect(clippy::disallowed_types, reason = "measures elapsed time, not staleness")]
 
+mod alternatives;
+mod delay;
+mod floor;
+mod footprint;
 mod load;
+mod pushes;
 mod server;
 mod table;
 
@@ -14,15 +20,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use load::{Load, Measured, ROWS, Row};
-use server::{Server, Servers};
+use load::{CASES, Case, Load, Measured};
+use server::Servers;
 use table::Table;
 
-/// Requests in flight at one time.
-const PIPELINES: [usize; 3] = [1, 16, 64];
-
 /// What the command line says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     sidecar: PathBuf,
     redis: PathBuf,
@@ -30,31 +33,44 @@ pub(crate) struct Options {
     /// The core that all servers share; unpinned where there is only one.
     server_core: Option<String>,
     rounds: usize,
+    /// Only rows whose name contains this, and nothing behind the table.
+    only: Option<String>,
 }
 
-impl Options {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        let (mut sidecar, mut redis, mut valkey, mut server_core, mut rounds) = (None, None, None, None, 7);
-        while let Some(name) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
-            match name.as_str() {
-                "--sidecar" => sidecar = Some(value.into()),
-                "--redis" => redis = Some(value.into()),
-                "--valkey" => valkey = Some(value.into()),
-                "--server-core" => server_core = Some(value),
-                "--rounds" => rounds = value.parse().with_context(|| format!("--rounds {value}"))?,
-                _ => bail!("unknown option {name}; `cargo xtask bench` calls this program"),
-            }
+/// What this process is to do.
+enum Task {
+    Bench(Options),
+    /// Be the floor, on this socket.
+    Floor(PathBuf),
+}
+
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task> {
+    let (mut sidecar, mut redis, mut valkey, mut server_core, mut rounds, mut only) = (None, None, None, None, 7, None);
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--sidecar" => sidecar = Some(value.into()),
+            "--redis" => redis = Some(value.into()),
+            "--valkey" => valkey = Some(value.into()),
+            "--server-core" => server_core = Some(value),
+            "--rounds" => rounds = value.parse().with_context(|| format!("--rounds {value}"))?,
+            "--only" => only = Some(value),
+            "--floor" => return Ok(Task::Floor(value.into())),
+            _ => bail!("unknown option {name}; `cargo xtask bench` calls this program"),
         }
-        let sidecar = sidecar.context("--sidecar names the binary to measure")?;
-        let redis = redis.context("--redis names the redis-server to compare with")?;
-        anyhow::ensure!(rounds > 0, "--rounds is at least 1");
-        Ok(Self { sidecar, redis, valkey, server_core, rounds })
     }
+    let sidecar = sidecar.context("--sidecar names the binary to measure")?;
+    let redis = redis.context("--redis names the redis-server to compare with")?;
+    anyhow::ensure!(rounds > 0, "--rounds is at least 1");
+    Ok(Task::Bench(Options { sidecar, redis, valkey, server_core, rounds, only }))
 }
 
 fn main() -> ExitCode {
-    match Options::parse(std::env::args().skip(1)).and_then(|options| run(&options)) {
+    let done = parse(std::env::args().skip(1)).and_then(|task| match task {
+        Task::Bench(options) => run(&options),
+        Task::Floor(socket) => floor::run(&socket),
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -66,27 +82,33 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     let servers = Servers::start(options)?;
     let mut loads: Vec<Load<'_>> = servers.iter().map(Load::prepare).collect::<Result<_>>()?;
-    let mut table = Table::new(servers.iter().map(Server::name).collect(), options.rounds);
+    let mut table = Table::new(servers.iter().map(|one| (one.name(), one.kind())).collect(), options.rounds);
+    let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
     for round in 0..options.rounds {
         println!("round {} of {}", round + 1, options.rounds);
-        for row in ROWS {
-            for pipeline in PIPELINES {
-                let measured = in_turn(&mut loads, round, row, pipeline)?;
-                table.add(row, pipeline, measured);
-            }
+        for (index, case) in CASES.iter().enumerate().filter(|(_, case)| wanted(case)) {
+            table.add(index, in_turn(&mut loads, round, case)?);
         }
     }
     println!("\n{table}");
+    if options.only.is_none() {
+        drop(loads);
+        println!("{}", pushes::measure(&servers, options.rounds)?);
+        println!("{}", footprint::measure(&servers)?);
+        println!("{}", alternatives::measure(&servers, options.rounds)?);
+    }
     Ok(())
 }
 
 /// Measures every server once; each round begins with another one.
-fn in_turn(loads: &mut [Load<'_>], round: usize, row: Row, pipeline: usize) -> Result<Vec<Measured>> {
+fn in_turn(loads: &mut [Load<'_>], round: usize, case: &Case) -> Result<Vec<Option<Measured>>> {
     let count = loads.len();
     let mut measured = vec![None; count];
     for turn in 0..count {
         let index = (round + turn) % count;
-        measured[index] = Some(loads[index].measure(row, pipeline)?);
+        if case.is_for(loads[index].server()) {
+            measured[index] = Some(loads[index].measure(case)?);
+        }
     }
-    measured.into_iter().map(|one| one.context("every server has its turn")).collect()
+    Ok(measured)
 }

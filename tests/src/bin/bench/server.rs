@@ -1,5 +1,5 @@
 //! The servers that are measured: started on sockets in a folder of their own, pinned to one core, ended when dropped.
-//! The sidecar has a Redis of its own behind it, so that nobody else's load reaches it.
+//! A sidecar has a Redis of its own behind it, so that nobody else's load reaches it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,11 +15,13 @@ use crate::Options;
 
 /// How long one reply may take before the run is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often a starting server is asked, every 20 ms.
-const ATTEMPTS: usize = 500;
+/// How often a starting server is asked.
+const ATTEMPTS: usize = 5_000;
+/// And how long is waited in between; short, since the time to the first answer is measured too.
+const STEP: Duration = Duration::from_millis(2);
 
 /// A process of ours; dropped means killed.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -29,9 +31,21 @@ impl Drop for Process {
     }
 }
 
+/// What a server is to the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// What users would talk to instead.
+    Redis,
+    /// The least that a server can do.
+    Floor,
+    /// Ours.
+    Sidecar,
+}
+
 /// Something to measure.
 pub(crate) struct Server {
     name: &'static str,
+    kind: Kind,
     socket: PathBuf,
     /// Where the data lies; its own socket for a Redis.
     data: PathBuf,
@@ -42,6 +56,16 @@ impl Server {
     /// What the table calls it.
     pub(crate) fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// What it is to the comparison.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The process itself, without the Redis behind it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.processes[0].0.id()
     }
 
     /// A new connection to it.
@@ -60,24 +84,27 @@ impl Server {
     }
 }
 
-/// All servers of a run; the first one is what the others are compared with.
+/// All servers of a run.
 pub(crate) struct Servers {
     list: Vec<Server>,
     folder: PathBuf,
+    options: Options,
 }
 
 impl Servers {
-    /// Starts them.
+    /// Starts what the table compares.
     pub(crate) fn start(options: &Options) -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("caddy-bench-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let mut this = Self { list: Vec::new(), folder };
-        let core = options.server_core.as_deref();
-        this.add_redis("Redis", &options.redis, core)?;
+        let mut this = Self { list: Vec::new(), folder, options: options.clone() };
+        this.add_redis("Redis", &options.redis)?;
         if let Some(valkey) = &options.valkey {
-            this.add_redis("Valkey", valkey, core)?;
+            this.add_redis("Valkey", valkey)?;
         }
-        this.add_sidecar(options, core)?;
+        this.add_floor()?;
+        let (behind, data) = this.redis_behind("behind")?;
+        let sidecar = this.sidecar("sidecar", &data, behind)?;
+        this.list.push(sidecar);
         Ok(this)
     }
 
@@ -86,18 +113,45 @@ impl Servers {
         self.list.iter()
     }
 
-    fn add_redis(&mut self, name: &'static str, binary: &Path, core: Option<&str>) -> Result<()> {
+    /// The folder of all sockets and logs.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn add_redis(&mut self, name: &'static str, binary: &Path) -> Result<()> {
         let socket = self.folder.join(format!("{name}.sock"));
-        let process = redis(binary, &socket, core)?;
-        self.list.push(Server { name, data: socket.clone(), socket, processes: vec![process] });
+        let process = redis(binary, &socket, self.core())?;
+        self.list.push(Server { name, kind: Kind::Redis, data: socket.clone(), socket, processes: vec![process] });
         Ok(())
     }
 
-    fn add_sidecar(&mut self, options: &Options, core: Option<&str>) -> Result<()> {
-        let data = self.folder.join("behind.sock");
-        let behind = redis(&options.redis, &data, core)?;
-        let socket = self.folder.join("sidecar.sock");
-        let config = self.folder.join("sidecar.yaml");
+    /// This very program, as the floor.
+    fn add_floor(&mut self) -> Result<()> {
+        let socket = self.folder.join("floor.sock");
+        let program = std::env::current_exe().context("find this program")?;
+        let mut command = pinned(&program, self.core());
+        command.args(["--floor"]).arg(&socket);
+        let process = start(&mut command, &socket)?;
+        self.list.push(Server {
+            name: "floor",
+            kind: Kind::Floor,
+            data: socket.clone(),
+            socket,
+            processes: vec![process],
+        });
+        Ok(())
+    }
+
+    /// A Redis for a sidecar, and its socket.
+    pub(crate) fn redis_behind(&self, name: &str) -> Result<(Process, PathBuf)> {
+        let data = self.folder.join(format!("{name}.sock"));
+        Ok((redis(&self.options.redis, &data, self.core())?, data))
+    }
+
+    /// A sidecar in front of the Redis on the socket `data`; `behind` is kept alive and counted with it.
+    pub(crate) fn sidecar(&self, name: &'static str, data: &Path, behind: Process) -> Result<Server> {
+        let socket = self.folder.join(format!("{name}.sock"));
+        let config = self.folder.join(format!("{name}.yaml"));
         let text = format!(
             "listen: {{socket: {}}}\nadmin: {{port: {}}}\nl3: {{redis: {{endpoints: [\"unix:{}\"]}}}}\n",
             socket.display(),
@@ -105,11 +159,14 @@ impl Servers {
             data.display()
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
-        let mut command = pinned(&options.sidecar, core);
+        let mut command = pinned(&self.options.sidecar, self.core());
         command.arg("--config").arg(&config).env("RUST_LOG", "warn");
         let process = start(&mut command, &socket)?;
-        self.list.push(Server { name: "sidecar", socket, data, processes: vec![process, behind] });
-        Ok(())
+        Ok(Server { name, kind: Kind::Sidecar, socket, data: data.to_owned(), processes: vec![process, behind] })
+    }
+
+    fn core(&self) -> Option<&str> {
+        self.options.server_core.as_deref()
     }
 }
 
@@ -143,7 +200,7 @@ fn start(command: &mut Command, socket: &Path) -> Result<Process> {
         if connect(socket).and_then(ping).is_ok() {
             return Ok(process);
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(STEP);
     }
     bail!("no answer on {}; the server said: {}", socket.display(), fs::read_to_string(log).unwrap_or_default())
 }
