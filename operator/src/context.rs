@@ -3,6 +3,7 @@
 use crate::{
     capabilities::{Capabilities, SidecarForm},
     events::EventSink,
+    leader::Leadership,
     metrics::Metrics,
     settings::Settings,
 };
@@ -21,6 +22,8 @@ pub struct Context {
     pub capabilities: Arc<ArcSwap<Capabilities>>,
     /// Where Events are handed in.
     pub events: EventSink,
+    /// Whether this replica may write.
+    pub leadership: Leadership,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }

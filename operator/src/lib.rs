@@ -11,6 +11,7 @@ pub mod context;
 pub mod events;
 pub mod http;
 pub mod inject;
+pub mod leader;
 pub mod metrics;
 pub mod plan;
 pub mod reconcile;

@@ -27,6 +27,10 @@ pub struct Metrics {
     pub events_lost: Counter,
     /// When the webhook's serving certificate expires, in seconds since 1970.
     pub certificate_expiry: Gauge,
+    /// 1 while this replica reconciles.
+    pub leader: Gauge,
+    /// How often it has begun to.
+    pub leaderships: Counter,
 }
 
 impl Metrics {
@@ -39,6 +43,8 @@ impl Metrics {
             admission_seconds: Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]),
             events_lost: Counter::default(),
             certificate_expiry: Gauge::default(),
+            leader: Gauge::default(),
+            leaderships: Counter::default(),
             registry: Registry::default(),
         };
         registry.register("reconciliations", "Reconciliations of CacheClusters", metrics.reconciliations.clone());
@@ -55,6 +61,8 @@ impl Metrics {
             "When the webhook's serving certificate expires",
             metrics.certificate_expiry.clone(),
         );
+        registry.register("leader", "1 while this replica reconciles", metrics.leader.clone());
+        registry.register("leaderships", "How often this replica began to reconcile", metrics.leaderships.clone());
         // From zero on, so that the first failure is an increase and not a new series.
         for outcome in ["applied", "invalid", "failed"] {
             drop(metrics.reconciliations.get_or_create(&Outcome { outcome }));

@@ -1,5 +1,6 @@
 //! The loop around the plan: watch CacheClusters and their pods, apply, report, and come back.
 //!
+//! Only the leader writes; the other replicas watch, so that their caches are full when they lead.
 //! Owns the two caches. Writes one ConfigMap per CacheCluster by server-side apply, and statuses. A failure is told in
 //! the status and tried again with growing pauses; a deletion is told by an Event and cleaned up by Kubernetes itself.
 
@@ -124,10 +125,11 @@ pub async fn run(context: Context, caches: Caches, readiness: Arc<Readiness>, sh
             tracing::info!("CacheClusters and pods are listed");
         }
     };
-    let stop = shutdown.clone();
+    let (stop, begins) = (shutdown.clone(), reconciler.context.leadership.begins());
     let controller = Controller::for_stream(cluster_stream, clusters.clone())
         .with_config(controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
         .reconcile_on(pod_stream)
+        .reconcile_all_on(begins)
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(Reconciler::reconcile, Reconciler::error_policy, reconciler)
         .for_each(|result| {
@@ -182,6 +184,10 @@ fn cluster_of(pod: &Pod) -> Option<ObjectRef<CacheCluster>> {
 
 impl Reconciler {
     async fn reconcile(cluster: Arc<CacheCluster>, this: Arc<Self>) -> Result<Action, ReconcileError> {
+        if !this.context.leadership.is_held() {
+            // All are looked at when this replica begins to lead.
+            return Ok(Action::await_change());
+        }
         let outcome = this.apply(&cluster).await;
         let word = match &outcome {
             Outcome::Applied => "applied",
@@ -230,7 +236,7 @@ impl Reconciler {
 
     /// Writes the status when it says something new, then tells what changed.
     async fn report(&self, cluster: &CacheCluster, status: CacheClusterStatus) -> Result<(), ReconcileError> {
-        if cluster.status.as_ref() == Some(&status) {
+        if cluster.status.as_ref() == Some(&status) || !self.context.leadership.is_held() {
             return Ok(());
         }
         let api: Api<CacheCluster> =
@@ -258,6 +264,9 @@ impl Reconciler {
     /// Tells how many sidecars go on serving without their CacheCluster.
     fn deleted(&self, cluster: &CacheCluster) {
         self.failures.lock().remove(&ObjectRef::from_obj(cluster));
+        if !self.context.leadership.is_held() {
+            return;
+        }
         let serving = self.tally(cluster).counts.injected;
         let text = format!(
             "deleted; {serving} sidecars go on serving with their last configuration until their pods end. \

@@ -7,6 +7,7 @@ use crate::{
     context::Context,
     events::{self, EventSink},
     http::{bind, serve},
+    leader::{Leadership, Place},
     metrics::Metrics,
     reconcile::{self, Caches},
     settings::Settings,
@@ -65,6 +66,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         settings: settings.clone(),
         capabilities: capabilities.clone(),
         events,
+        leadership: if settings.lease.is_some() { Leadership::elected() } else { Leadership::alone() },
         metrics: metrics.clone(),
     };
     let webhook = Webhook { context: context.clone(), clusters: caches.clusters.clone() };
@@ -92,13 +94,28 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         Ok(())
     });
 
+    // Cancelled with SIGTERM: another replica goes on while this one still answers the webhook.
+    let leaving = shutdown.child_token();
+    let place = Place {
+        namespace: settings.namespace.clone(),
+        name: settings.lease.clone().unwrap_or_default(),
+        identity: settings.identity.clone().unwrap_or_default(),
+    };
+    let leading = context.leadership.clone().run(client.clone(), place, metrics.clone(), leaving.clone());
+    let stop = shutdown.clone();
+    supervisor.spawn("leadership", async move {
+        leading.await;
+        stop.cancelled().await;
+        Ok(())
+    });
+
     let sending = events::send(client.clone(), event_queue, metrics, shutdown.clone());
     supervisor.spawn("events", async move {
         sending.await;
         Ok(())
     });
     supervisor.spawn("version", follow_version(client, capabilities, shutdown.clone()));
-    supervisor.spawn("signals", terminate(readiness.clone(), shutdown.clone()));
+    supervisor.spawn("signals", terminate(readiness.clone(), leaving, shutdown.clone()));
 
     let reconciling = reconcile::run(context, caches, readiness, shutdown);
     supervisor.spawn("reconciler", async move {
@@ -132,8 +149,13 @@ async fn follow_version(
     }
 }
 
-/// Waits for SIGTERM or SIGINT, turns unready, answers a little longer, then begins the shutdown.
-async fn terminate(readiness: Arc<Readiness>, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Waits for SIGTERM or SIGINT, turns unready, answers a little longer, then begins the shutdown. Leads no longer from the
+/// signal on.
+async fn terminate(
+    readiness: Arc<Readiness>,
+    leaving: CancellationToken,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
@@ -143,6 +165,7 @@ async fn terminate(readiness: Arc<Readiness>, shutdown: CancellationToken) -> an
     }
     tracing::info!("ending: unready now, answering for {LINGER:?} more");
     readiness.drain();
+    leaving.cancel();
     tokio::time::sleep(LINGER).await;
     shutdown.cancel();
     Ok(())

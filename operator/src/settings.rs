@@ -54,6 +54,14 @@ pub struct Settings {
     #[arg(long, default_value = "caddy-operator-ca")]
     pub ca_secret: String,
 
+    /// Lease, in --namespace, by which replicas elect the one that reconciles; without it this one does.
+    #[arg(long, requires = "identity")]
+    pub lease: Option<String>,
+
+    /// Name of this replica in the Lease: its pod's.
+    #[arg(long)]
+    pub identity: Option<String>,
+
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:9464")]
     pub admin_address: SocketAddr,

@@ -1,8 +1,8 @@
 //! Fixtures of unit tests.
 
 use crate::{
-    capabilities::Capabilities, context::Context, events::EventQueue, events::EventSink, metrics::Metrics,
-    settings::Settings,
+    capabilities::Capabilities, context::Context, events::EventQueue, events::EventSink, leader::Leadership,
+    metrics::Metrics, settings::Settings,
 };
 use arc_swap::ArcSwap;
 use caddy_crds::CacheCluster;
@@ -51,7 +51,8 @@ pub(crate) fn context(client: Client, flags: &[&str]) -> (Context, EventQueue) {
     let (events, queue) = EventSink::new(metrics.clone());
     let capabilities = Capabilities { minor: 20, native_sidecars: false, cel: false };
     let capabilities = Arc::new(ArcSwap::from_pointee(capabilities));
-    (Context { client, settings: Arc::new(settings), capabilities, events, metrics }, queue)
+    let leadership = Leadership::alone();
+    (Context { client, settings: Arc::new(settings), capabilities, events, leadership, metrics }, queue)
 }
 
 /// A write that an API server saw: method, path and body.

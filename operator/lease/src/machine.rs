@@ -509,7 +509,8 @@ mod tests {
     fn questions_are_spread_and_never_come_early() {
         let mut pauses = Vec::new();
         for seed in 0..50 {
-            let mut machine = Machine::new(Terms::new("me".into(), DURATION, Duration::from_secs(100)), seed * 7919 + 3);
+            let mut machine =
+                Machine::new(Terms::new("me".into(), DURATION, Duration::from_secs(100)), seed * 7919 + 3);
             send(&mut machine, 0);
             machine.answer(at(0), lease("1", Some("other")));
             pauses.push(machine.next.since(at(0)).as_millis());

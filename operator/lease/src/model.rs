@@ -14,7 +14,7 @@ use crate::{
 use proptest::{
     prelude::*,
     strategy::ValueTree as _,
-    test_runner::{Config, TestRng, RngAlgorithm, TestRunner},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use std::{
     collections::BTreeMap,
@@ -280,7 +280,8 @@ impl<'a> World<'a> {
     fn send(&mut self, index: usize, request: Request) {
         self.managers[index].number += 1;
         let (number, rate) = (self.managers[index].number, self.managers[index].rate);
-        let deadline = self.managers[index].machine.as_ref().map_or(0, |machine| machine.terms().deadline().as_micros() as u64);
+        let deadline =
+            self.managers[index].machine.as_ref().map_or(0, |machine| machine.terms().deadline().as_micros() as u64);
         self.schedule(deadline.div_ceil(rate), Event::Late(index, number));
         if self.now < self.managers[index].cut_off_until && !self.is_calm() {
             return;
@@ -408,7 +409,8 @@ fn each_guard_is_needed() {
 #[test]
 fn the_runs_are_worth_something() {
     let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let runs = (0..300).map(|_| World::new(&bytes().new_tree(&mut runner).unwrap().current(), Broken::Nothing).run().unwrap());
+    let runs =
+        (0..300).map(|_| World::new(&bytes().new_tree(&mut runner).unwrap().current(), Broken::Nothing).run().unwrap());
     let (most, all) = runs.fold((0, 0), |(most, all), terms| (most.max(terms), all + terms));
     assert!(most >= 6 && all >= 600, "the Lease changed hands {all} times in 300 runs, at most {most} times in one");
 }

@@ -218,7 +218,7 @@ impl Story<'_> {
         shop.console(&missed)?.reply(&["SET", "from:uninjected", "yes"])?;
         ensure!(shop.redis(&["GET", "from:uninjected"])? == "yes", "its write did not reach Redis");
 
-        cluster.scale(product::SYSTEM, &operator, 1)?;
+        cluster.scale(product::SYSTEM, &operator, 2)?;
         eventually("the operator is back and counts the pod it missed", PATIENCE, || {
             let pods = shop.status(SHOP)?["pods"].clone();
             ensure!(pods["selected"] == 2 && pods["injected"] == 1, "status.pods is {pods}");
