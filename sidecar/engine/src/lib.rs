@@ -42,6 +42,7 @@ mod hash;
 pub mod kernel;
 mod l1;
 mod l2;
+pub mod locks;
 mod policy;
 mod slab;
 mod stats;

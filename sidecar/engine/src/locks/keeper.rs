@@ -1,0 +1,151 @@
+//! Keeps what a client holds: renews, notices ends, takes back what was given up, looks for deadlocks.
+//!
+//! Four loops that share one task. The loop that notices ends asks nobody, so that an owner hears of a lost lock on time
+//! while a renewal hangs. A backend that does not answer delays the others, and ends nothing.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{DeadlockDetector, LockClient, LockKey, LostReason, client::State};
+use crate::Moment;
+
+/// Leases renewed by one request.
+const BATCH: usize = 128;
+/// Pause after an attempt that the backend did not answer.
+const OUTAGE: Duration = Duration::from_millis(250);
+
+impl<K: LockKey> LockClient<K> {
+    /// Keeps what is held; a runtime runs it for as long as the client is used. Never done.
+    pub async fn run(&self) {
+        let mut loops: [Pin<Box<dyn Future<Output = ()> + Send + '_>>; 4] = [
+            Box::pin(self.notice_ends()),
+            Box::pin(self.renew_leases()),
+            Box::pin(self.do_chores()),
+            Box::pin(self.break_deadlocks()),
+        ];
+        std::future::poll_fn(|cx: &mut Context<'_>| {
+            for each in &mut loops {
+                let _ = each.as_mut().poll(cx);
+            }
+            Poll::<()>::Pending
+        })
+        .await;
+    }
+
+    async fn notice_ends(&self) {
+        loop {
+            let next = self.end_what_is_over();
+            let _ = self.ends.until(&*self.timer, next).await;
+        }
+    }
+
+    /// When the next one is.
+    fn end_what_is_over(&self) -> Moment {
+        let now = self.timer.now();
+        let mut state = self.state.lock();
+        while let Some((owner, name, holding)) = state.holdings.take_ended(now) {
+            state.lose(&owner, &name, &holding, LostReason::NotRenewed);
+            let claim = super::Claim { name, owner, token: holding.token, lease: holding.lease };
+            state.let_go.push((claim, now + holding.lease));
+            self.chores.set(());
+        }
+        state.ends_at = state.holdings.next_end();
+        state.ends_at
+    }
+
+    async fn renew_leases(&self) {
+        loop {
+            let (config, sent) = (self.config(), self.timer.now());
+            let (claims, next) = {
+                let mut state = self.state.lock();
+                let claims = state.holdings.take_due(&config, sent, BATCH);
+                state.renews_at = state.holdings.next_renewal();
+                (claims, state.renews_at)
+            };
+            if claims.is_empty() {
+                let _ = self.renewals.until(&*self.timer, next).await;
+                continue;
+            }
+            // An attempt that failed is due again soon, each lock at its own pace.
+            let Ok(renewed) = self.backend.renew(&claims).await else { continue };
+            for (claim, kept) in claims.iter().zip(renewed) {
+                if kept {
+                    self.note_renewed(claim, sent);
+                } else {
+                    self.gone(claim);
+                }
+            }
+        }
+    }
+
+    /// Takes back what was given up, lets go of what was left, and says that the waiters live.
+    async fn do_chores(&self) {
+        let mut next_beat = Moment::ZERO;
+        loop {
+            let clean = self.take_back().await;
+            let now = self.timer.now();
+            let waits = self.state.lock().waits();
+            if waits && now >= next_beat {
+                // Its loss shows in what the waiters themselves ask.
+                let _ = self.backend.keep_waiting().await;
+                next_beat = now + Self::BEAT;
+            }
+            let again = if clean { Moment::NEVER } else { self.timer.now() + OUTAGE };
+            let beat = if waits { next_beat } else { Moment::NEVER };
+            let _ = self.chores.until(&*self.timer, again.min(beat)).await;
+        }
+    }
+
+    /// Whether nothing is left to do.
+    async fn take_back(&self) -> bool {
+        loop {
+            let Some((ask, until)) = self.state.lock().given_up.pop() else { break };
+            if self.backend.cancel(&ask).await.is_err() && self.timer.now() < until {
+                self.state.lock().given_up.push((ask, until));
+                return false;
+            }
+        }
+        loop {
+            let Some((claim, until)) = self.state.lock().let_go.pop() else { break };
+            if self.backend.release(&claim).await.is_err() && self.timer.now() < until {
+                self.state.lock().let_go.push((claim, until));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Done when all that was to be let go is; for the end of a process. Does not wait for what the backend does not answer.
+    pub async fn drain(&self) {
+        while self.take_back().await {
+            if self.state.lock().is_clean() {
+                return;
+            }
+        }
+    }
+
+    async fn break_deadlocks(&self) {
+        loop {
+            let pause = self.config().deadlock_check;
+            self.timer.sleep_until(self.timer.now() + pause).await;
+            if !self.state.lock().waits() {
+                continue;
+            }
+            // Whoever has the duty keeps it over one missed turn.
+            if let Ok(true) = self.backend.take_duty(pause * 2).await {
+                let broken = DeadlockDetector::check(&*self.backend).await;
+                self.state.lock().stats.deadlocks_broken += broken.unwrap_or(0) as u64;
+            }
+        }
+    }
+}
+
+impl<K: LockKey> State<K> {
+    fn is_clean(&self) -> bool {
+        self.given_up.is_empty() && self.let_go.is_empty()
+    }
+}

@@ -1,0 +1,377 @@
+//! Clients in virtual time: tokio's paused clock, which moves when nothing else can.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use caddy_engine::{
+    Clock, Moment,
+    locks::{
+        Acquire, Answer, Ask, BackendError, Claim, DistributedMutex, DistributedRwLock, FencingToken, InProcess,
+        LockBackend, LockClient, LockConfig, LockError, LockLimits, LockListener, LockMode, LockStatus, LockWatcher,
+        LostReason, Owner, Reply, Ticket, Timer,
+    },
+};
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn now(&self) -> Moment {
+        Moment::from_millis(3_600_000) + self.0.elapsed()
+    }
+}
+
+impl Timer for Paused {
+    fn sleep_until(&self, deadline: Moment) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(sleep(deadline.since(self.now())))
+    }
+}
+
+/// A backend that can be away, answer late, or lose its answers, in front of the real one.
+struct Faulty {
+    inner: Arc<InProcess<String>>,
+    away: AtomicBool,
+    deaf: AtomicBool,
+    asks: AtomicUsize,
+}
+
+impl Faulty {
+    fn pass<'a, T: Send + 'a>(&'a self, answer: Reply<'a, T>) -> Reply<'a, T> {
+        let (away, deaf) = (self.away.load(Ordering::SeqCst), self.deaf.load(Ordering::SeqCst));
+        Box::pin(async move {
+            if away {
+                return Err(BackendError("the backend is away".into()));
+            }
+            let answer = answer.await;
+            if deaf {
+                sleep(Duration::from_secs(2)).await;
+                return Err(BackendError("the answer was lost".into()));
+            }
+            answer
+        })
+    }
+}
+
+impl LockBackend<String> for Faulty {
+    fn attach(&self, listener: Weak<dyn LockListener>) {
+        self.inner.attach(listener);
+    }
+    fn acquire<'a>(&'a self, ask: &'a Ask<String>) -> Reply<'a, Answer> {
+        self.asks.fetch_add(1, Ordering::SeqCst);
+        if self.away.load(Ordering::SeqCst) {
+            return self.pass(Box::pin(std::future::pending()));
+        }
+        self.pass(self.inner.acquire(ask))
+    }
+    fn cancel<'a>(&'a self, ask: &'a Ask<String>) -> Reply<'a, ()> {
+        let inner = self.inner.clone();
+        self.pass(Box::pin(async move { inner.cancel(ask).await }))
+    }
+    fn renew<'a>(&'a self, claims: &'a [Claim<String>]) -> Reply<'a, Vec<bool>> {
+        let inner = self.inner.clone();
+        self.pass(Box::pin(async move { inner.renew(claims).await }))
+    }
+    fn release<'a>(&'a self, claim: &'a Claim<String>) -> Reply<'a, bool> {
+        let inner = self.inner.clone();
+        self.pass(Box::pin(async move { inner.release(claim).await }))
+    }
+    fn keep_waiting(&self) -> Reply<'_, ()> {
+        self.pass(self.inner.keep_waiting())
+    }
+    fn status<'a>(&'a self, name: &'a String) -> Reply<'a, LockStatus<String>> {
+        self.pass(self.inner.status(name))
+    }
+    fn contended(&self) -> Reply<'_, Vec<LockStatus<String>>> {
+        self.pass(self.inner.contended())
+    }
+    fn take_duty(&self, lease: Duration) -> Reply<'_, bool> {
+        self.pass(self.inner.take_duty(lease))
+    }
+    fn break_deadlock<'a>(&'a self, name: &'a String, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool> {
+        self.pass(self.inner.break_deadlock(name, ticket, cycle))
+    }
+}
+
+#[derive(Default)]
+struct Losses(Mutex<Vec<(String, LostReason)>>);
+
+impl LockWatcher<String> for Losses {
+    fn lost(&self, _: &Owner, name: &String, _: FencingToken, reason: LostReason) {
+        self.0.lock().push((name.clone(), reason));
+    }
+}
+
+struct World {
+    backend: Arc<Faulty>,
+    client: Arc<LockClient<String>>,
+    losses: Arc<Losses>,
+}
+
+fn world_with(config: LockConfig) -> World {
+    let timer = Arc::new(Paused(Instant::now()));
+    let backend = Arc::new(Faulty {
+        inner: InProcess::new(timer.clone()),
+        away: AtomicBool::default(),
+        deaf: AtomicBool::default(),
+        asks: AtomicUsize::default(),
+    });
+    let client = LockClient::new(backend.clone(), timer, config, "test");
+    let losses = Arc::new(Losses::default());
+    client.watch(losses.clone());
+    let keeper = client.clone();
+    tokio::task::spawn_local(async move { keeper.run().await });
+    World { backend, client, losses }
+}
+
+fn world() -> World {
+    world_with(LockConfig::default())
+}
+
+/// Runs a story in virtual time.
+fn play<F: Future<Output = ()>>(story: impl FnOnce() -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async { story().await });
+}
+
+fn owner(name: &str) -> Owner {
+    Owner::new(name)
+}
+
+fn name() -> String {
+    "l".to_owned()
+}
+
+fn within(millis: u64) -> Acquire {
+    Acquire { timeout: Some(Duration::from_millis(millis)), ..Acquire::default() }
+}
+
+#[test]
+fn a_held_lock_is_renewed_for_as_long_as_it_is_held() {
+    play(|| async {
+        let World { client, backend, losses } = world();
+        let guard = DistributedMutex::new(client.clone(), name()).lock(&owner("a")).await.unwrap();
+        sleep(Duration::from_mins(10)).await;
+        assert!(guard.is_held());
+        assert_eq!(losses.0.lock().len(), 0);
+        assert_eq!(backend.inner.status(&name()).await.unwrap().holders[0].token, guard.token());
+        guard.unlock().await.unwrap();
+        assert_eq!(backend.inner.names(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn an_outage_shorter_than_the_lease_is_survived_and_a_longer_one_told_in_time() {
+    play(|| async {
+        let World { client, backend, losses } = world();
+        let guard = DistributedMutex::new(client.clone(), name()).lock(&owner("a")).await.unwrap();
+        backend.away.store(true, Ordering::SeqCst);
+        sleep(Duration::from_secs(15)).await;
+        backend.away.store(false, Ordering::SeqCst);
+        sleep(Duration::from_secs(5)).await;
+        assert!(guard.is_held(), "two retries fit");
+        // From now on answers are lost, each after two seconds: the end is noticed nevertheless, before the lease is over.
+        let renewed = backend.inner.status(&name()).await.unwrap().holders[0].remaining;
+        backend.deaf.store(true, Ordering::SeqCst);
+        backend.away.store(true, Ordering::SeqCst);
+        let before = Instant::now();
+        assert_eq!(guard.lost().await, LostReason::NotRenewed);
+        assert!(before.elapsed() < renewed, "{:?} of {renewed:?}", before.elapsed());
+        assert_eq!(*losses.0.lock(), [(name(), LostReason::NotRenewed)]);
+        assert!(guard.unlock().await.is_err());
+    });
+}
+
+#[test]
+fn a_lock_that_the_backend_forgot_is_lost_at_the_next_renewal() {
+    play(|| async {
+        let World { client, backend, losses } = world();
+        let grant = client.acquire(&name(), &owner("a"), Acquire::default()).await.unwrap();
+        let claim = Claim { name: name(), owner: owner("a"), token: grant.token, lease: Duration::ZERO };
+        backend.inner.release(&claim).await.unwrap();
+        sleep(Duration::from_secs(11)).await;
+        assert_eq!(*losses.0.lock(), [(name(), LostReason::Gone)]);
+        assert_eq!(client.release(&name(), &owner("a"), grant.token).await, Err(LockError::NotHeld));
+    });
+}
+
+#[test]
+fn waiters_get_it_in_their_order_and_time_out_on_time() {
+    play(|| async {
+        let World { client, .. } = world();
+        let first = client.acquire(&name(), &owner("0"), Acquire::default()).await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for number in 1..=5 {
+            let (client, order) = (client.clone(), order.clone());
+            tasks.push(tokio::task::spawn_local(async move {
+                let me = owner(&number.to_string());
+                let timeout = if number == 3 { 500 } else { 60_000 };
+                let begun = Instant::now();
+                match client.acquire(&name(), &me, within(timeout)).await {
+                    Ok(grant) => {
+                        order.lock().push(number);
+                        client.release(&name(), &me, grant.token).await.unwrap();
+                    }
+                    Err(error) => {
+                        assert_eq!(error, LockError::TimedOut(Duration::from_millis(500)));
+                        assert!(begun.elapsed() <= Duration::from_millis(502), "{:?}", begun.elapsed());
+                    }
+                }
+            }));
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_secs(1)).await;
+        client.release(&name(), &owner("0"), first.token).await.unwrap();
+        let released = Instant::now();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.lock(), [1, 2, 4, 5]);
+        assert!(released.elapsed() < Duration::from_millis(5), "by wake-ups, not by polling: {:?}", released.elapsed());
+        let stats = client.stats();
+        assert_eq!((stats.acquired, stats.contended, stats.timed_out, stats.held, stats.waiting), (5, 5, 1, 0, 0));
+    });
+}
+
+#[test]
+fn a_waiting_writer_stops_new_readers_and_readers_share() {
+    play(|| async {
+        let World { client, .. } = world();
+        let lock = Arc::new(DistributedRwLock::new(client, name()));
+        let (a, b) = (lock.read(&owner("a")).await.unwrap(), lock.read(&owner("b")).await.unwrap());
+        assert!(a.token() < b.token());
+        let upgrade = lock.write(&owner("a")).await;
+        assert!(matches!(upgrade, Err(LockError::Upgrade(token)) if token == a.token()), "{:?}", upgrade.err());
+        let writer = lock.clone();
+        let writing = tokio::task::spawn_local(async move { writer.write(&owner("w")).await });
+        sleep(Duration::from_millis(1)).await;
+        let shared = Acquire { mode: LockMode::Shared, ..within(100) };
+        assert!(lock.lock_with(&owner("c"), shared).await.is_err(), "behind the writer");
+        assert!(lock.lock_with(&owner("b"), shared).await.is_ok(), "who reads already may again");
+        drop(a);
+        b.unlock().await.unwrap();
+        // Both of b's are gone: the guard of the second was dropped at once.
+        let writer = writing.await.unwrap().unwrap();
+        writer.unlock().await.unwrap();
+    });
+}
+
+#[test]
+fn what_is_given_up_leaves_nothing_behind() {
+    play(|| async {
+        let World { client, backend, .. } = world();
+        let held = client.acquire(&name(), &owner("a"), Acquire::default()).await.unwrap();
+        // A dropped future, a timeout, a departed owner, an answer that was lost.
+        let (lock, b) = (name(), owner("b"));
+        let dropped = tokio::time::timeout(Duration::from_millis(10), client.acquire(&lock, &b, within(9999)));
+        assert!(dropped.await.is_err());
+        assert!(client.acquire(&name(), &owner("c"), within(10)).await.is_err());
+        let waiting = client.clone();
+        let departed =
+            tokio::task::spawn_local(async move { waiting.acquire(&name(), &owner("d"), within(9999)).await });
+        sleep(Duration::from_millis(1)).await;
+        client.depart(&owner("d"));
+        assert_eq!(departed.await.unwrap(), Err(LockError::Abandoned));
+        backend.deaf.store(true, Ordering::SeqCst);
+        let unheard = client.acquire(&"other".to_owned(), &owner("e"), Acquire::default()).await;
+        assert!(matches!(unheard, Err(LockError::Unavailable(_))), "{unheard:?}");
+        assert_eq!(backend.inner.status(&"other".to_owned()).await.unwrap().holders.len(), 1, "it was granted");
+        backend.deaf.store(false, Ordering::SeqCst);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(backend.inner.status(&"other".to_owned()).await.unwrap().holders.len(), 0, "and taken back");
+        assert_eq!(backend.inner.status(&name()).await.unwrap().waiters, []);
+        client.depart(&owner("a"));
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(backend.inner.names(), Vec::<String>::new());
+        assert_eq!(client.release(&name(), &owner("a"), held.token).await, Err(LockError::NotHeld));
+    });
+}
+
+#[test]
+fn limits_are_errors_and_ten_thousand_waiters_are_served() {
+    play(|| async {
+        let limits = LockLimits { max_held: 3, max_waiters: 10_000 };
+        let World { client, backend, .. } = world_with(LockConfig { limits, ..LockConfig::default() });
+        let held = client.acquire(&name(), &owner("h"), Acquire::default()).await.unwrap();
+        let mut tasks = Vec::new();
+        for number in 0..10_000 {
+            let client = client.clone();
+            tasks.push(tokio::task::spawn_local(async move {
+                let me = owner(&number.to_string());
+                let grant = client.acquire(&name(), &me, within(3_600_000)).await.unwrap();
+                client.release(&name(), &me, grant.token).await.unwrap();
+            }));
+        }
+        sleep(Duration::from_secs(3)).await;
+        let refused = client.acquire(&name(), &owner("x"), within(1)).await;
+        assert!(matches!(refused, Err(LockError::Limit { what: "locks.limits.maxWaiters", .. })), "{refused:?}");
+        let before = backend.asks.load(Ordering::SeqCst);
+        sleep(Duration::from_secs(10)).await;
+        let polls = backend.asks.load(Ordering::SeqCst) - before;
+        assert!(polls < 10_100, "who waits asks by itself once in 15 s, the oldest once a second: {polls} in 10 s");
+        client.release(&name(), &owner("h"), held.token).await.unwrap();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        for number in 0..3 {
+            client.acquire(&number.to_string(), &owner("h"), Acquire::default()).await.unwrap();
+        }
+        let refused = client.acquire(&name(), &owner("h"), Acquire::default()).await;
+        assert!(matches!(refused, Err(LockError::Limit { what: "locks.limits.maxHeld", limit: 3 })), "{refused:?}");
+        client.depart(&owner("h"));
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(backend.inner.names(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_deadlock_is_broken_within_two_checks_by_failing_the_youngest() {
+    play(|| async {
+        let World { client, .. } = world();
+        let (x, y) = ("x".to_owned(), "y".to_owned());
+        client.acquire(&x, &owner("a"), Acquire::default()).await.unwrap();
+        let b = client.acquire(&y, &owner("b"), Acquire::default()).await.unwrap();
+        let older = client.clone();
+        let waiting =
+            tokio::task::spawn_local(async move { older.acquire(&"y".into(), &owner("a"), within(60_000)).await });
+        sleep(Duration::from_millis(1)).await;
+        let begun = Instant::now();
+        let younger = client.acquire(&x, &owner("b"), within(60_000)).await;
+        let Err(LockError::Deadlock(cycle)) = younger else { panic!("{younger:?}") };
+        assert!(cycle == "a→b→a" || cycle == "b→a→b", "{cycle}");
+        assert!(begun.elapsed() <= Duration::from_secs(2));
+        client.release(&y, &owner("b"), b.token).await.unwrap();
+        waiting.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn wrong_tokens_and_strangers_change_nothing() {
+    play(|| async {
+        let World { client, .. } = world();
+        let grant = client.acquire(&name(), &owner("a"), Acquire::default()).await.unwrap();
+        let wrong = FencingToken::new(grant.token.epoch(), grant.token.counter() + 1);
+        for (who, token) in [("a", wrong), ("b", grant.token)] {
+            assert_eq!(client.release(&name(), &owner(who), token).await, Err(LockError::NotHeld));
+            assert_eq!(client.renew(&name(), &owner(who), token, None).await, Err(LockError::NotHeld));
+        }
+        assert!(client.held(&owner("a"), &name()).is_some());
+        let longer = client.renew(&name(), &owner("a"), grant.token, Some(Duration::from_secs(90))).await.unwrap();
+        assert!(longer.remaining > Duration::from_secs(80));
+        client.stop_renewing(&owner("a"));
+        sleep(Duration::from_secs(91)).await;
+        assert_eq!(
+            client.renew(&name(), &owner("a"), grant.token, None).await,
+            Err(LockError::NotHeld),
+            "after its end"
+        );
+    });
+}
