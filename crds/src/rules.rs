@@ -3,8 +3,9 @@
 //!
 //! `tests/rules.rs` evaluates the CEL beside the function and fails where they disagree.
 
-use crate::cluster::{CacheCluster, Mode};
+use crate::cluster::{CacheCluster, Keyspace, Mode};
 use crate::names::CLUSTER_NAME_MAX;
+use crate::quantity::Period;
 use caddy_contract::parse_duration;
 use std::{collections::HashSet, time::Duration};
 
@@ -77,6 +78,18 @@ pub const RULES: &[Rule] = &[
             cluster.spec.keyspaces.iter().all(|keyspace| names.insert(&keyspace.name))
         },
     },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, !has(k.ttl) || (duration(k.ttl) >= duration('10ms') && duration(k.ttl) <= duration('24h')))",
+        message: "ttl of a keyspace must be 10ms to 24h",
+        holds: |cluster| all_within(cluster, |keyspace| keyspace.ttl.as_ref()),
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, !has(k.negativeTtl) || (duration(k.negativeTtl) >= duration('10ms') && duration(k.negativeTtl) <= duration('24h')))",
+        message: "negativeTtl of a keyspace must be 10ms to 24h",
+        holds: |cluster| all_within(cluster, |keyspace| keyspace.negative_ttl.as_ref()),
+    },
 ];
 
 /// The rules that an object breaks, as `path: message`, in the order of the table.
@@ -90,6 +103,10 @@ pub fn broken(cluster: &CacheCluster) -> Vec<String> {
 
 fn name(cluster: &CacheCluster) -> &str {
     cluster.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn all_within(cluster: &CacheCluster, time: fn(&Keyspace) -> Option<&Period>) -> bool {
+    cluster.spec.keyspaces.iter().filter_map(time).all(|time| within(&time.0, 10))
 }
 
 fn within(text: &str, least_millis: u64) -> bool {

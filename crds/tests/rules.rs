@@ -63,6 +63,14 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
             "names of keyspaces",
             object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a"}, {"name": "a", "match": "b"}]})),
         ),
+        (
+            "ttl of a keyspace",
+            object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a", "ttl": "9ms"}]})),
+        ),
+        (
+            "negativeTtl of",
+            object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a", "negativeTtl": "25h"}]})),
+        ),
     ];
     assert_eq!(examples.len(), rules::RULES.len());
     for (text, object) in examples {
@@ -91,7 +99,10 @@ proptest! {
             "listen": {"tcpPort": port},
             "consistency": {"maxStaleness": times[0]},
             "tiering": {"demoteAfterIdle": times[1], "maintenanceInterval": times[2]},
-            "keyspaces": names.iter().map(|name| json!({"name": name, "match": "*"})).collect::<Vec<_>>(),
+            "keyspaces": names.iter().map(|name| match times[0] {
+                "0s" => json!({"name": name, "match": "*"}),
+                _ => json!({"name": name, "match": "*", "ttl": times[1], "negativeTtl": times[2]}),
+            }).collect::<Vec<_>>(),
         }));
         prop_assert_eq!(told_by_cel(&object), told_by_operator(&object));
     }

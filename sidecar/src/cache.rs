@@ -8,7 +8,11 @@ use caddy_resp::{Protocol, Value, encode};
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
-use crate::{mailbox::Mailbox, upstream::nil};
+use crate::{
+    keyspaces::{Expiry, Id, Rule},
+    mailbox::Mailbox,
+    upstream::nil,
+};
 
 /// Which read of a key a copy answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,23 +23,43 @@ pub(crate) enum Read {
     Request,
 }
 
-/// An entry's name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// An entry's name, with what a hit has to know of the rule that let it in.
+#[derive(Debug, Clone)]
 pub(crate) struct TierKey {
     database: u32,
+    pub(crate) keyspace: Id,
     pub(crate) read: Read,
+    /// Its rule says `Observe`: not to be served.
+    pub(crate) is_observed: bool,
+    /// It expires before its key does in L3, so that TTL cannot be told from it.
+    pub(crate) is_bounded: bool,
     name: Box<[u8]>,
 }
+
+impl PartialEq for TierKey {
+    /// The name alone.
+    fn eq(&self, other: &Self) -> bool {
+        self.as_ref().equivalent(other)
+    }
+}
+
+impl Eq for TierKey {}
 
 impl TierKey {
     /// The name of what GET of a key answers.
     pub(crate) fn get(database: u32, key: &[u8]) -> Self {
-        Self { database, read: Read::Get, name: key.into() }
+        KeyRef { database, read: Read::Get, name: key }.to_tier_key()
     }
 
-    /// The hash that the tiers find it under.
-    pub(crate) fn tier_hash(&self) -> TierHash {
-        KeyRef { database: self.database, read: self.read, name: &self.name }.tier_hash()
+    pub(crate) fn as_ref(&self) -> KeyRef<'_> {
+        KeyRef { database: self.database, read: self.read, name: &self.name }
+    }
+
+    /// Notes the rule under which it is kept.
+    pub(crate) fn admit(&mut self, rule: &Rule, expiry: Expiry) {
+        self.keyspace = rule.id;
+        self.is_observed = rule.observes();
+        self.is_bounded = expiry.is_bounded;
     }
 }
 
@@ -47,7 +71,15 @@ pub(crate) struct KeyRef<'a> {
     pub(crate) name: &'a [u8],
 }
 
-impl KeyRef<'_> {
+impl<'a> KeyRef<'a> {
+    /// The key that is read.
+    pub(crate) fn key(&self) -> &'a [u8] {
+        match self.read {
+            Read::Get => self.name,
+            Read::Request => key_of_request(self.name).unwrap_or_default(),
+        }
+    }
+
     /// The hash that the tiers find it under.
     pub(crate) fn tier_hash(&self) -> TierHash {
         self.tier_hash_of(KeyHash::of(self.name))
@@ -62,8 +94,10 @@ impl KeyRef<'_> {
         name.tier(salt)
     }
 
+    /// As yet under no rule.
     pub(crate) fn to_tier_key(self) -> TierKey {
-        TierKey { database: self.database, read: self.read, name: self.name.into() }
+        let Self { database, read, name } = self;
+        TierKey { database, keyspace: Id::default(), read, is_observed: false, is_bounded: false, name: name.into() }
     }
 }
 
@@ -73,9 +107,10 @@ impl Equivalent<TierKey> for KeyRef<'_> {
     }
 }
 
-/// Writes the name of a [`Read::Request`]: the command, then each argument behind its length, so that two requests have
+/// Writes the name of a [`Read::Request`]: the command and each argument behind their lengths, so that two requests have
 /// the same name only if they are the same.
 pub(crate) fn request_name<'a>(command: &str, args: impl Iterator<Item = &'a [u8]>, name: &mut SmallVec<[u8; 128]>) {
+    name.push(command.len() as u8);
     name.extend_from_slice(command.as_bytes());
     for arg in args {
         name.extend_from_slice(&(arg.len() as u32).to_le_bytes());
@@ -83,9 +118,20 @@ pub(crate) fn request_name<'a>(command: &str, args: impl Iterator<Item = &'a [u8
     }
 }
 
+/// The first argument of the request that a name stands for.
+fn key_of_request(name: &[u8]) -> Option<&[u8]> {
+    let (command, rest) = name.split_first()?;
+    let (length, rest) = rest.get(usize::from(*command)..)?.split_first_chunk()?;
+    rest.get(..u32::from_le_bytes(*length) as usize)
+}
+
 impl Weigh for TierKey {
     fn heap_bytes(&self) -> usize {
         self.name.len()
+    }
+
+    fn group(&self) -> usize {
+        self.keyspace.index()
     }
 }
 
@@ -249,6 +295,9 @@ mod tests {
         };
         assert_ne!(name("hget", &[b"ab", b"c"]), name("hget", &[b"a", b"bc"]));
         assert_ne!(name("hget", &[b"a", b"b"]), name("hmget", &[b"a", b"b"]));
+        let key_of = |name: &[u8]| KeyRef { database: 0, read: Read::Request, name }.key().to_vec();
+        assert_eq!(key_of(&name("hget", &[b"ab", b"c"])), b"ab");
+        assert_eq!(key_of(&name("smembers", &[b""])), b"");
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod session;
 mod shared;
 mod status;
 mod supervisor;
+mod tally;
 mod upstream;
 mod worker;
 

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{shared::Shared, supervisor::Supervisor};
+use crate::{shared::Shared, supervisor::Supervisor, tally::Count};
 
 /// Counters of the sidecar itself.
 #[derive(Debug, Default)]
@@ -62,6 +62,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     for (name, help, counter) in counters {
         registry.register(name, help, counter.clone());
     }
+    keyspaces(shared, &mut registry);
     let status = shared.status.get();
     let config = shared.config();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -88,10 +89,33 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     text
 }
 
+/// What is known of each keyspace; its name is the label.
+fn keyspaces(shared: &Shared, registry: &mut Registry) {
+    let reads = Family::<[(&str, String); 2], Counter>::default();
+    let fills = Family::<[(&str, String); 1], Counter>::default();
+    let [entries, bytes] = [(); 2].map(|()| Family::<[(&str, String); 1], Gauge>::default());
+    for stats in shared.keyspace_stats() {
+        let label = [("keyspace", stats.name.clone())];
+        for count in Count::ALL.into_iter().filter(|count| *count != Count::Fill) {
+            let [keyspace] = label.clone();
+            let series = reads.get_or_create(&[keyspace, ("outcome", count.name().to_owned())]);
+            series.inc_by(stats.counts.get(count));
+        }
+        fills.get_or_create(&label).inc_by(stats.counts.get(Count::Fill));
+        entries.get_or_create(&label).set(i64::try_from(stats.size.entries).unwrap_or(i64::MAX));
+        bytes.get_or_create(&label).set(i64::try_from(stats.size.bytes).unwrap_or(i64::MAX));
+    }
+    registry.register("keyspace_reads", "Reads that looked for a copy, by keyspace and what became of them", reads);
+    registry.register("keyspace_fills", "Copies put into L2, by keyspace", fills);
+    registry.register("keyspace_entries", "Entries in L2, by keyspace", entries);
+    registry.register("keyspace_bytes", "Bytes of the entries in L2, by keyspace", bytes);
+}
+
 /// The families that the engine's counters are shown in.
 const FAMILIES: &[(&str, &str)] = &[
     ("hits", "Reads answered from a tier"),
     ("misses", "Reads that found nothing to serve, by reason"),
+    ("observed", "Reads that were only counted, because their keyspace's rule says mode: Observe"),
     ("uncertain", "Reads that found a copy which could not be vouched for, by what was missing"),
     ("fills", "Copies put into L2"),
     ("fills_refused", "Replies not kept, by cause"),
@@ -112,6 +136,8 @@ fn series(counter: EngineCounter) -> (&'static str, Option<(&'static str, &'stat
         EngineCounter::MissAbsent => ("misses", Some(("reason", "absent"))),
         EngineCounter::MissInvalidated => ("misses", Some(("reason", "invalidated"))),
         EngineCounter::MissExpired => ("misses", Some(("reason", "expired"))),
+        EngineCounter::MissUnusable => ("misses", Some(("reason", "unusable"))),
+        EngineCounter::Observed => ("observed", None),
         EngineCounter::UncertainFlushed => ("uncertain", Some(("doubt", "flushed"))),
         EngineCounter::UncertainLapsed => ("uncertain", Some(("doubt", "lapsed"))),
         EngineCounter::Promoted => ("promotions", None),

@@ -13,8 +13,8 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use caddy_contract::Config;
 use caddy_engine::{
-    BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, Kernel, KernelConfig, KernelError, L1Config,
-    L2Config, Moment, SourceId, SourceKind, TieringConfig,
+    BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
+    L1Config, L2Config, Moment, SourceId, SourceKind, TieringConfig,
 };
 use caddy_remote::{LaneHandle, LaneState, Password, Setup, Target, embedded::Embedded, lane};
 use caddy_resp::{Protocol, encode};
@@ -25,11 +25,12 @@ use crate::{
     cache::{Cached, TierKey, Waiter},
     files, guards,
     hub::Addition,
-    keyspaces::Keyspaces,
+    keyspaces::{self, Keyspaces, Names},
     metrics::Metrics,
     server_commands::ServerCommands,
     session::client::Shown,
     status::Status,
+    tally::{Counts, Tally},
     upstream::{Purpose, Tag, Upstream},
 };
 
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     clock: BootClock,
     config: ArcSwap<Config>,
     keyspaces: ArcSwap<Keyspaces>,
+    pub(crate) names: Names,
+    pub(crate) tally: Tally,
     pub(crate) cache: Arc<Cache<TierKey, Cached>>,
     pub(crate) flights: Flights<TierKey, Waiter>,
     pub(crate) l3: L3,
@@ -56,6 +59,15 @@ pub(crate) struct Shared {
     auth_noted: AtomicBool,
     /// How many apps there are files for.
     room: usize,
+}
+
+/// What is known of a keyspace.
+pub(crate) struct KeyspaceStats {
+    pub(crate) name: String,
+    /// What became of its reads.
+    pub(crate) counts: Counts,
+    /// What its copies take in L2.
+    pub(crate) size: GroupSize,
 }
 
 /// The tier behind the sidecar.
@@ -96,9 +108,12 @@ impl Shared {
             caddy_contract::L3::Redis(redis) => L3::Redis(RedisL3::new(redis, password, hub)),
         };
         let is_embedded = matches!(l3, L3::Embedded(_));
+        let names = Names::default();
         let shared = Arc::new(Self {
             clock: BootClock,
-            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config)),
+            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names)),
+            names,
+            tally: Tally::default(),
             config: ArcSwap::from_pointee(config),
             cache,
             flights: Flights::new(FlightsConfig::default()),
@@ -138,14 +153,26 @@ impl Shared {
     /// Takes over what of a new configuration can change while running.
     pub(crate) fn reconfigure(&self, config: Config) {
         self.kernel().set_max_staleness(config.consistency.max_staleness);
-        let rules_changed = self.config().keyspaces != config.keyspaces;
-        self.keyspaces.store(Arc::new(Keyspaces::new(&config)));
+        let alike = keyspaces::keep_alike(&self.config(), &config);
+        self.keyspaces.store(Arc::new(Keyspaces::new(&config, &self.names)));
         self.config.store(Arc::new(config));
-        if rules_changed {
-            // What is kept was admitted under the old rules.
-            self.cache.clear();
+        if !alike {
+            // Behind the new rules: a fill that looked at the old ones either is in and dies here, or has a token that does.
             self.kernel().flush_all(caddy_engine::FlushCause::Overwritten);
+            self.cache.clear();
         }
+    }
+
+    /// What is known of each keyspace that there ever was.
+    pub(crate) fn keyspace_stats(&self) -> Vec<KeyspaceStats> {
+        let sizes = self.cache.groups();
+        let names = self.names.all().into_iter().enumerate();
+        let stats = names.map(|(place, name)| KeyspaceStats {
+            name,
+            counts: self.tally.of(place),
+            size: sizes.get(place).copied().unwrap_or_default(),
+        });
+        stats.collect()
     }
 
     /// Calls `visit` for every tracked connection that is up.

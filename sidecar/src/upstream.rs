@@ -18,6 +18,7 @@ use crate::{
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox},
     shared::Shared,
+    tally::Count,
 };
 
 /// What a reply says about local copies, applied before the reply is handed on.
@@ -82,6 +83,8 @@ pub(crate) struct Relay {
 #[derive(Debug)]
 pub(crate) struct Fill {
     pub(crate) flight: FlightId,
+    /// Whether the reply may become a copy.
+    pub(crate) keep: bool,
     pub(crate) reply: Option<Bytes>,
     pub(crate) pttl: Option<i64>,
 }
@@ -90,6 +93,8 @@ pub(crate) struct Fill {
 #[derive(Debug)]
 pub(crate) struct FillMany {
     pub(crate) keys: Vec<(TierKey, FillToken)>,
+    /// Whether the replies may become copies.
+    pub(crate) keep: bool,
     pub(crate) waiter: Waiter,
     pub(crate) reply: Option<Bytes>,
     pub(crate) pttls: Vec<Option<i64>>,
@@ -305,7 +310,7 @@ fn error_reply(loss: &Loss) -> Bytes {
 fn finish_fill(shared: &Shared, fill: Fill) {
     let (Some(reply), Some(landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
     let value = Cached::from_reply(landed.key.read, &reply);
-    if let Some(value) = &value {
+    if let Some(value) = value.as_ref().filter(|_| fill.keep) {
         keep(shared, landed.key, &landed.token, value.clone(), fill.pttl);
     }
     for waiter in landed.waiters {
@@ -318,7 +323,7 @@ fn finish_fill(shared: &Shared, fill: Fill) {
 }
 
 fn finish_fill_many(shared: &Shared, many: FillMany) {
-    let FillMany { keys, waiter, reply, pttls } = many;
+    let FillMany { keys, keep: may_keep, waiter, reply, pttls } = many;
     let Some(reply) = reply else { return };
     let mut out = Vec::with_capacity(reply.len() + 16);
     match Value::decode(&reply) {
@@ -328,7 +333,9 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
                 let value = Cached::from_value(element);
                 value.encode(waiter.protocol, &mut out);
                 // A nil may also stand for a key of another type; `deadline` tells them apart by PTTL.
-                keep(shared, key, &token, value, pttl);
+                if may_keep {
+                    keep(shared, key, &token, value, pttl);
+                }
             }
         }
         _ => out.extend_from_slice(&reply),
@@ -337,12 +344,21 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
 }
 
 /// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.
-pub(crate) fn keep(shared: &Shared, key: TierKey, token: &FillToken, value: Cached, pttl: Option<i64>) {
-    if let Some(deadline) = deadline(key.read, &value, pttl, token)
+///
+/// The rules are looked at here, behind the token: see [`Shared::reconfigure`].
+pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: Cached, pttl: Option<i64>) {
+    let keyspaces = shared.keyspaces();
+    let rule = keyspaces.rule(key.as_ref().key());
+    if rule.caches()
+        && let Some(deadline) = deadline(key.read, &value, pttl, token)
         && value.reply_len() <= shared.config().limits.max_value_bytes.as_usize()
     {
-        let hash = key.tier_hash();
-        let _ = shared.cache.fill(token, hash, key, value, deadline, shared.now());
+        let expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
+        key.admit(rule, expiry);
+        let hash = key.as_ref().tier_hash();
+        if shared.cache.fill(token, hash, key, value, expiry.at, shared.now()).is_ok() {
+            shared.tally.add(rule.id, Count::Fill);
+        }
     }
 }
 

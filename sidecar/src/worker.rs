@@ -18,6 +18,7 @@ use crate::{
     mailbox::Mailbox,
     shared::{RedisL3, Shared},
     supervisor::Supervisor,
+    tally::WorkerTally,
     upstream::{Purpose, Tag, Upstream},
 };
 
@@ -34,6 +35,8 @@ const MAX_IDLE_PINNED: usize = 8;
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) tiers: RefCell<caddy_engine::Worker<TierKey, Cached>>,
+    /// What becomes of the reads, by keyspace.
+    pub(crate) tally: WorkerTally,
     pub(crate) supervisor: Supervisor,
     /// Lent to the session that is reading.
     pub(crate) read_buffer: RefCell<Vec<u8>>,
@@ -75,6 +78,7 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, hub: mpsc::UnboundedSender<Addition>, supervisor: Supervisor) -> Rc<Self> {
         Rc::new(Self {
             tiers: RefCell::new(shared.cache.worker()),
+            tally: shared.tally.worker(),
             shared,
             supervisor,
             read_buffer: RefCell::new(vec![0; READ_BUFFER]),

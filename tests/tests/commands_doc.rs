@@ -28,6 +28,16 @@ loaded later) is relayed behind a barrier, which is right for every command that
 ";
 
 const AFTER_CLASSES: &str = "
+## The sidecar's own commands
+
+They are answered also while Redis is away, as a map (in RESP2 an array of names and values).
+
+* `CACHE.WHY key`: whether the next `GET` is answered from a copy, from which tier, and why or why not; the key's keyspace.
+* `CACHE.STATS`: what the tiers hold, and every counter of the [metrics](metrics.md).
+* `CACHE.STATS keyspace`: of one keyspace (`*`: keys that no rule matches) the reads that looked for a copy and what became of them
+  (`hits_l1`, `hits_l2`, `misses`; `would_hit`, `would_miss` under `mode: Observe`; `off` under `cache: \"Off\"`), the copies kept (`fills`), and
+  what they take now (`l2_entries`, `l2_bytes`). See [keyspaces](configuration.md#keyspaces).
+
 Whoever answers, a session sees its own commands in order: while one is unanswered on one connection to Redis, nothing of that
 session is sent on another. A request with a wrong number of arguments goes to Redis, which says what is wrong.
 

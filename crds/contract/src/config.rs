@@ -1,8 +1,8 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
 use crate::{
-    ByteSize, CacheMode, Coherence, Faults, OnUncertain, QuantityError, RawConfig, RawKeyspace, RawL3, RawRedis,
-    RedisMode, parse_duration,
+    ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace, RawL3,
+    RawRedis, RedisMode, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -160,6 +160,12 @@ pub struct Keyspace {
     pub pattern: String,
     /// Whether copies are kept.
     pub cache: CacheMode,
+    /// Whether copies answer, or are only counted.
+    pub mode: KeyspaceMode,
+    /// Bound on the life of a copy.
+    pub ttl: Option<Duration>,
+    /// Bound on the life of a copy that says "absent".
+    pub negative_ttl: Option<Duration>,
 }
 
 /// Bounds on everything that a client controls.
@@ -329,6 +335,11 @@ impl Reader {
         time
     }
 
+    /// A time that need not be said.
+    fn bound(&mut self, path: &str, text: &str) -> Option<Duration> {
+        (!text.is_empty()).then(|| self.time(path, text, 10))
+    }
+
     fn within(&mut self, path: &str, value: u32, least: u32, most: u32) -> u32 {
         self.check((least..=most).contains(&value), path, format!("{value} is out of range; write {least} to {most}"));
         value
@@ -425,11 +436,17 @@ impl Reader {
                 "must be a Redis glob of 1 to 512 bytes, e.g. user:*",
             );
         }
-        let parsed = |keyspace: &RawKeyspace| Keyspace {
-            name: keyspace.name.clone(),
-            pattern: keyspace.pattern.clone(),
-            cache: keyspace.cache,
+        let parsed = |(n, keyspace): (usize, &RawKeyspace)| {
+            let ttl = self.bound(&format!("keyspaces[{n}].ttl"), &keyspace.ttl);
+            Keyspace {
+                name: keyspace.name.clone(),
+                pattern: keyspace.pattern.clone(),
+                cache: keyspace.cache,
+                mode: keyspace.mode,
+                ttl,
+                negative_ttl: self.bound(&format!("keyspaces[{n}].negativeTtl"), &keyspace.negative_ttl).or(ttl),
+            }
         };
-        raw.iter().map(parsed).collect()
+        raw.iter().enumerate().map(parsed).collect()
     }
 }

@@ -27,8 +27,8 @@ pub use config::{Admin, Cluster, Config, Consistency, Endpoint, Keyspace, L1, L2
 pub use fault::{Fault, Faults};
 pub use quantity::{ByteSize, QuantityError, parse_duration};
 pub use raw::{
-    CacheMode, Coherence, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded, RawKeyspace,
-    RawL1, RawL2, RawL3, RawLimits, RawListen, RawRedis, RawTiering, RedisMode,
+    CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded,
+    RawKeyspace, RawL1, RawL2, RawL3, RawLimits, RawListen, RawRedis, RawTiering, RedisMode,
 };
 pub use read::{Parsed, parse};
 

@@ -187,6 +187,22 @@ pub struct RawKeyspace {
     pub pattern: String,
     /// Whether copies are kept.
     pub cache: CacheMode,
+    /// Whether copies answer, or are only counted.
+    pub mode: KeyspaceMode,
+    /// Bound on the life of a copy; empty means that only L3's own expiry bounds it.
+    pub ttl: String,
+    /// Bound on the life of a copy that says "absent"; empty means that `ttl` bounds it.
+    pub negative_ttl: String,
+}
+
+/// What the copies of a keyspace's keys are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyspaceMode {
+    /// They answer reads.
+    #[default]
+    Serve,
+    /// L3 answers every read; what a copy would have answered is counted.
+    Observe,
 }
 
 /// Whether copies of a keyspace's keys are kept.

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use caddy_contract::{ByteSize, CacheMode, Config, Endpoint, L3, OnUncertain, RawConfig, parse};
+use caddy_contract::{ByteSize, CacheMode, Config, Endpoint, KeyspaceMode, L3, OnUncertain, RawConfig, parse};
 use std::{fs, path::Path, time::Duration};
 
 fn golden(name: &str) -> String {
@@ -46,7 +46,10 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!(config.consistency.on_uncertain, OnUncertain::ServeStale);
     assert!(config.consistency.allow_unmarked);
     assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
-    assert_eq!(config.keyspaces[1].pattern, "user:*");
+    let users = &config.keyspaces[1];
+    assert_eq!((users.pattern.as_str(), users.mode), ("user:*", KeyspaceMode::Observe));
+    assert_eq!(users.ttl, Some(Duration::from_mins(5)));
+    assert_eq!(users.negative_ttl, Some(Duration::from_secs(10)));
     assert_eq!(config.limits.max_value_bytes, ByteSize::mebi(2));
     assert_eq!(config.limits.slow_reader_timeout, Duration::from_secs(10));
 }
@@ -84,7 +87,7 @@ fn all_faults_come_at_once_with_their_paths() {
         l1: {maxEntries: -3, maxByte: 1Mi}
         l3: {embedded: {}, redis: {endpoints: ["redis"], timeout: 1}}
         consistency: {onUncertain: Perhaps, maxStaleness: 1ms}
-        keyspaces: [{name: a, match: "a:*"}, {name: a, match: "", cache: Sometimes}]
+        keyspaces: [{name: a, match: "a:*"}, {name: a, match: "", cache: Sometimes, ttl: 1ms, negativeTtl: x}]
         limits: {maxPipeline: 0}
     "#;
     let faults = faults(text);
@@ -101,6 +104,8 @@ fn all_faults_come_at_once_with_their_paths() {
         "consistency.maxStaleness: 1ms is out of range; write 10ms to 24h",
         r#"keyspaces[1].name: "a" is taken"#,
         "keyspaces[1].match: must be a Redis glob",
+        "keyspaces[1].ttl: 1ms is out of range; write 10ms to 24h",
+        r#"keyspaces[1].negativeTtl: "x" is not a duration"#,
         "limits.maxPipeline: 0 is out of range",
     ];
     for start in expected {

@@ -4,8 +4,8 @@
 //! ConfigMap then stays as it is.
 
 use caddy_contract::{
-    ByteSize, CacheMode, Coherence, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded,
-    RawKeyspace, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RedisMode,
+    ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
+    RawEmbedded, RawKeyspace, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RedisMode,
 };
 use caddy_crds::{
     CacheCluster,
@@ -162,6 +162,12 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
             Cache::Auto => CacheMode::Auto,
             Cache::Off => CacheMode::Off,
         },
+        mode: match keyspace.mode {
+            cluster::KeyspaceMode::Serve => KeyspaceMode::Serve,
+            cluster::KeyspaceMode::Observe => KeyspaceMode::Observe,
+        },
+        ttl: keyspace.ttl.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
+        negative_ttl: keyspace.negative_ttl.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
     }
 }
 
@@ -170,6 +176,7 @@ mod tests {
     use super::*;
     use crate::testing::{cluster, cluster_with};
     use serde_json::json;
+    use std::time::Duration;
 
     fn text(map: &ConfigMap) -> &str {
         &map.data.as_ref().unwrap()["config.yaml"]
@@ -182,7 +189,10 @@ mod tests {
             "l2": {"maxBytes": "128Mi"},
             "listen": {"tcpPort": 6380},
             "consistency": {"onUncertain": "Fail"},
-            "keyspaces": [{"name": "queues", "match": "queue:*", "cache": "Off"}],
+            "keyspaces": [
+                {"name": "queues", "match": "queue:*", "cache": "Off"},
+                {"name": "users", "match": "user:*", "mode": "Observe", "ttl": "5m", "negativeTtl": "1s"},
+            ],
         }));
         let map = config_map(&cluster).unwrap();
         let parsed = caddy_contract::parse(text(&map)).unwrap();
@@ -194,6 +204,9 @@ mod tests {
         assert_eq!(config.l2.max_bytes, caddy_contract::ByteSize::mebi(128));
         assert_eq!(config.consistency.on_uncertain, OnUncertain::Fail);
         assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
+        let users = &config.keyspaces[1];
+        assert_eq!(users.mode, KeyspaceMode::Observe);
+        assert_eq!((users.ttl, users.negative_ttl), (Some(Duration::from_mins(5)), Some(Duration::from_secs(1))));
         let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
         assert_eq!(redis.password_file.unwrap().to_str(), Some("/etc/caddy/redis-auth/pw"));
     }

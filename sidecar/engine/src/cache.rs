@@ -14,7 +14,7 @@ use crate::entry::{Entry, Shared};
 use crate::hash::TierHash;
 use crate::kernel::{Evidence, FillToken, Kernel, KernelConfig, Verdict};
 use crate::l1::L1Config;
-use crate::l2::{L2, L2Config, Refusal};
+use crate::l2::{GroupSize, L2, L2Config, Refusal};
 use crate::stats::{Counter, SharedStats, Stats};
 use crate::weigh::Weigh;
 use crate::worker::Worker;
@@ -210,6 +210,11 @@ where
     /// Counts what happens to flights, which the cache does not see.
     pub fn count(&self, counter: Counter) {
         self.stats.add(counter);
+    }
+
+    /// Entries and their bytes by the [group](Weigh::group) of their keys, as long as the greatest group there has been.
+    pub fn groups(&self) -> Vec<GroupSize> {
+        self.l2.groups()
     }
 
     /// All counters and sizes now.

@@ -17,6 +17,7 @@ use crate::kernel::Kernel;
 use crate::policy::PolicyKind;
 use crate::stats::SharedStats;
 use crate::sync::RwLock;
+use crate::weigh::Weigh;
 use shard::Shard;
 
 /// Bounds of L2.
@@ -39,6 +40,15 @@ impl Default for L2Config {
     }
 }
 
+/// What the entries of one group are in L2; without the containers, which all groups share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupSize {
+    /// How many.
+    pub entries: usize,
+    /// Their bytes: keys, values and metadata.
+    pub bytes: usize,
+}
+
 pub(crate) struct L2<K, V> {
     shards: Box<[RwLock<Shard<K, V>>]>,
     orders_hits: bool,
@@ -46,7 +56,7 @@ pub(crate) struct L2<K, V> {
 
 impl<K, V> L2<K, V>
 where
-    K: Eq + Send + Sync + 'static,
+    K: Eq + Weigh + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
     pub(crate) fn new(config: &L2Config) -> Self {
@@ -110,6 +120,20 @@ where
             more |= shard.write().expire(now, steps, kernel, stats) == steps;
         }
         more
+    }
+
+    /// Entries and their bytes by the group of their keys.
+    pub(crate) fn groups(&self) -> Vec<GroupSize> {
+        let mut all: Vec<GroupSize> = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read();
+            all.resize(all.len().max(shard.groups().len()), GroupSize::default());
+            for (sum, group) in all.iter_mut().zip(shard.groups()) {
+                sum.entries += group.entries;
+                sum.bytes += group.bytes;
+            }
+        }
+        all
     }
 
     pub(crate) fn sizes(&self) -> (usize, usize) {

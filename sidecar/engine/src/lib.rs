@@ -61,7 +61,7 @@ pub use kernel::{
     Verdict,
 };
 pub use l1::L1Config;
-pub use l2::L2Config;
+pub use l2::{GroupSize, L2Config};
 pub use policy::PolicyKind;
 pub use stats::{Counter, Stats};
 pub use weigh::Weigh;

@@ -39,6 +39,10 @@ counters! {
     MissInvalidated => "misses_invalidated",
     /// Reads that found a copy at or past its deadline.
     MissExpired => "misses_expired",
+    /// Reads that found a copy that could not answer them.
+    MissUnusable => "misses_unusable",
+    /// Reads whose copy, or lack of one, was only counted, and which were answered from below in any case.
+    Observed => "observed",
     /// Reads that found a copy whose source was flushed because invalidations may have been missed.
     UncertainFlushed => "uncertain_flushed",
     /// Reads that found a copy whose source is not proven current.
@@ -141,6 +145,12 @@ impl WorkerStats {
         let cell = &self.counts[counter as usize];
         cell.store(cell.load(Ordering::Relaxed) + count, Ordering::Relaxed);
     }
+
+    /// Undoes one [`add`](Self::add).
+    pub(crate) fn take_back(&self, counter: Counter) {
+        let cell = &self.counts[counter as usize];
+        cell.store(cell.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+    }
 }
 
 /// A snapshot of all counters and sizes.
@@ -172,6 +182,7 @@ impl Stats {
             Counter::MissAbsent,
             Counter::MissInvalidated,
             Counter::MissExpired,
+            Counter::MissUnusable,
             Counter::UncertainFlushed,
             Counter::UncertainLapsed,
         ]);

@@ -8,6 +8,12 @@ use bytes::Bytes;
 pub trait Weigh {
     /// Heap bytes, as requested from the allocator.
     fn heap_bytes(&self) -> usize;
+
+    /// For keys: which group it is counted in, see [`Cache::groups`](crate::Cache::groups). Small numbers; it must not
+    /// change while the key is in a cache.
+    fn group(&self) -> usize {
+        0
+    }
 }
 
 /// Two reference counts in front of what an `Arc` points to.

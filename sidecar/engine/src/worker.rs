@@ -25,6 +25,16 @@ pub enum Tier {
     L2,
 }
 
+impl Tier {
+    /// What a hit in it is counted as.
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::L1 => Counter::HitL1,
+            Self::L2 => Counter::HitL2,
+        }
+    }
+}
+
 /// The answer to a read.
 #[derive(Debug)]
 pub enum Lookup<'a, K, V> {
@@ -75,6 +85,27 @@ pub enum Miss {
     Invalidated,
     /// At or past its deadline.
     Expired,
+}
+
+impl Doubt {
+    /// What it is counted as.
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::Lapsed => Counter::UncertainLapsed,
+            Self::Flushed => Counter::UncertainFlushed,
+        }
+    }
+}
+
+impl Miss {
+    /// What it is counted as.
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::Absent => Counter::MissAbsent,
+            Self::Invalidated => Counter::MissInvalidated,
+            Self::Expired => Counter::MissExpired,
+        }
+    }
 }
 
 /// A worker's L1 with its way into L2. Not for sharing: one per thread.
@@ -208,6 +239,12 @@ where
                 Lookup::Miss(Miss::Expired)
             }
         }
+    }
+
+    /// Counts the last lookup as something else than it was: for a copy that was looked at, and then not served.
+    pub fn recount(&mut self, from: Counter, to: Counter) {
+        self.stats.take_back(from);
+        self.stats.add(to, 1);
     }
 
     /// Whether copies of `source` may be served now.

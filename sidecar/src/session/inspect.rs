@@ -9,13 +9,18 @@ use super::{args::Args, conversation::Conversation};
 use crate::{
     cache::{KeyRef, Read},
     shared::L3,
+    tally::Count,
 };
 
 impl Conversation {
     pub(super) fn cache_command(&mut self, name: &str, args: Args<'_>) {
         match name {
             "cache.why" => self.why(args.get(1)),
-            "cache.stats" => self.stats(),
+            "cache.stats" => match args.len() {
+                1 => self.stats(),
+                2 => self.keyspace_stats(args.get(1)),
+                _ => self.reply_error("ERR wrong number of arguments for 'cache.stats' command"),
+            },
             _ => {
                 self.reply_error(&format!(
                     "ERR unknown command '{}'; CACHE.WHY and CACHE.STATS are known",
@@ -32,17 +37,25 @@ impl Conversation {
         let why = self.worker.tiers.borrow().why(name.tier_hash(), &name, shared.now());
         let status = shared.status.get();
         let mut fields: Vec<(&str, Field)> = Vec::new();
-        match &why {
-            Some(why) => describe(why, &mut fields),
-            None if !shared.keyspaces().may_cache(&[key]) => {
-                fields.push(("served", "no".into()));
-                fields.push(("reason", "a keyspace rule says cache: Off".into()));
-            }
-            None => {
-                fields.push(("served", "no".into()));
-                fields.push(("reason", "there is no copy; the next GET reads L3".into()));
+        let keyspaces = shared.keyspaces();
+        let rule = keyspaces.rule(key);
+        let withheld = match (rule.caches(), rule.observes()) {
+            (false, _) => Some("a keyspace rule says cache: Off"),
+            (true, true) => Some("a keyspace rule says mode: Observe: L3 answers, copies are only counted"),
+            (true, false) => None,
+        };
+        match (withheld, &why) {
+            (Some(reason), _) => fields.extend([("served", "no".into()), ("reason", reason.into())]),
+            (None, Some(why)) => fields.extend(verdict(why)),
+            (None, None) => {
+                let reason = "there is no copy; the next GET reads L3";
+                fields.extend([("served", "no".into()), ("reason", reason.into())]);
             }
         }
+        if let Some(why) = &why {
+            describe(why, &mut fields);
+        }
+        fields.push(("keyspace", shared.names.all().swap_remove(rule.id.index()).into()));
         let coherence = match (&shared.l3, status.coherent) {
             (L3::Embedded(_), _) => "embedded L3, always current".to_owned(),
             (_, true) => "tracked".to_owned(),
@@ -63,6 +76,24 @@ impl Conversation {
             ("l2_bytes", stats.l2_bytes.into()),
         ];
         fields.extend(stats.iter().map(|(counter, count)| (counter.name(), Field::Number(count.cast_signed()))));
+        self.reply_fields(fields);
+    }
+
+    /// `CACHE.STATS keyspace`: what its reads came to, and what its copies take.
+    fn keyspace_stats(&mut self, name: &[u8]) {
+        let all = self.worker.shared.keyspace_stats();
+        let Some(stats) = all.iter().find(|stats| stats.name.as_bytes() == name) else {
+            let known: Vec<&str> = all.iter().map(|stats| stats.name.as_str()).collect();
+            return self.reply_error(&format!(
+                "ERR no keyspace is named '{}'; there are {} (* is what no rule matches)",
+                String::from_utf8_lossy(&name[..name.len().min(64)]),
+                known.join(", "),
+            ));
+        };
+        let number = |count: u64| Field::Number(count.cast_signed());
+        let mut fields: Vec<(&str, Field)> = vec![("keyspace", stats.name.clone().into())];
+        fields.extend(Count::ALL.iter().map(|&count| (count.name(), number(stats.counts.get(count)))));
+        fields.extend([("l2_entries", stats.size.entries.into()), ("l2_bytes", stats.size.bytes.into())]);
         self.reply_fields(fields);
     }
 
@@ -110,7 +141,8 @@ impl From<usize> for Field {
     }
 }
 
-fn describe(why: &Why, fields: &mut Vec<(&str, Field)>) {
+/// Whether the next GET is answered from the copy.
+fn verdict(why: &Why) -> [(&'static str, Field); 2] {
     let (served, reason) = match why.verdict {
         Verdict::Valid(Currency::DueForProbe) => ("yes", "current; the next read also sends a probe"),
         Verdict::Valid(_) => ("yes", "current"),
@@ -119,8 +151,10 @@ fn describe(why: &Why, fields: &mut Vec<(&str, Field)>) {
         Verdict::Invalidated => ("no", "it was written or invalidated since"),
         Verdict::Expired => ("no", "it expired"),
     };
-    fields.push(("served", served.into()));
-    fields.push(("reason", reason.into()));
+    [("served", served.into()), ("reason", reason.into())]
+}
+
+fn describe(why: &Why, fields: &mut Vec<(&str, Field)>) {
     fields.push(("tier", if why.in_l1 { "L1" } else { "L2" }.into()));
     fields.push(("age_ms", millis(why.age).into()));
     fields.push(("ttl_ms", why.remaining.map_or(Field::Number(-1), |ttl| millis(ttl).into())));

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use caddy_contract::OnUncertain;
-use caddy_engine::{Counter, Currency, FillToken, Joined, KeyHash, Lookup, Moment, Wanted};
+use caddy_engine::{Counter, Currency, FillToken, Joined, KeyHash, Lookup, Moment};
 use caddy_remote::{LaneHandle, LaneState};
 use caddy_resp::{Protocol, encode};
 use smallvec::SmallVec;
@@ -21,6 +21,7 @@ use crate::{
     commands::Row,
     guards::{Guard, hold},
     shared::{L3, Tracked},
+    tally::Count,
     upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep, probe},
 };
 
@@ -39,13 +40,37 @@ enum FillPath {
     None,
 }
 
+/// What is to be told from a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Value,
+    /// When the key expires.
+    Expiry,
+}
+
 /// What the tiers say about one key.
 enum Found<R> {
     /// A current copy, already rendered.
     Answered(R),
     /// A copy that nothing proves current.
     Unproven(Cached),
+    /// A current copy that its keyspace's rule keeps from being served.
+    Observed,
     Absent,
+}
+
+/// What a read that no copy answers brings along.
+struct Missed {
+    /// A copy that is there and nothing proves current.
+    unproven: Option<Cached>,
+    /// Whether what L3 answers may become a copy.
+    keep: bool,
+}
+
+impl Missed {
+    fn new() -> Self {
+        Self { unproven: None, keep: true }
+    }
 }
 
 impl Conversation {
@@ -76,17 +101,20 @@ impl Conversation {
         match self.own_read_of(key, args) {
             None => {}
             // A copy may be older than what the session is about to be shown; that flight, or a newer one, is not.
-            Some(OwnRead::Same) => return self.miss(row, args, name, key, None),
+            Some(OwnRead::Same) => {
+                let missed = self.behind_own_read(name, key);
+                return self.miss(row, args, name, key, missed);
+            }
             Some(OwnRead::Other) => return Flow::Hold,
         }
         // Straight into the output if nothing is in front of it: the hit path copies once and allocates nothing.
         let found = if self.replies.is_empty() {
             let mut out = std::mem::take(&mut self.out);
-            let found = self.look_up(name, key, |value, _, protocol| value.encode(protocol, &mut out));
+            let found = self.look_up(name, key, Wanted::Value, |value, _, protocol| value.encode(protocol, &mut out));
             self.out = out;
             found
         } else {
-            let found = self.look_up(name, key, |value, _, protocol| {
+            let found = self.look_up(name, key, Wanted::Value, |value, _, protocol| {
                 let mut out = Vec::new();
                 value.encode(protocol, &mut out);
                 Bytes::from(out)
@@ -97,30 +125,36 @@ impl Conversation {
                     Found::Answered(())
                 }
                 Found::Unproven(copy) => Found::Unproven(copy),
+                Found::Observed => Found::Observed,
                 Found::Absent => Found::Absent,
             }
         };
-        let unproven = match found {
+        let missed = match found {
             Found::Answered(()) => return Flow::Done,
-            Found::Unproven(copy) => Some(copy),
-            Found::Absent => None,
+            Found::Unproven(copy) => Missed { unproven: Some(copy), ..Missed::new() },
+            // The copy stays as it is, with the life it has left.
+            Found::Observed => Missed { keep: false, ..Missed::new() },
+            Found::Absent => Missed::new(),
         };
-        self.miss(row, args, name, key, unproven)
+        self.miss(row, args, name, key, missed)
     }
 
-    fn miss(
-        &mut self,
-        row: &'static Row,
-        args: Args<'_>,
-        name: KeyRef<'_>,
-        key: KeyHash,
-        unproven: Option<Cached>,
-    ) -> Flow {
+    /// Counts a read that follows another of the session on the tracked connection, whatever the tiers hold.
+    fn behind_own_read(&self, name: KeyRef<'_>, key: KeyHash) -> Missed {
+        if !self.worker.shared.keyspaces().rule(name.key()).observes() {
+            self.count_miss(name);
+            return Missed::new();
+        }
+        let found = self.look_up(name, key, Wanted::Value, |_, _, _| ());
+        Missed { keep: !matches!(found, Found::Observed), ..Missed::new() }
+    }
+
+    fn miss(&mut self, row: &'static Row, args: Args<'_>, name: KeyRef<'_>, key: KeyHash, missed: Missed) -> Flow {
         match self.fill_path(&[args.get(1)]) {
-            FillPath::Lane(lane) => self.fill(&lane, args, name, key, unproven),
+            FillPath::Lane(lane) => self.fill(&lane, args, name, key, missed),
             FillPath::Hold => Flow::Hold,
-            FillPath::Embedded if name.read == Read::Get => self.fill_embedded(args.get(1), key),
-            FillPath::Embedded | FillPath::None => self.read_unfilled(row, args, unproven),
+            FillPath::Embedded if name.read == Read::Get => self.fill_embedded(args.get(1), key, missed.keep),
+            FillPath::Embedded | FillPath::None => self.read_unfilled(row, args, missed.unproven),
         }
     }
 
@@ -134,26 +168,68 @@ impl Conversation {
         &self,
         name: KeyRef<'_>,
         key: KeyHash,
+        wanted: Wanted,
         render: impl FnOnce(&Cached, Moment, Protocol) -> R,
     ) -> Found<R> {
         let hash = match name.read {
             Read::Get => name.tier_hash_of(key),
             Read::Request => name.tier_hash(),
         };
-        let mut tiers = self.worker.tiers.borrow_mut();
+        let worker = &self.worker;
+        let mut tiers = worker.tiers.borrow_mut();
         let (found, probe_due) = match tiers.lookup(hash, &name, self.now) {
             Lookup::Hit(hit) => {
-                let answer = render(hit.entry.value(), hit.entry.deadline(), self.client.protocol);
-                (Found::Answered(answer), hit.probe_due)
+                let (key, probe_due, tier) = (hit.entry.key(), hit.probe_due, hit.tier);
+                let keyspace = key.keyspace;
+                if wanted == Wanted::Expiry && key.is_bounded && hit.entry.value().exists() {
+                    worker.tally.add(keyspace, Count::Miss);
+                    tiers.recount(tier.counter(), Counter::MissUnusable);
+                    (Found::Absent, probe_due)
+                } else if key.is_observed {
+                    worker.tally.add(keyspace, Count::WouldHit);
+                    tiers.recount(tier.counter(), Counter::Observed);
+                    (Found::Observed, probe_due)
+                } else {
+                    worker.tally.add(keyspace, Count::hit(tier));
+                    let answer = render(hit.entry.value(), hit.entry.deadline(), self.client.protocol);
+                    (Found::Answered(answer), probe_due)
+                }
             }
-            Lookup::Uncertain(copy) => (Found::Unproven(copy.entry.value().clone()), true),
-            Lookup::Miss(_) => (Found::Absent, false),
+            Lookup::Uncertain(copy) => {
+                let (value, counter) = (copy.entry.value().clone(), copy.doubt.counter());
+                match self.count_miss(name) {
+                    Count::WouldMiss => {
+                        tiers.recount(counter, Counter::Observed);
+                        (Found::Absent, true)
+                    }
+                    _ => (Found::Unproven(value), true),
+                }
+            }
+            Lookup::Miss(miss) => {
+                if self.count_miss(name) == Count::WouldMiss {
+                    tiers.recount(miss.counter(), Counter::Observed);
+                }
+                (Found::Absent, false)
+            }
         };
         drop(tiers);
         if probe_due {
             self.send_probe();
         }
         found
+    }
+
+    /// Counts a read that no copy answers, as what its keyspace's rule makes of it.
+    fn count_miss(&self, name: KeyRef<'_>) -> Count {
+        let keyspaces = self.worker.shared.keyspaces();
+        let rule = keyspaces.rule(name.key());
+        let count = match (rule.caches(), rule.observes()) {
+            (false, _) => Count::Off,
+            (true, true) => Count::WouldMiss,
+            (true, false) => Count::Miss,
+        };
+        self.worker.tally.add(rule.id, count);
+        count
     }
 
     fn send_probe(&self) {
@@ -198,31 +274,24 @@ impl Conversation {
         }
     }
 
-    fn fill(
-        &mut self,
-        tracked: &Tracked,
-        args: Args<'_>,
-        name: KeyRef<'_>,
-        key: KeyHash,
-        unproven: Option<Cached>,
-    ) -> Flow {
+    fn fill(&mut self, tracked: &Tracked, args: Args<'_>, name: KeyRef<'_>, key: KeyHash, missed: Missed) -> Flow {
         let shared = self.worker.shared.clone();
         // In front of the fill: what it brings can then be served at once.
         self.probe_if_due(tracked);
         let effect = Effect { keys: SmallVec::from_slice(&[key]), ..Effect::default() };
         let request = args.to_bytes();
         self.under_way.add(key, &request);
-        let pending = Pending::Filling { request: request.clone(), effect, unproven };
+        let pending = Pending::Filling { request: request.clone(), effect, unproven: missed.unproven };
         self.stream = Stream::Tracked(self.client.database);
         let seq = self.replies.expect(pending);
         let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
-        let wanted = Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
+        let wanted = caddy_engine::Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
         match shared.flights.join(shared.kernel(), &wanted, |name| name.to_tier_key(), waiter, self.now, Moment::NEVER)
         {
             Joined::Waiting(_) => shared.cache.count(Counter::FlightJoined),
             Joined::Lead(flight, _) => {
                 shared.cache.count(Counter::FlightLed);
-                let fill = Tag::Fill(Fill { flight, reply: None, pttl: None });
+                let fill = Tag::Fill(Fill { flight, keep: missed.keep, reply: None, pttl: None });
                 if self.fill_lane(tracked).submit(fill_request(&request, args.get(1), fill)).is_err() {
                     shared.flights.abandon(flight).iter().for_each(Waiter::bypass);
                 }
@@ -281,16 +350,14 @@ impl Conversation {
         Some(out.into())
     }
 
-    fn fill_embedded(&mut self, key: &[u8], hash: KeyHash) -> Flow {
+    fn fill_embedded(&mut self, key: &[u8], hash: KeyHash, may_keep: bool) -> Flow {
         let shared = self.worker.shared.clone();
         let L3::Embedded(store) = &shared.l3 else { return Flow::Done };
         let token = shared.kernel().begin_fill(shared.embedded_source, hash, self.now);
         let (mut reply, mut pttl) = (Vec::new(), Vec::new());
         store.execute(self.client.database, self.client.protocol, &[b"GET", key], &mut reply);
         store.execute(self.client.database, self.client.protocol, &[b"PTTL", key], &mut pttl);
-        if shared.keyspaces().may_cache(&[key])
-            && let Some(value) = Cached::from_reply(Read::Get, &reply)
-        {
+        if may_keep && let Some(value) = Cached::from_reply(Read::Get, &reply) {
             keep(&shared, TierKey::get(self.client.database, key), &token, value, integer(&pttl));
         }
         self.reply(|out| out.extend_from_slice(&reply));
@@ -305,12 +372,14 @@ impl Conversation {
         if keys.iter().any(|key| self.own_read_of(KeyHash::of(key), args).is_some()) {
             return Flow::Hold;
         }
-        let mut values = Vec::new();
+        let (mut values, mut observed) = (Vec::new(), false);
         let all_hit = keys.iter().all(|key| {
             let render = |value: &Cached, _, protocol| value.encode(protocol, &mut values);
-            matches!(self.look_up(self.name_of_get(key), KeyHash::of(key), render), Found::Answered(()))
+            let found = self.look_up(self.name_of_get(key), KeyHash::of(key), Wanted::Value, render);
+            observed |= matches!(found, Found::Observed);
+            matches!(found, Found::Answered(()) | Found::Observed)
         });
-        if all_hit {
+        if all_hit && !observed {
             self.reply(|out| {
                 encode::array_header(out, keys.len());
                 out.extend_from_slice(&values);
@@ -320,12 +389,12 @@ impl Conversation {
         let path = if keys.len() <= MAX_FILL_KEYS { self.fill_path(&keys) } else { FillPath::None };
         match path {
             FillPath::Hold => Flow::Hold,
-            FillPath::Lane(tracked) => self.fill_many(&tracked, row, args, &keys),
+            FillPath::Lane(tracked) => self.fill_many(&tracked, row, args, &keys, !all_hit),
             FillPath::Embedded | FillPath::None => self.relay(args, effect(row, args), Pending::Relayed),
         }
     }
 
-    fn fill_many(&mut self, tracked: &Tracked, row: &'static Row, args: Args<'_>, keys: &[&[u8]]) -> Flow {
+    fn fill_many(&mut self, tracked: &Tracked, row: &'static Row, args: Args<'_>, keys: &[&[u8]], keep: bool) -> Flow {
         self.probe_if_due(tracked);
         let kernel = self.worker.shared.kernel();
         let tokens: Vec<(TierKey, FillToken)> = keys
@@ -340,7 +409,7 @@ impl Conversation {
         self.under_way.add_many(&effect.keys);
         let seq = self.replies.expect(Pending::FillingMany { request: args.to_bytes(), effect });
         let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
-        let many = FillMany { keys: tokens, waiter, reply: None, pttls: Vec::with_capacity(keys.len()) };
+        let many = FillMany { keys: tokens, keep, waiter, reply: None, pttls: Vec::with_capacity(keys.len()) };
         let request = fill_many_request(keys.iter().copied(), Tag::FillMany(Box::new(many)));
         if let Err(request) = tracked.lane.submit(request)
             && let Tag::FillMany(many) = request.tag
@@ -355,41 +424,69 @@ impl Conversation {
     /// EXISTS, STRLEN, TTL, PTTL: from the copy that a GET left, else over the relay.
     pub(super) fn derived(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if !self.is_behind_relay() {
-            if args.from(1).any(|key| self.own_read_of(KeyHash::of(key), args).is_some()) {
+            if args.from(1).any(|key| self.own_read_of(KeyHash::of(key), args).is_some())
+                || self.would_hold_observed(args)
+            {
                 return Flow::Hold;
             }
-            let mut sum = 0;
-            let render = derivation(row.name);
+            let (mut sum, mut observed) = (0, false);
+            let (wanted, render) = derivation(row.name);
             let now = self.now;
             let all_hit = args.from(1).all(|key| {
                 let render = |value: &Cached, deadline, _| sum += render(value, deadline, now);
-                matches!(self.look_up(self.name_of_get(key), KeyHash::of(key), render), Found::Answered(()))
+                let found = self.look_up(self.name_of_get(key), KeyHash::of(key), wanted, render);
+                observed |= matches!(found, Found::Observed);
+                matches!(found, Found::Answered(()) | Found::Observed)
             });
-            if all_hit {
+            if all_hit && !observed {
                 self.reply(|out| encode::integer(out, sum));
                 return Flow::Done;
+            }
+            if observed {
+                return self.relay_observed(row, args);
             }
         }
         self.relay(args, effect(row, args), Pending::Relayed)
     }
+
+    /// Whether the read is relayed in any case and has to wait for that: it is to be counted once, and so later.
+    fn would_hold_observed(&self, args: Args<'_>) -> bool {
+        let keyspaces = self.worker.shared.keyspaces();
+        self.is_under_way_elsewhere(Stream::Relay(self.client.database, self.client.protocol))
+            && args.from(1).any(|key| keyspaces.rule(key).observes())
+    }
+
+    /// Copies of observed keyspaces are served to nobody, so that nobody can step back to one behind this reply: they stay,
+    /// as if they had answered.
+    fn relay_observed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let mut effect = effect(row, args);
+        let shared = self.worker.shared.clone();
+        let keyspaces = shared.keyspaces();
+        let observed: SmallVec<[KeyHash; 2]> =
+            args.from(1).filter(|key| keyspaces.rule(key).observes()).map(KeyHash::of).collect();
+        effect.keys.retain(|key| !observed.contains(key));
+        self.relay(args, effect, Pending::Relayed)
+    }
 }
 
+type Derivation = fn(&Cached, Moment, Moment) -> i64;
+
 /// How a derived command reads a copy: value, deadline, now.
-fn derivation(name: &str) -> fn(&Cached, Moment, Moment) -> i64 {
+fn derivation(name: &str) -> (Wanted, Derivation) {
     let millis = |value: &Cached, deadline: Moment, now: Moment| match (value.exists(), deadline) {
         (false, _) => -2,
         (true, Moment::NEVER) => -1,
         (true, deadline) => i64::try_from(deadline.since(now).as_millis()).unwrap_or(i64::MAX),
     };
     match name {
-        "exists" => |value, _, _| i64::from(value.exists()),
-        "strlen" => |value, _, _| i64::try_from(value.len()).unwrap_or(i64::MAX),
-        "pttl" => millis,
+        "exists" => (Wanted::Value, |value, _, _| i64::from(value.exists())),
+        "strlen" => (Wanted::Value, |value, _, _| i64::try_from(value.len()).unwrap_or(i64::MAX)),
+        "pttl" => (Wanted::Expiry, millis),
         // Rounded to the nearest second, as Redis does.
-        _ => |value, deadline, now| match (value.exists(), deadline) {
+        _ => (Wanted::Expiry, |value, deadline, now| match (value.exists(), deadline) {
             (false, _) => -2,
             (true, Moment::NEVER) => -1,
             (true, deadline) => i64::try_from((deadline.since(now).as_millis() + 500) / 1000).unwrap_or(i64::MAX),
-        },
+        }),
     }
 }

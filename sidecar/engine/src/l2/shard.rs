@@ -5,6 +5,7 @@
 
 use hashbrown::{Equivalent, HashTable};
 
+use super::GroupSize;
 use super::wheel::{Step, Wheel};
 use crate::clock::Moment;
 use crate::entry::Shared;
@@ -14,6 +15,7 @@ use crate::kernel::Kernel;
 use crate::policy::{Policy, PolicyKind, Slots};
 use crate::slab::Slab;
 use crate::stats::{Counter, SharedStats};
+use crate::weigh::Weigh;
 
 pub(super) struct Shard<K, V> {
     table: HashTable<Shared<K, V>>,
@@ -21,6 +23,8 @@ pub(super) struct Shard<K, V> {
     policy: Box<dyn Policy<K, V>>,
     wheel: Wheel,
     bytes: usize,
+    /// The same bytes by group.
+    groups: Vec<GroupSize>,
     max_bytes: usize,
     max_entries: usize,
 }
@@ -39,7 +43,7 @@ pub(super) enum Leave {
 
 impl<K, V> Shard<K, V>
 where
-    K: Send + Sync + 'static,
+    K: Weigh + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
     pub(super) fn new(policy: PolicyKind, max_bytes: usize, max_entries: usize) -> Self {
@@ -49,6 +53,7 @@ where
             policy: policy.build(max_bytes),
             wheel: Wheel::new(),
             bytes: 0,
+            groups: Vec::new(),
             max_bytes,
             max_entries,
         }
@@ -75,8 +80,22 @@ where
         self.bytes + self.containers()
     }
 
+    pub(super) fn groups(&self) -> &[GroupSize] {
+        &self.groups
+    }
+
+    /// The size of the group that `entry` is counted in.
+    fn group(&mut self, entry: &Shared<K, V>) -> &mut GroupSize {
+        let group = entry.key().group();
+        if self.groups.len() <= group {
+            self.groups.resize(group + 1, GroupSize::default());
+        }
+        &mut self.groups[group]
+    }
+
     fn containers(&self) -> usize {
-        self.table.allocation_size() + self.slots.bytes() + self.wheel.bytes() + self.policy.bytes()
+        let groups = self.groups.capacity() * size_of::<GroupSize>();
+        groups + self.table.allocation_size() + self.slots.bytes() + self.wheel.bytes() + self.policy.bytes()
     }
 
     /// Bytes that the next insertion would allocate for the containers. A table that grows is for a moment there twice;
@@ -109,6 +128,8 @@ where
             }
             self.take_out(present.slot(), Leave::Replaced, kernel, stats);
         }
+        // Before the room is counted, which its row takes from.
+        self.group(entry);
         // An eviction makes room for the entry and leaves a slot, so that the containers need not grow where they cannot.
         while self.bytes() + self.growth() + entry.bytes() > self.max_bytes || self.table.len() >= self.max_entries {
             let Some(slot) = self.policy.victim(&mut self.slots) else { break };
@@ -120,6 +141,9 @@ where
         self.wheel.insert(&mut self.slots, slot, entry.deadline());
         self.table.insert_unique(hash.raw(), entry.clone(), |entry| entry.hash().raw());
         self.bytes += entry.bytes();
+        let group = self.group(entry);
+        group.entries += 1;
+        group.bytes += entry.bytes();
         Ok(())
     }
 
@@ -164,6 +188,9 @@ where
             entry.kill();
         }
         self.bytes -= entry.bytes();
+        let group = self.group(&entry);
+        group.entries -= 1;
+        group.bytes -= entry.bytes();
         let hash = entry.hash().raw();
         if let Ok(found) = self.table.find_entry(hash, |other| std::sync::Arc::ptr_eq(other, &entry)) {
             found.remove();

@@ -21,7 +21,7 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     harmless("ping", -1).class(Class::Local),
     harmless("echo", 2).class(Class::Local),
     read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
-    harmless("cache.stats", 1).class(Class::Local).since("caddy"),
+    harmless("cache.stats", -1).class(Class::Local).since("caddy"),
     // The app's connection
     session("auth", -2),
     session("hello", -1),

@@ -1,0 +1,169 @@
+//! What happens to the reads of each keyspace, counted.
+//!
+//! A worker counts in rows of its own, which only it writes, so that a hit costs no atomic addition; what happens on the
+//! tracked connection is counted in rows that all threads share. A snapshot is their sum. Never resets: a keyspace whose
+//! rule is gone keeps its counts.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use caddy_engine::Tier;
+use parking_lot::RwLock;
+
+use crate::keyspaces::Id;
+
+/// What is counted of a keyspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Count {
+    /// Reads answered from L1.
+    HitL1,
+    /// Reads answered from L2.
+    HitL2,
+    /// Reads that found nothing to serve.
+    Miss,
+    /// Reads under `Observe` that a copy would have answered.
+    WouldHit,
+    /// Reads under `Observe` that no copy would have answered.
+    WouldMiss,
+    /// Reads under `cache: Off`.
+    Off,
+    /// Copies kept.
+    Fill,
+}
+
+impl Count {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::HitL1, Self::HitL2, Self::Miss, Self::WouldHit, Self::WouldMiss, Self::Off, Self::Fill];
+
+    /// Its name in `CACHE.STATS` and in the label `outcome`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::HitL1 => "hits_l1",
+            Self::HitL2 => "hits_l2",
+            Self::Miss => "misses",
+            Self::WouldHit => "would_hit",
+            Self::WouldMiss => "would_miss",
+            Self::Off => "off",
+            Self::Fill => "fills",
+        }
+    }
+
+    pub(crate) fn hit(tier: Tier) -> Self {
+        match tier {
+            Tier::L1 => Self::HitL1,
+            Tier::L2 => Self::HitL2,
+        }
+    }
+}
+
+/// The counts of one keyspace.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts([u64; Count::ALL.len()]);
+
+impl Counts {
+    pub(crate) fn get(&self, count: Count) -> u64 {
+        self.0[count as usize]
+    }
+}
+
+#[derive(Debug, Default)]
+struct Row([AtomicU64; Count::ALL.len()]);
+
+/// Rows by keyspace; they only become more.
+#[derive(Debug, Default)]
+struct Rows(RwLock<Vec<Arc<Row>>>);
+
+impl Rows {
+    fn row(&self, keyspace: usize) -> Arc<Row> {
+        if let Some(row) = self.0.read().get(keyspace) {
+            return row.clone();
+        }
+        let mut rows = self.0.write();
+        while rows.len() <= keyspace {
+            rows.push(Arc::default());
+        }
+        rows[keyspace].clone()
+    }
+}
+
+/// The counts of all workers.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    shared: Rows,
+    workers: RwLock<Vec<Arc<Rows>>>,
+}
+
+impl Tally {
+    /// Counts from any thread.
+    pub(crate) fn add(&self, keyspace: Id, count: Count) {
+        self.shared.row(keyspace.index()).0[count as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A further worker's counts.
+    pub(crate) fn worker(&self) -> WorkerTally {
+        let rows = Arc::<Rows>::default();
+        self.workers.write().push(rows.clone());
+        WorkerTally { rows, near: RefCell::default() }
+    }
+
+    /// One keyspace's counts of this moment.
+    pub(crate) fn of(&self, keyspace: usize) -> Counts {
+        let mut sum = Counts::default();
+        let mut add = |rows: &Rows| {
+            if let Some(row) = rows.0.read().get(keyspace) {
+                sum.0.iter_mut().zip(&row.0).for_each(|(sum, count)| *sum += count.load(Ordering::Relaxed));
+            }
+        };
+        add(&self.shared);
+        self.workers.read().iter().for_each(|rows| add(rows));
+        sum
+    }
+}
+
+/// The counts that one worker adds to.
+#[derive(Debug)]
+pub(crate) struct WorkerTally {
+    rows: Arc<Rows>,
+    /// The same rows, to be had without a lock.
+    near: RefCell<Vec<Arc<Row>>>,
+}
+
+impl WorkerTally {
+    /// No atomic addition: only this worker writes.
+    pub(crate) fn add(&self, keyspace: Id, count: Count) {
+        let mut near = self.near.borrow_mut();
+        while near.len() <= keyspace.index() {
+            let next = self.rows.row(near.len());
+            near.push(next);
+        }
+        let cell = &near[keyspace.index()].0[count as usize];
+        cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyspaces::Names;
+
+    #[test]
+    fn workers_and_other_threads_add_up() {
+        let tally = Tally::default();
+        let (one, two) = (tally.worker(), tally.worker());
+        let names = Names::default();
+        let keyspace = ["a", "b", "c"].map(|name| names.id(name))[2];
+        one.add(keyspace, Count::HitL1);
+        two.add(keyspace, Count::HitL1);
+        two.add(Id::default(), Count::Miss);
+        tally.add(keyspace, Count::Fill);
+        let counts = tally.of(3);
+        assert_eq!([Count::HitL1, Count::Miss, Count::Fill].map(|count| counts.get(count)), [2, 0, 1]);
+        assert_eq!(tally.of(0).get(Count::Miss), 1);
+        assert_eq!(tally.of(9).get(Count::Miss), 0);
+    }
+}
