@@ -19,6 +19,9 @@ use crate::stats::{Counter, SharedStats, Stats};
 use crate::weigh::Weigh;
 use crate::worker::Worker;
 
+/// What key and value of an entry own at most, whatever the budgets: entries count their bytes in 32 bits.
+const MAX_ENTRY_BYTES: usize = 2 << 30;
+
 /// When entries move between L1 and L2.
 #[derive(Clone, Debug)]
 pub struct TieringConfig {
@@ -156,6 +159,9 @@ where
         deadline: Moment,
         now: Moment,
     ) -> Result<Shared<K, V>, FillRefused> {
+        if key.heap_bytes().saturating_add(value.heap_bytes()) > MAX_ENTRY_BYTES {
+            return Err(FillRefused::TooLarge);
+        }
         let (basis, deadline) = self.kernel.settle(token, deadline).map_err(|moved| match moved {
             Verdict::Flushed => FillRefused::Flushed,
             _ => FillRefused::Invalidated,
@@ -169,6 +175,30 @@ where
             Err(Refusal::TooLarge) => Err(FillRefused::TooLarge),
             Err(Refusal::Outdated) => Err(FillRefused::Invalidated),
         }
+    }
+
+    /// The copy in L2, judged as of `now`: a read by a caller without a worker. Counts as a hit or a miss of L2.
+    pub fn find<Q>(&self, hash: TierHash, key: &Q, now: Moment) -> Option<Shared<K, V>>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let Some(entry) = self.l2.find(hash, key) else {
+            self.stats.add(Counter::MissAbsent);
+            return None;
+        };
+        let counter = match self.kernel.verdict(entry.basis(), entry.deadline(), now) {
+            Verdict::Valid(_) => {
+                entry.credit();
+                self.stats.add(Counter::HitL2);
+                return Some(entry);
+            }
+            Verdict::Lapsed => Counter::UncertainLapsed,
+            Verdict::Flushed => Counter::UncertainFlushed,
+            Verdict::Invalidated => Counter::MissInvalidated,
+            Verdict::Expired => Counter::MissExpired,
+        };
+        self.stats.add(counter);
+        None
     }
 
     /// Removes the copy of one tier key from L2, and so from every L1. `true`: there was one.
@@ -220,6 +250,7 @@ where
     /// All counters and sizes now.
     pub fn stats(&self) -> Stats {
         let (l2_entries, l2_bytes) = self.l2.sizes();
-        Stats { counts: self.stats.counts(), l2_entries, l2_bytes }
+        let (l1_entries, l1_bytes) = self.stats.l1_sizes();
+        Stats { counts: self.stats.counts(), l1_entries, l1_bytes, l2_entries, l2_bytes }
     }
 }

@@ -102,6 +102,11 @@ impl ManualClock {
     pub fn advance(&self, span: Duration) {
         self.0.fetch_add(span_nanos(span), Ordering::SeqCst);
     }
+
+    /// Sets the clock, also backward, as a broken one might be.
+    pub fn jump_to(&self, moment: Moment) {
+        self.0.store(moment.0, Ordering::SeqCst);
+    }
 }
 
 impl Clock for ManualClock {

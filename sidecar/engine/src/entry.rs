@@ -36,7 +36,7 @@ pub struct Entry<K, V> {
 
 impl<K: Weigh, V: Weigh> Entry<K, V> {
     pub(crate) fn new(basis: Basis, deadline: Moment, read_at: Moment, hash: TierHash, key: K, value: V) -> Self {
-        let heap = key.heap_bytes() + value.heap_bytes();
+        let heap = key.heap_bytes().saturating_add(value.heap_bytes());
         let bytes = heap.saturating_add(Self::FIXED_BYTES);
         Self {
             basis,

@@ -6,6 +6,7 @@
 //! [`abandon`](Flights::abandon) what it led. Bounded: beyond the bounds the waiter is handed back.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use hashbrown::{Equivalent, HashTable};
 
@@ -22,11 +23,14 @@ pub struct FlightsConfig {
     pub max_flights: usize,
     /// Waiters of one flight.
     pub max_waiters: usize,
+    /// How long a flight can be joined; then the next reader leads a new one. `None`: for the kernel's `max_staleness`, as
+    /// reads need it. For loaders: the lease of their slot.
+    pub max_age: Option<Duration>,
 }
 
 impl Default for FlightsConfig {
     fn default() -> Self {
-        Self { max_flights: 65_536, max_waiters: 65_536 }
+        Self { max_flights: 65_536, max_waiters: 65_536, max_age: None }
     }
 }
 
@@ -137,7 +141,7 @@ impl<K: Eq, W> Flights<K, W> {
         let newest = newest.map(|&(_, id)| id);
         if let Some(id) = newest
             && let Some(flight) = shard.flights.get_mut(&id)
-            && may_join(kernel, &flight.token, source, now)
+            && self.may_join(kernel, &flight.token, source, now)
         {
             if flight.waiters.len() >= self.config.max_waiters {
                 return Joined::Refused(waiter);
@@ -169,6 +173,13 @@ impl<K: Eq, W> Flights<K, W> {
         self.flying.fetch_sub(1, Ordering::Relaxed);
         let Flight { key, hash, token, waiters, .. } = flight;
         Some(Landed { key, hash, token, waiters })
+    }
+
+    /// Whether nobody leads a newer flight of the same key: what an overtaken one brings may be too old to be stored.
+    pub fn is_newest(&self, id: FlightId) -> bool {
+        let shard = self.shards[(id.0 % SHARDS) as usize].lock();
+        let Some(flight) = shard.flights.get(&id.0) else { return false };
+        shard.newest.find(flight.hash.raw(), |&(_, other)| other == id.0).is_some()
     }
 
     /// The token of a flight still in the air, for a fill that goes in before its waiters are told.
@@ -204,6 +215,14 @@ impl<K: Eq, W> Flights<K, W> {
         waiters
     }
 
+    /// Whether a reader at `now` may be answered by the read that `token` was taken for.
+    fn may_join(&self, kernel: &Kernel, token: &FillToken, source: SourceId, now: Moment) -> bool {
+        let max_age = self.config.max_age.unwrap_or_else(|| kernel.max_staleness());
+        let live = kernel.is_current(token) || !kernel.guards().hold(Guard::JoinOnlyLiveFlights);
+        let young = now.since(token.sent.at()) < max_age || !kernel.guards().hold(Guard::JoinerAgeLimit);
+        token.sent.source() == source && live && young
+    }
+
     /// Flights in the air.
     pub fn len(&self) -> usize {
         self.flying.load(Ordering::Relaxed) as usize
@@ -215,13 +234,6 @@ impl<K: Eq, W> Flights<K, W> {
     }
 }
 
-/// Whether a reader at `now` may be answered by the read that `token` was taken for.
-fn may_join(kernel: &Kernel, token: &FillToken, source: SourceId, now: Moment) -> bool {
-    let live = kernel.is_current(token) || !kernel.guards().hold(Guard::JoinOnlyLiveFlights);
-    let young = now.since(token.sent.at()) < kernel.max_staleness() || !kernel.guards().hold(Guard::JoinerAgeLimit);
-    token.sent.source() == source && live && young
-}
-
 fn unlist(newest: &mut HashTable<(u64, u64)>, hash: TierHash, id: u64) {
     if let Ok(found) = newest.find_entry(hash.raw(), |&(_, other)| other == id) {
         found.remove();
@@ -231,8 +243,6 @@ fn unlist(newest: &mut HashTable<(u64, u64)>, hash: TierHash, id: u64) {
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::kernel::{FlushCause, KernelConfig, SourceKind};
 
@@ -326,7 +336,7 @@ mod tests {
 
     #[test]
     fn beyond_the_bounds_the_waiter_is_handed_back() {
-        let f = fixture(FlightsConfig { max_flights: 1, max_waiters: 1 });
+        let f = fixture(FlightsConfig { max_flights: 1, max_waiters: 1, max_age: None });
         f.lead(1, "a");
         assert!(matches!(f.join(1, "b"), Joined::Refused("b")), "one waiter per flight");
         assert!(matches!(f.join(2, "c"), Joined::Refused("c")), "one flight");

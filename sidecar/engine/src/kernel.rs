@@ -214,6 +214,11 @@ impl Kernel {
         Err(KernelError::RegisterSource { max: self.sources.len() as u16 })
     }
 
+    /// As [`register`](Self::register) in a kernel that nobody else registers in: it always has a row for the first.
+    pub(crate) fn register_first(&self, kind: SourceKind) -> SourceId {
+        self.register(kind).unwrap_or(SourceId(0))
+    }
+
     /// Gives a row back. Its copies die; whoever registers it next starts from nothing.
     pub fn release(&self, id: SourceId) {
         let source = self.source(id);

@@ -1,9 +1,66 @@
-//! The cache itself: tiers, coherence kernel, single flight; no network, no Kubernetes, injected clock.
+//! A coherent cache of three tiers for Rust programs: what it serves is current, or provably no older than you allow.
 //!
-//! Like a processor: each worker thread has a small lock-free **L1** ([`Worker`]), all share a bounded **L2**
-//! ([`Cache`]), and what lies below (**L3**) is the caller's. L1 points into L2 and owns nothing. Whether a copy may be
-//! served is decided by the coherence [`kernel`] in a few loads: its key's stamp, its source's flush count and its
-//! source's currency proof. A copy enters only under a [`FillToken`] taken before its read was sent.
+//! Like a processor: each thread has a small lock-free **L1**, all threads of a process share a bounded **L2**, and what
+//! lies below, **L3**, is where values live: in this process, in Redis, or wherever a [`Remote`] leads. A write anywhere
+//! kills the copies everywhere. No network here, no Kubernetes; time is injected.
+//!
+//! # A cache
+//!
+//! [`MultiTierCache`] is the whole of it behind one cloneable handle.
+//!
+//! ```
+//! use caddy_engine::{LoadedFrom, MultiTierCache, TierConfig, TierSize};
+//! use std::time::Duration;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! let cache = MultiTierCache::<String, String>::in_process(TierConfig {
+//!     l2: TierSize::new(50_000, 256 << 20),
+//!     ttl: Some(Duration::from_secs(60)),
+//!     stale_if_error: Duration::from_secs(600),
+//!     ..TierConfig::default()
+//! });
+//!
+//! // Write to L3; the first read brings the value into L2, ten more into this thread's L1.
+//! cache.insert("user:1".into(), "Ada".into()).await?;
+//! assert_eq!(cache.get("user:1").await?.as_deref(), Some("Ada"));
+//!
+//! // However many ask at once, here or in other processes, one loads.
+//! let user = cache.get_or_load("user:2", async || Ok::<_, std::io::Error>("Grace".to_owned())).await?;
+//! assert_eq!((user.value.as_str(), user.from), ("Grace", LoadedFrom::Loader));
+//!
+//! // When the database is away, the last value stands in, and says so.
+//! cache.expire("user:2").await?;
+//! let user = cache.get_or_load("user:2", async || Err(std::io::Error::other("no database"))).await?;
+//! assert!(user.is_stale());
+//!
+//! // `remove` leaves nothing to stand in.
+//! cache.remove("user:2").await?;
+//! assert_eq!(cache.get("user:2").await?, None);
+//! println!("{:.0} % of reads answered locally: {:?}", 100.0 * cache.hit_rate(), cache.tier_sizes());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What it promises
+//!
+//! * **Read your writes.** When a write has returned, no read that begins after it, on any thread, sees what was before.
+//! * **Bounded staleness.** A copy is served only while its L3 was proven current within
+//!   [`max_staleness`](TierConfig::max_staleness): also when connections break, clocks jump or the machine sleeps. An L3
+//!   in this process is always current.
+//! * **No resurrection.** A copy enters only under a [`FillToken`] taken before its read was sent; one that was overtaken by
+//!   a write is dropped. The same holds for what loaders bring ([`Remote::claim`](remote::Remote::claim)).
+//! * **Bounded memory.** Keys, values and metadata never exceed a tier's budget.
+//! * **Bounded waiting.** Whoever waits, for L3 or for a loader, has a deadline. Loaders may panic, hang or go away.
+//!
+//! # Where to go from here
+//!
+//! * [`remote`]: what an L3 has to be.
+//! * [`codec`]: values as bytes, with checksums, compression and schema versions.
+//! * [`kernel`]: how coherence works, and the parts for programs that own their event loop, as the CADDY sidecar does: a
+//!   [`Worker`] per thread (L1) in front of a shared [`Cache`] (L2), and [`Flights`] for single flight.
+//!
+//! # The parts, by hand
 //!
 //! ```
 //! use caddy_engine::{Cache, CacheConfig, Clock, KeyHash, Lookup, ManualClock, Moment, SourceKind};
@@ -43,10 +100,14 @@ pub mod kernel;
 mod l1;
 mod l2;
 pub mod locks;
+mod multi_tier;
+mod name;
 mod policy;
+pub mod remote;
 mod slab;
 mod stats;
 mod sync;
+mod timer;
 mod weigh;
 mod worker;
 
@@ -62,7 +123,14 @@ pub use kernel::{
 };
 pub use l1::L1Config;
 pub use l2::{GroupSize, L2Config};
+pub use multi_tier::{
+    CacheError, CacheKey, CacheStats, CacheTier, CacheValue, Demotions, Evictions, LoadError, Loaded, LoadedFrom,
+    MultiTierCache, Refusals, TierConfig, TierSize, TierSizes, TierStats,
+};
+pub use name::Name;
 pub use policy::PolicyKind;
+pub use remote::{Coherence, InProcess, Lifetime, Remote, RemoteError};
 pub use stats::{Counter, Stats};
+pub use timer::{ManualTimer, Sleep, StdTimer, Timer, TokioTimer};
 pub use weigh::Weigh;
 pub use worker::{Doubt, Hit, Lookup, Miss, Tier, Uncertain, Worker};

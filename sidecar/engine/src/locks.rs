@@ -44,10 +44,10 @@ mod in_process;
 mod keeper;
 mod signal;
 mod table;
-mod timer;
 mod token;
 mod types;
 
+pub use crate::timer::{StdTimer, Timer};
 pub use backend::{Answer, Ask, BackendError, Claim, LockBackend, LockListener, Reply};
 pub use client::{Acquire, Grant, LockClient, LockWatcher};
 pub use config::{LockConfig, LockLimits};
@@ -56,6 +56,5 @@ pub use error::LockError;
 pub use guard::{DistributedMutex, DistributedRwLock, LockGuard};
 pub use holdings::{LockStats, LostReason};
 pub use in_process::InProcess;
-pub use timer::{StdTimer, Timer};
 pub use token::{FencingToken, ParseTokenError};
 pub use types::{HolderStatus, LockKey, LockMode, LockStatus, Owner, Ticket, WaiterStatus};

@@ -97,6 +97,8 @@ pub(crate) struct SharedStats {
 #[repr(align(128))]
 pub(crate) struct WorkerStats {
     counts: [AtomicU64; COUNT],
+    l1_entries: AtomicU64,
+    l1_bytes: AtomicU64,
 }
 
 fn zeros() -> [AtomicU64; COUNT] {
@@ -113,7 +115,8 @@ impl SharedStats {
     }
 
     pub(crate) fn enrol(&self) -> Arc<WorkerStats> {
-        let worker = Arc::new(WorkerStats { counts: zeros() });
+        let worker =
+            Arc::new(WorkerStats { counts: zeros(), l1_entries: AtomicU64::new(0), l1_bytes: AtomicU64::new(0) });
         self.workers.lock().push(worker.clone());
         worker
     }
@@ -136,6 +139,13 @@ impl SharedStats {
             workers.iter().fold(own, |sum, worker| sum + worker.counts[index].load(Ordering::Relaxed))
         })
     }
+
+    /// Entries and bytes of all workers' L1s.
+    pub(crate) fn l1_sizes(&self) -> (u64, u64) {
+        self.workers.lock().iter().fold((0, 0), |(entries, bytes), worker| {
+            (entries + worker.l1_entries.load(Ordering::Relaxed), bytes + worker.l1_bytes.load(Ordering::Relaxed))
+        })
+    }
 }
 
 impl WorkerStats {
@@ -151,12 +161,22 @@ impl WorkerStats {
         let cell = &self.counts[counter as usize];
         cell.store(cell.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
     }
+
+    /// What the worker's L1 holds now.
+    pub(crate) fn set_l1_sizes(&self, (entries, bytes): (usize, usize)) {
+        self.l1_entries.store(entries as u64, Ordering::Relaxed);
+        self.l1_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 /// A snapshot of all counters and sizes.
 #[derive(Clone, Debug)]
 pub struct Stats {
     pub(crate) counts: [u64; COUNT],
+    /// Entries in all workers' L1s; one that two workers have counts twice.
+    pub l1_entries: u64,
+    /// Bytes of these entries. They are L2's, not further ones.
+    pub l1_bytes: u64,
     /// Entries in L2.
     pub l2_entries: usize,
     /// Bytes of L2: keys, values and metadata.

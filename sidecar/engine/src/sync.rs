@@ -5,10 +5,15 @@ pub(crate) use parking_lot::{Mutex, RwLock};
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+#[cfg(not(feature = "shuttle"))]
+pub(crate) use std::thread_local;
+
 #[cfg(feature = "shuttle")]
 pub(crate) use self::scheduled::{Mutex, RwLock};
 #[cfg(feature = "shuttle")]
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+#[cfg(feature = "shuttle")]
+pub(crate) use shuttle::thread_local;
 
 #[cfg(feature = "shuttle")]
 mod scheduled {

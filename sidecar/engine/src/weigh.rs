@@ -43,6 +43,18 @@ impl Weigh for Arc<[u8]> {
     }
 }
 
+impl<T: Weigh> Weigh for Arc<T> {
+    fn heap_bytes(&self) -> usize {
+        size_of::<T>() + T::heap_bytes(self) + ARC_COUNTS
+    }
+}
+
+impl Weigh for Arc<str> {
+    fn heap_bytes(&self) -> usize {
+        self.len() + ARC_COUNTS
+    }
+}
+
 impl Weigh for String {
     fn heap_bytes(&self) -> usize {
         self.capacity()

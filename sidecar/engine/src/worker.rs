@@ -188,7 +188,10 @@ where
                 }
                 // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
                 Some(Verdict::Lapsed) => {}
-                _ => self.l1.remove(found),
+                _ => {
+                    self.l1.remove(found);
+                    self.stats.set_l1_sizes(self.l1.sizes());
+                }
             }
         }
         self.lookup_l2(hash, key, now)
@@ -216,9 +219,7 @@ where
                 self.stats.add(Counter::HitL2, 1);
                 entry.credit();
                 if entry.count_l2_hit() >= self.cache.tiering.promote_after_hits && !entry.is_dead() {
-                    self.stats.add(Counter::Promoted, 1);
-                    let demoted = self.l1.insert(entry.clone(), now);
-                    self.stats.add(Counter::DemotedForRoom, demoted as u64);
+                    put_into_l1(&mut self.l1, &self.stats, entry, now);
                 }
                 Lookup::Hit(Hit { entry, tier: Tier::L2, probe_due: currency == Currency::DueForProbe })
             }
@@ -247,6 +248,18 @@ where
         self.stats.add(to, 1);
     }
 
+    /// Puts the copy of `key` into this worker's L1 at once, if L2 has one that may be served: for what is known to be hot.
+    pub fn promote<Q>(&mut self, hash: TierHash, key: &Q, now: Moment)
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        if let Some(entry) = self.cache.l2.peek(hash, key)
+            && matches!(self.judge(&entry, now), Verdict::Valid(_))
+        {
+            put_into_l1(&mut self.l1, &self.stats, &entry, now);
+        }
+    }
+
     /// Whether copies of `source` may be served now.
     pub fn currency(&self, source: SourceId, now: Moment) -> Currency {
         self.cache.kernel.currency(source, now)
@@ -259,6 +272,7 @@ where
         let (next, idle) = self.l1.sweep(self.sweep, steps, now, self.cache.tiering.demote_after_idle);
         self.sweep = next;
         self.stats.add(Counter::DemotedIdle, idle as u64);
+        self.stats.set_l1_sizes(self.l1.sizes());
     }
 
     /// Explains the copy of `key`, without counting as a read; `None`: there is none.
@@ -279,6 +293,13 @@ where
     pub fn l1_sizes(&self) -> (usize, usize) {
         self.l1.sizes()
     }
+}
+
+fn put_into_l1<K: Eq, V>(l1: &mut L1<K, V>, stats: &WorkerStats, entry: &Shared<K, V>, now: Moment) {
+    let demoted = l1.insert(entry.clone(), now);
+    stats.add(Counter::Promoted, 1);
+    stats.add(Counter::DemotedForRoom, demoted as u64);
+    stats.set_l1_sizes(l1.sizes());
 }
 
 impl<K, V> Drop for Worker<K, V>
