@@ -156,15 +156,62 @@ pub struct Redis {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub username: Option<String>,
-    /// Secret of this namespace that holds the password. It is mounted into the sidecar only.
+    /// Secret of this namespace that holds the password. It is mounted into the sidecar only, and read again before each
+    /// connect: it may rotate while the server takes both the old and the new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_secret_ref: Option<SecretKey>,
+    /// TLS; absent means plain text. There is no fallback from one to the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RedisTls>,
     /// Deadline of a connect with its handshake.
     #[serde(default = "connect_timeout")]
     pub connect_timeout: Period,
     /// Deadline of a command.
     #[serde(default = "timeout")]
     pub timeout: Period,
+}
+
+/// TLS towards a Redis; `tls: {}` trusts the authorities of the sidecar's image. Certificates are read again before each
+/// connect, so that they may rotate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisTls {
+    /// Secret of this namespace with the authorities' certificates to trust, in PEM form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<CaKey>,
+    /// ConfigMap of this namespace with them, instead of a Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<CaKey>,
+    /// Secret of this namespace, of type kubernetes.io/tls, with the certificate that sidecars show to the server. It is
+    /// mounted into the sidecar only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_secret_ref: Option<SecretName>,
+    /// Name that the server's certificate must be for, and that is sent as SNI; absent means the endpoint's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9._:-]+$"))]
+    pub server_name: Option<String>,
+}
+
+/// One key of a Secret or ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CaKey {
+    /// Name of the Secret or ConfigMap.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Key whose value are certificates in PEM form.
+    #[serde(default = "ca_crt")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// A Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretName {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
 }
 
 /// How the nodes of a Redis form one store.
@@ -175,7 +222,7 @@ pub enum Mode {
     Standalone,
 }
 
-/// One key of a Secret.
+/// Login data in a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKey {
@@ -186,6 +233,10 @@ pub struct SecretKey {
     #[serde(default = "password")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
+    /// Key whose value is the user, instead of `username`; for users that rotate with their passwords.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub username_key: Option<String>,
 }
 
 /// When entries move between L1 and L2.
@@ -328,6 +379,7 @@ impl Default for Redis {
             endpoints: Vec::new(),
             username: None,
             auth_secret_ref: None,
+            tls: None,
             connect_timeout: connect_timeout(),
             timeout: timeout(),
         }
@@ -357,6 +409,10 @@ fn connect_timeout() -> Period {
 
 fn timeout() -> Period {
     "2s".into()
+}
+
+fn ca_crt() -> String {
+    "ca.crt".into()
 }
 
 fn password() -> String {

@@ -25,6 +25,9 @@ pub const CONFIG_VOLUME: &str = "caddy-config";
 /// Volume that holds the Redis password.
 pub const REDIS_AUTH_VOLUME: &str = "caddy-redis-auth";
 
+/// Volume that holds the certificates for Redis.
+pub const REDIS_TLS_VOLUME: &str = "caddy-redis-tls";
+
 /// Directory of the socket in every container of the pod.
 pub const SOCKET_DIR: &str = "/run/caddy";
 /// Directory of the configuration file in the sidecar.
@@ -33,6 +36,14 @@ pub const CONFIG_DIR: &str = "/etc/caddy/config";
 pub const CONFIG_KEY: &str = "config.yaml";
 /// Directory of the Redis password in the sidecar.
 pub const REDIS_AUTH_DIR: &str = "/etc/caddy/redis-auth";
+/// Directory of the certificates for Redis in the sidecar; its files are named as in a Secret of type kubernetes.io/tls.
+pub const REDIS_TLS_DIR: &str = "/etc/caddy/redis-tls";
+/// File of the trusted authorities in it.
+pub const CA_FILE: &str = "ca.crt";
+/// File of the certificate that is shown.
+pub const CERTIFICATE_FILE: &str = "tls.crt";
+/// File of its key.
+pub const KEY_FILE: &str = "tls.key";
 /// Environment variable by which apps find the socket.
 pub const SOCKET_ENV: &str = "CADDY_SOCKET";
 

@@ -3,7 +3,7 @@
 //!
 //! `tests/rules.rs` evaluates the CEL beside the function and fails where they disagree.
 
-use crate::cluster::{CacheCluster, Keyspace, Mode};
+use crate::cluster::{CacheCluster, Keyspace, Mode, Redis};
 use crate::names::CLUSTER_NAME_MAX;
 use crate::quantity::Period;
 use caddy_contract::parse_duration;
@@ -41,8 +41,27 @@ pub const RULES: &[Rule] = &[
         cel: "self.mode != 'Standalone' || size(self.endpoints) == 1",
         message: "endpoints must have exactly one entry in mode Standalone",
         holds: |cluster| {
-            let redis = cluster.spec.l3.redis.as_ref();
-            redis.is_none_or(|redis| redis.mode != Mode::Standalone || redis.endpoints.len() == 1)
+            redis(cluster).is_none_or(|redis| redis.mode != Mode::Standalone || redis.endpoints.len() == 1)
+        },
+    },
+    Rule {
+        at: &["spec", "l3", "redis"],
+        cel: "!has(self.username) || !has(self.authSecretRef) || !has(self.authSecretRef.usernameKey)",
+        message: "username and authSecretRef.usernameKey both name the user; keep one of them",
+        holds: |cluster| {
+            redis(cluster).is_none_or(|redis| {
+                let key = redis.auth_secret_ref.as_ref().and_then(|secret| secret.username_key.as_ref());
+                redis.username.is_none() || key.is_none()
+            })
+        },
+    },
+    Rule {
+        at: &["spec", "l3", "redis", "tls"],
+        cel: "!has(self.caSecretRef) || !has(self.caConfigMapRef)",
+        message: "caSecretRef and caConfigMapRef both name the authorities to trust; keep one of them",
+        holds: |cluster| {
+            let tls = redis(cluster).and_then(|redis| redis.tls.as_ref());
+            tls.is_none_or(|tls| tls.ca_secret_ref.is_none() || tls.ca_config_map_ref.is_none())
         },
     },
     Rule {
@@ -107,6 +126,10 @@ fn name(cluster: &CacheCluster) -> &str {
 
 fn all_within(cluster: &CacheCluster, time: fn(&Keyspace) -> Option<&Period>) -> bool {
     cluster.spec.keyspaces.iter().filter_map(time).all(|time| within(&time.0, 10))
+}
+
+fn redis(cluster: &CacheCluster) -> Option<&Redis> {
+    cluster.spec.l3.redis.as_ref()
 }
 
 fn within(text: &str, least_millis: u64) -> bool {

@@ -55,6 +55,20 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
         ("at most 52", object(&"n".repeat(53), &json!({"l3": l3}))),
         ("exactly one of redis", object("n", &json!({"l3": {}}))),
         ("exactly one entry", object("n", &json!({"l3": redis(&["r:1", "r:2"])}))),
+        (
+            "both name the user",
+            object(
+                "n",
+                &json!({"l3": {"redis": {"endpoints": ["r:1"], "username": "a", "authSecretRef": {"name": "s", "usernameKey": "u"}}}}),
+            ),
+        ),
+        (
+            "both name the authorities",
+            object(
+                "n",
+                &json!({"l3": {"redis": {"endpoints": ["r:1"], "tls": {"caSecretRef": {"name": "s"}, "caConfigMapRef": {"name": "c"}}}}}),
+            ),
+        ),
         ("tcpPort 9464", object("n", &json!({"l3": l3, "listen": {"tcpPort": 9464}}))),
         ("maxStaleness", object("n", &json!({"l3": l3, "consistency": {"maxStaleness": "5ms"}}))),
         ("demoteAfterIdle", object("n", &json!({"l3": l3, "tiering": {"demoteAfterIdle": "25h"}}))),

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use caddy_contract::{Config, RawConfig, RawL3, RawRedis};
+use caddy_contract::{Config, RawConfig, RawL3, RawRedis, RawTls};
 use clap::{Args, Parser, Subcommand};
 
 use crate::reload;
@@ -43,11 +43,24 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Serve {
     /// The configuration file; it is watched for changes. Without it the flags below apply.
-    #[arg(long, conflicts_with_all = ["redis", "socket", "tcp_port", "admin_port", "workers", "max_staleness"])]
+    #[arg(long, conflicts_with_all = ["redis", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "socket", "tcp_port", "admin_port", "workers", "max_staleness"])]
     config: Option<PathBuf>,
-    /// The Redis behind the cache: redis://[user:password@]host:port, unix:///path or host:port. Without it: embedded.
+    /// The Redis behind the cache: redis://[user:password@]host:port, rediss://… for TLS, unix:///path or host:port.
+    /// Without it: embedded.
     #[arg(long)]
     redis: Option<String>,
+    /// With rediss://: PEM file of the certificate authorities to trust, instead of the system's.
+    #[arg(long, requires = "redis")]
+    tls_ca: Option<PathBuf>,
+    /// With rediss://: PEM file of the certificate to show to Redis.
+    #[arg(long, requires_all = ["redis", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// With rediss://: PEM file of its key.
+    #[arg(long, requires_all = ["redis", "tls_cert"])]
+    tls_key: Option<PathBuf>,
+    /// With rediss://: the name that the certificate of Redis must be for, instead of the host in the URL.
+    #[arg(long, requires = "redis")]
+    tls_server_name: Option<String>,
     /// The socket to serve.
     #[arg(long, default_value = "./cache.sock")]
     socket: PathBuf,
@@ -113,9 +126,21 @@ impl Serve {
         if let Some(url) = &self.redis {
             let location = Location::parse(url)?;
             password = location.password;
+            let path =
+                |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
+            let tls = RawTls {
+                ca_file: path(&self.tls_ca),
+                cert_file: path(&self.tls_cert),
+                key_file: path(&self.tls_key),
+                server_name: self.tls_server_name.unwrap_or_default(),
+            };
+            if !location.tls && tls != RawTls::default() {
+                anyhow::bail!("{url:?} asks for plain text, and --tls-… for TLS: write rediss://");
+            }
             let redis = RawRedis {
                 endpoints: vec![location.endpoint],
                 username: location.user.unwrap_or_default(),
+                tls: location.tls.then_some(tls),
                 ..RawRedis::default()
             };
             raw.l3 = RawL3 { redis: Some(redis), embedded: None };
@@ -145,19 +170,20 @@ struct Location {
     endpoint: String,
     user: Option<String>,
     password: Option<String>,
+    tls: bool,
 }
 
 impl Location {
     fn parse(url: &str) -> anyhow::Result<Self> {
-        if url.starts_with("rediss://") {
-            anyhow::bail!("TLS to Redis (rediss://) is not available yet; use redis:// within a trusted network");
-        }
         if let Some(path) = url.strip_prefix("unix:").or_else(|| url.strip_prefix("redis+unix:")) {
             return Ok(Self { endpoint: format!("unix:{path}"), ..Self::default() });
         }
-        let rest = url.strip_prefix("redis://").unwrap_or(url);
+        let secured = url.strip_prefix("rediss://");
+        let rest = secured.or_else(|| url.strip_prefix("redis://")).unwrap_or(url);
         if rest.contains("://") {
-            anyhow::bail!("{url:?}: write redis://[user:password@]host:port, unix:///path or host:port");
+            anyhow::bail!(
+                "{url:?}: write redis://[user:password@]host:port, rediss://… for TLS, unix:///path or host:port"
+            );
         }
         let (login, rest) = rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
         let rest = rest.trim_end_matches('/');
@@ -170,7 +196,7 @@ impl Location {
             None => (None, None),
             Some((user, password)) => (Some(decode(user)?).filter(|user| !user.is_empty()), Some(decode(password)?)),
         };
-        Ok(Self { endpoint, user, password })
+        Ok(Self { endpoint, user, password, tls: secured.is_some() })
     }
 }
 
@@ -197,7 +223,12 @@ mod tests {
     use super::*;
 
     fn location(endpoint: &str, user: Option<&str>, password: Option<&str>) -> Location {
-        Location { endpoint: endpoint.into(), user: user.map(Into::into), password: password.map(Into::into) }
+        Location {
+            endpoint: endpoint.into(),
+            user: user.map(Into::into),
+            password: password.map(Into::into),
+            tls: false,
+        }
     }
 
     #[test]
@@ -212,11 +243,13 @@ mod tests {
         ] {
             assert_eq!(Location::parse(url).unwrap(), expected, "{url}");
         }
+        let secured = Location { tls: true, ..location("cache:6379", Some("app"), Some("pw")) };
+        assert_eq!(Location::parse("rediss://app:pw@cache").unwrap(), secured);
     }
 
     #[test]
     fn what_cannot_be_honoured_is_refused() {
-        for url in ["redis://cache:6379/3", "rediss://cache:6379", "http://cache", "redis://u:%zz@cache:1"] {
+        for url in ["redis://cache:6379/3", "rediss://cache:6379/3", "http://cache", "redis://u:%zz@cache:1"] {
             assert!(Location::parse(url).is_err(), "{url}");
         }
     }

@@ -16,7 +16,9 @@ use caddy_engine::{
     BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
     L1Config, L2Config, Moment, SourceId, SourceKind, TieringConfig,
 };
-use caddy_remote::{LaneHandle, LaneState, Password, Setup, Target, embedded::Embedded, lane};
+use caddy_remote::{
+    Credential, LaneHandle, LaneState, Login, Setup, Target, Tls, TlsOptions, embedded::Embedded, lane,
+};
 use caddy_resp::{Protocol, encode};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
@@ -264,7 +266,21 @@ impl Shared {
 
 impl RedisL3 {
     fn new(redis: &caddy_contract::Redis, password: Option<String>, hub: mpsc::UnboundedSender<Addition>) -> Self {
-        let password = password.map(Password::Inline).or_else(|| redis.password_file.clone().map(Password::File));
+        let login = Login {
+            username: redis
+                .username
+                .clone()
+                .map(Credential::Inline)
+                .or_else(|| redis.username_file.clone().map(Credential::File)),
+            password: password.map(Credential::Inline).or_else(|| redis.password_file.clone().map(Credential::File)),
+        };
+        let tls = redis.tls.as_ref().map(|tls| {
+            Arc::new(Tls::new(TlsOptions {
+                ca_file: tls.ca_file.clone(),
+                client_certificate: tls.client_certificate.clone(),
+                server_name: tls.server_name.clone(),
+            }))
+        });
         let endpoint = redis.endpoints.first().map(|endpoint| match endpoint {
             caddy_contract::Endpoint::Tcp { host, port } => {
                 caddy_remote::Endpoint::Tcp { host: host.clone(), port: *port }
@@ -274,8 +290,8 @@ impl RedisL3 {
         let target = Target {
             // The contract refuses a Redis without an endpoint.
             endpoint: endpoint.unwrap_or_else(|| caddy_remote::Endpoint::Unix("/".into())),
-            username: redis.username.clone(),
-            password,
+            login,
+            tls,
             connect_timeout: redis.connect_timeout,
             response_timeout: redis.timeout,
         };

@@ -1,5 +1,6 @@
 //! Local Kubernetes, end-to-end, conformance and chaos tests.
 
+pub mod certificates;
 pub mod chaos;
 pub mod e2e;
 pub mod history;

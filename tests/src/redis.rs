@@ -1,11 +1,12 @@
 //! A real Redis (or Valkey) of a test's own, as a child process on a Unix socket.
 //!
-//! Owns the process, its directory and its end: dropped ⇒ killed and gone. Never listens on TCP, never
+//! Owns the process, its directory and its end: dropped ⇒ killed and gone. Listens on TCP (loopback) only where its arguments say so, never
 //! writes outside its directory, never touches another server. Fails by errors that name the missing
 //! package or show the end of the server's log.
 
 use std::{
     env, fs,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -183,6 +184,12 @@ impl Drop for RedisServer {
         // Nothing can be done about a failure here, and the directory goes anyway.
         let _ = self.kill();
     }
+}
+
+/// A port on loopback that nobody uses now. Another process may take it before the caller does; whoever starts a server
+/// on it sees that.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("find a free port")?.port())
 }
 
 /// The server's program: named by the environment, else the first of redis-server and valkey-server on PATH.

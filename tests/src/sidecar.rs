@@ -49,6 +49,11 @@ impl SidecarOptions {
         Self::over(format!("endpoints: [\"unix:{}\"]", path.display()))
     }
 
+    /// In front of what these fields of `l3.redis` name, as in a YAML flow mapping: `endpoints: ["localhost:6379"]`.
+    pub fn l3_redis(fields: &str) -> Self {
+        Self::over(fields.to_owned())
+    }
+
     /// With its own data.
     pub fn embedded() -> Self {
         Self::over(String::new())

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use caddy_contract::{RawConfig, RawEmbedded, RawKeyspace, RawL3, RawLimits, RawRedis};
+use caddy_contract::{RawConfig, RawEmbedded, RawKeyspace, RawL3, RawLimits, RawRedis, RawTls};
 use serde_json::{Value, json};
 
 const DOC: &str = include_str!("../../docs/configuration.md");
@@ -41,8 +41,9 @@ fn leaves(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
 
 #[test]
 fn every_field_of_the_file_is_documented_with_its_default() {
+    let redis = RawRedis { tls: Some(RawTls::default()), ..RawRedis::default() };
     let everything = RawConfig {
-        l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(RawRedis::default()) },
+        l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
         keyspaces: vec![RawKeyspace::default()],
         ..RawConfig::default()
     };

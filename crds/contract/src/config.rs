@@ -2,7 +2,7 @@
 
 use crate::{
     ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace, RawL3,
-    RawRedis, RedisMode, parse_duration,
+    RawRedis, RawTls, RedisMode, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -93,7 +93,7 @@ pub enum L3 {
     /// In this process: each sidecar has its own data.
     Embedded,
     /// A Redis or Valkey.
-    Redis(Redis),
+    Redis(Box<Redis>),
 }
 
 /// A Redis or Valkey.
@@ -105,12 +105,27 @@ pub struct Redis {
     pub endpoints: Vec<Endpoint>,
     /// User for AUTH; none means Redis's default user.
     pub username: Option<String>,
+    /// File that holds the user, read on each connect.
+    pub username_file: Option<PathBuf>,
     /// File that holds the password, read on each connect, so that a rotated Secret is used.
     pub password_file: Option<PathBuf>,
+    /// TLS; none means plain text.
+    pub tls: Option<Tls>,
     /// Deadline of a connect with its handshake.
     pub connect_timeout: Duration,
     /// Deadline of a command.
     pub timeout: Duration,
+}
+
+/// TLS towards a Redis.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificates of the authorities that are trusted; none means the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Files of the certificate that is shown to the server, and of its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// The name that the server's certificate must be for; none means the endpoint's host.
+    pub server_name: Option<String>,
 }
 
 /// Address of an L3 node.
@@ -373,7 +388,7 @@ impl Reader {
     fn l3(&mut self, raw: &RawL3) -> L3 {
         match (&raw.embedded, &raw.redis) {
             (Some(_), None) => L3::Embedded,
-            (None, Some(redis)) => L3::Redis(self.redis(redis)),
+            (None, Some(redis)) => L3::Redis(Box::new(self.redis(redis))),
             (Some(_), Some(_)) => {
                 self.faults.add("l3", "has both embedded and redis; keep exactly one");
                 L3::Embedded
@@ -403,13 +418,40 @@ impl Reader {
                 format!("has {}; mode Standalone takes exactly one", raw.endpoints.len()),
             ),
         }
+        self.check(
+            raw.username.is_empty() || raw.username_file.is_empty(),
+            "l3.redis.usernameFile",
+            "stands beside username; keep one of them",
+        );
+        let tls = raw.tls.as_ref().map(|tls| self.tls(tls));
+        let over_unix = raw.endpoints.iter().any(|endpoint| endpoint.starts_with("unix:"));
+        self.check(
+            tls.is_none() || !over_unix,
+            "l3.redis.tls",
+            "is for endpoints host:port; a Redis speaks no TLS on a Unix socket",
+        );
         Redis {
             mode: raw.mode,
             endpoints,
-            username: (!raw.username.is_empty()).then(|| raw.username.clone()),
-            password_file: (!raw.password_file.is_empty()).then(|| PathBuf::from(&raw.password_file)),
+            username: named(&raw.username),
+            username_file: named(&raw.username_file),
+            password_file: named(&raw.password_file),
+            tls,
             connect_timeout: self.time("l3.redis.connectTimeout", &raw.connect_timeout, 10),
             timeout: self.time("l3.redis.timeout", &raw.timeout, 10),
+        }
+    }
+
+    fn tls(&mut self, raw: &RawTls) -> Tls {
+        self.check(
+            raw.cert_file.is_empty() == raw.key_file.is_empty(),
+            "l3.redis.tls.certFile",
+            "must stand together with keyFile; a certificate is of use only with its key",
+        );
+        Tls {
+            ca_file: named(&raw.ca_file),
+            client_certificate: named(&raw.cert_file).zip(named(&raw.key_file)),
+            server_name: named(&raw.server_name),
         }
     }
 
@@ -449,4 +491,9 @@ impl Reader {
         };
         raw.iter().enumerate().map(parsed).collect()
     }
+}
+
+/// An empty text says nothing.
+fn named<T: for<'a> From<&'a String>>(text: &String) -> Option<T> {
+    (!text.is_empty()).then(|| T::from(text))
 }

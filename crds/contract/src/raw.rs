@@ -114,12 +114,31 @@ pub struct RawRedis {
     pub endpoints: Vec<String>,
     /// User for AUTH; empty means Redis's default user.
     pub username: String,
+    /// File that holds the user instead, read on each connect.
+    pub username_file: String,
     /// File that holds the password, read on each connect; empty means no AUTH.
     pub password_file: String,
+    /// TLS; without it connections are plain text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RawTls>,
     /// Deadline of a connect with its handshake.
     pub connect_timeout: String,
     /// Deadline of a command.
     pub timeout: String,
+}
+
+/// TLS towards a Redis. All files are in PEM form and looked at before each connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawTls {
+    /// Certificates of the authorities that are trusted; empty means the system's.
+    pub ca_file: String,
+    /// The certificate that is shown to the server, with its chain; empty means none.
+    pub cert_file: String,
+    /// Its key.
+    pub key_file: String,
+    /// The name that the server's certificate must be for; empty means the endpoint's host.
+    pub server_name: String,
 }
 
 /// How the nodes of a Redis form one store.
@@ -294,7 +313,9 @@ impl Default for RawRedis {
             mode: RedisMode::Standalone,
             endpoints: Vec::new(),
             username: String::new(),
+            username_file: String::new(),
             password_file: String::new(),
+            tls: None,
             connect_timeout: "1s".into(),
             timeout: "2s".into(),
         }

@@ -8,6 +8,7 @@
 
 mod annotations;
 mod containers;
+mod files;
 mod patcher;
 mod sidecar;
 

@@ -1,6 +1,6 @@
 //! The sidecar container and its volumes.
 
-use super::{Defaults, Patcher, SidecarUser};
+use super::{Defaults, Patcher, SidecarUser, files};
 use crate::{capabilities::SidecarForm, plan::needed_memory};
 use caddy_contract::ByteSize;
 use caddy_crds::{CacheCluster, cluster::Amounts, names};
@@ -18,20 +18,20 @@ pub struct Shape<'a> {
     user: bool,
     resources: Value,
     tcp_port: i32,
-    redis_auth: Option<(&'a str, &'a str)>,
+    /// The volumes of what is mounted from Secrets and ConfigMaps of the user's.
+    files: Vec<Value>,
 }
 
 impl<'a> Shape<'a> {
     /// The shape that a pod injected now would get.
     pub fn of(cluster: &'a CacheCluster, defaults: &'a Defaults) -> Self {
-        let secret = cluster.spec.l3.redis.as_ref().and_then(|redis| redis.auth_secret_ref.as_ref());
         Self {
             image: image(cluster, defaults),
             pull_policy: defaults.pull_policy.as_deref(),
             user: defaults.user == SidecarUser::Fixed,
             resources: resources(cluster),
             tcp_port: cluster.spec.listen.tcp_port,
-            redis_auth: secret.map(|secret| (secret.name.as_str(), secret.key.as_str())),
+            files: files::of(cluster).into_iter().map(|files| files.volume).collect(),
         }
     }
 }
@@ -50,13 +50,7 @@ pub(super) fn volumes(patcher: &mut Patcher, cluster: &CacheCluster) {
         // a sidecar that still serves.
         json!({"name": names::CONFIG_VOLUME, "configMap": {"name": names::config_map(name(cluster))}}),
     ];
-    if let Some(secret) = redis_auth(cluster) {
-        wanted.push(json!({
-            "name": names::REDIS_AUTH_VOLUME,
-            // Readable by the sidecar's user; the volume is mounted nowhere else.
-            "secret": {"secretName": secret.name, "items": [{"key": secret.key, "path": secret.key}], "defaultMode": 0o444},
-        }));
-    }
+    wanted.extend(files::of(cluster).into_iter().map(|files| files.volume));
     for volume in wanted {
         let known = patcher.document()["spec"]["volumes"].as_array().into_iter().flatten();
         if !known.into_iter().any(|other| other["name"] == volume["name"]) {
@@ -71,9 +65,7 @@ pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, 
         json!({"name": names::SOCKET_VOLUME, "mountPath": names::SOCKET_DIR}),
         json!({"name": names::CONFIG_VOLUME, "mountPath": names::CONFIG_DIR, "readOnly": true}),
     ];
-    if redis_auth(cluster).is_some() {
-        mounts.push(json!({"name": names::REDIS_AUTH_VOLUME, "mountPath": names::REDIS_AUTH_DIR, "readOnly": true}));
-    }
+    mounts.extend(files::of(cluster).into_iter().map(|files| files.mount));
     let mut container = json!({
         "name": names::SIDECAR_CONTAINER,
         "image": image(cluster, defaults),
@@ -162,10 +154,6 @@ fn image<'a>(cluster: &'a CacheCluster, defaults: &'a Defaults) -> &'a str {
     cluster.spec.image.as_deref().unwrap_or(&defaults.image)
 }
 
-fn redis_auth(cluster: &CacheCluster) -> Option<&caddy_crds::cluster::SecretKey> {
-    cluster.spec.l3.redis.as_ref()?.auth_secret_ref.as_ref()
-}
-
 fn name(cluster: &CacheCluster) -> &str {
     cluster.metadata.name.as_deref().unwrap_or_default()
 }
@@ -204,5 +192,10 @@ mod tests {
         assert_ne!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"]}}, "image": "caddy:2"})));
         assert_ne!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"]}}, "l2": {"maxBytes": "1Gi"}})));
         assert_ne!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"], "authSecretRef": {"name": "s"}}}})));
+        assert_ne!(
+            base,
+            hash(&json!({"l3": {"redis": {"endpoints": ["r:1"], "tls": {"caSecretRef": {"name": "s"}}}}}))
+        );
+        assert_eq!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"], "tls": {"serverName": "other"}}}})));
     }
 }

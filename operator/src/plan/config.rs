@@ -5,7 +5,7 @@
 
 use caddy_contract::{
     ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
-    RawEmbedded, RawKeyspace, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RedisMode,
+    RawEmbedded, RawKeyspace, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RawTls, RedisMode,
 };
 use caddy_crds::{
     CacheCluster,
@@ -141,16 +141,34 @@ pub fn raw_config(cluster: &CacheCluster) -> RawConfig {
 }
 
 fn raw_redis(redis: &cluster::Redis) -> RawRedis {
-    let password_file = |secret: &cluster::SecretKey| format!("{}/{}", names::REDIS_AUTH_DIR, secret.key);
+    let login = redis.auth_secret_ref.as_ref();
+    let file_of = |key: &String| format!("{}/{key}", names::REDIS_AUTH_DIR);
     RawRedis {
         mode: match redis.mode {
             cluster::Mode::Standalone => RedisMode::Standalone,
         },
         endpoints: redis.endpoints.clone(),
         username: redis.username.clone().unwrap_or_default(),
-        password_file: redis.auth_secret_ref.as_ref().map(password_file).unwrap_or_default(),
+        username_file: login.and_then(|secret| secret.username_key.as_ref()).map(file_of).unwrap_or_default(),
+        password_file: login.map(|secret| file_of(&secret.key)).unwrap_or_default(),
+        tls: redis.tls.as_ref().map(raw_tls),
         connect_timeout: redis.connect_timeout.0.clone(),
         timeout: redis.timeout.0.clone(),
+    }
+}
+
+/// The files that the injector mounts.
+fn raw_tls(tls: &cluster::RedisTls) -> RawTls {
+    let file = |present: bool, name: &str| {
+        if present { format!("{}/{name}", names::REDIS_TLS_DIR) } else { String::new() }
+    };
+    let has_ca = tls.ca_secret_ref.is_some() || tls.ca_config_map_ref.is_some();
+    let has_certificate = tls.client_certificate_secret_ref.is_some();
+    RawTls {
+        ca_file: file(has_ca, names::CA_FILE),
+        cert_file: file(has_certificate, names::CERTIFICATE_FILE),
+        key_file: file(has_certificate, names::KEY_FILE),
+        server_name: tls.server_name.clone().unwrap_or_default(),
     }
 }
 
@@ -185,7 +203,7 @@ mod tests {
     #[test]
     fn the_file_says_what_the_spec_says() {
         let cluster = cluster_with(&json!({
-            "l3": {"redis": {"endpoints": ["redis.shop:6379"], "username": "app", "authSecretRef": {"name": "redis", "key": "pw"}}},
+            "l3": {"redis": {"endpoints": ["redis.shop:6379"], "username": "app", "authSecretRef": {"name": "redis", "key": "pw"}, "tls": {"caConfigMapRef": {"name": "ca"}, "clientCertificateSecretRef": {"name": "c"}, "serverName": "r.example"}}},
             "l2": {"maxBytes": "128Mi"},
             "listen": {"tcpPort": 6380},
             "consistency": {"onUncertain": "Fail"},
@@ -209,6 +227,16 @@ mod tests {
         assert_eq!((users.ttl, users.negative_ttl), (Some(Duration::from_mins(5)), Some(Duration::from_secs(1))));
         let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
         assert_eq!(redis.password_file.unwrap().to_str(), Some("/etc/caddy/redis-auth/pw"));
+        let tls = redis.tls.unwrap();
+        assert_eq!(
+            (tls.ca_file.unwrap().to_str(), tls.server_name.as_deref()),
+            (Some("/etc/caddy/redis-tls/ca.crt"), Some("r.example"))
+        );
+        let (certificate, key) = tls.client_certificate.unwrap();
+        assert_eq!(
+            (certificate.to_str(), key.to_str()),
+            (Some("/etc/caddy/redis-tls/tls.crt"), Some("/etc/caddy/redis-tls/tls.key"))
+        );
     }
 
     #[test]

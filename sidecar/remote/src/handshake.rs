@@ -1,4 +1,4 @@
-//! Getting in: connect, HELLO, AUTH, SELECT, TRACKING, in one pipelined write, and what the server said of itself.
+//! Getting in: connect, TLS, HELLO, AUTH, SELECT, TRACKING, in one pipelined write, and what the server said of itself.
 //!
 //! TRACKING is the first command after HELLO/AUTH/SELECT, so that nothing can be read on a tracked connection that is
 //! not tracked. A server that refuses it fails the handshake: there is no silent fallback to untracked reads.
@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use caddy_resp::{FrameKind, Protocol, ReplyScanner, Value, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{Password, Setup, Target, stream::Stream};
+use crate::{Endpoint, Setup, Target, TlsError, stream::Stream, target::Answers};
 
 /// What a server is to its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,16 +83,26 @@ pub enum ConnectError {
         source: Arc<io::Error>,
     },
     /// Nothing came back in time.
-    #[error("Redis at {endpoint} did not answer within {timeout_ms} ms")]
+    #[error("Redis at {endpoint} did not answer within {timeout_ms} ms{hint}; see whether Redis answers")]
     TimedOut {
         /// Where to.
         endpoint: String,
         /// The bound that passed, milliseconds.
         timeout_ms: u128,
+        /// What else may be the cause.
+        hint: &'static str,
     },
-    /// The password file could not be read.
-    #[error("cannot read the Redis password from {path}: {source}")]
-    ReadPassword {
+    /// TLS did not come about. There is no fallback to plain text.
+    #[error("no TLS with Redis at {endpoint}: {source}")]
+    Tls {
+        /// Where to.
+        endpoint: String,
+        /// The step that failed.
+        source: TlsError,
+    },
+    /// The file of the user name or the password could not be read.
+    #[error("cannot read the Redis user or password from {path}: {source}")]
+    ReadCredential {
         /// The file.
         path: String,
         /// What the system said.
@@ -167,7 +177,11 @@ pub enum ConnectError {
 impl ConnectError {
     /// The server answered, but not as we need it; trying again soon will not help much.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. } | Self::TurnedAway { .. })
+        match self {
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. } | Self::TurnedAway { .. } => false,
+            Self::Tls { source, .. } => !source.is_passing(),
+            _ => true,
+        }
     }
 }
 
@@ -180,12 +194,12 @@ pub(crate) struct Link {
 
 pub(crate) async fn connect(target: Arc<Target>, setup: Setup) -> Result<Link, ConnectError> {
     let timeout = target.connect_timeout;
-    match tokio::time::timeout(timeout, establish(&target, setup)).await {
-        Ok(result) => result,
-        Err(_) => {
-            Err(ConnectError::TimedOut { endpoint: target.endpoint.to_string(), timeout_ms: timeout.as_millis() })
-        }
-    }
+    let outcome = tokio::time::timeout(timeout, establish(&target, setup)).await;
+    outcome.unwrap_or_else(|_| {
+        // A server that does not speak TLS waits for the end of a line.
+        let hint = if target.tls.is_some() { "; does it speak TLS on this port?" } else { "" };
+        Err(ConnectError::TimedOut { endpoint: target.endpoint.to_string(), timeout_ms: timeout.as_millis(), hint })
+    })
 }
 
 /// The commands of a handshake, in the order in which they are sent and answered.
@@ -193,30 +207,51 @@ pub(crate) async fn connect(target: Arc<Target>, setup: Setup) -> Result<Link, C
 enum Step {
     Hello,
     Auth,
+    /// HELLO without arguments, which changes nothing: who answers, and whether it takes commands from us.
+    Look,
     Select,
     Tracking,
 }
 
 async fn establish(target: &Target, setup: Setup) -> Result<Link, ConnectError> {
-    let endpoint = || target.endpoint.to_string();
-    let password = read_password(target)?;
-    let mut stream = Stream::connect(&target.endpoint)
-        .await
-        .map_err(|source| ConnectError::Connect { endpoint: endpoint(), source: Arc::new(source) })?;
-    let broken = |reason: String| ConnectError::Broken { endpoint: endpoint(), reason };
+    let answers = target.login.read()?;
+    match log_in(target, setup, answers.as_ref()).await {
+        // Rotated while we were on the way: the file that is mounted now may be the one that opens.
+        Err(ConnectError::Login { .. }) if target.login.read()? != answers => {
+            log_in(target, setup, target.login.read()?.as_ref()).await
+        }
+        outcome => outcome,
+    }
+}
 
-    let (request, steps) = requests(target, setup, password.as_deref());
-    stream.write_all(&request).await.map_err(|error| broken(error.to_string()))?;
+async fn log_in(target: &Target, setup: Setup, answers: Option<&Answers>) -> Result<Link, ConnectError> {
+    let endpoint = || target.endpoint.to_string();
+    let mut stream = Stream::connect(&target.endpoint, target.tls.as_deref()).await?;
+    let broken = |error: Unreadable| unanswered(target, error);
+
+    let (request, steps) = requests(setup, answers);
+    let sent = stream.write_all(&request).await;
 
     let mut unread = BytesMut::new();
     let mut server = None;
     for step in steps {
-        let frame = read_reply(&mut stream, &mut unread).await.map_err(broken)?;
-        let (value, _) = Value::decode(&frame).map_err(|error| broken(error.to_string()))?;
+        // A server that hangs up says why before it does: what it said counts for more than that it did not listen.
+        let frame = match (read_reply(&mut stream, &mut unread).await, &sent) {
+            (Ok(frame), _) => frame,
+            (Err(Unreadable::Io(_) | Unreadable::Closed), Err(error)) => {
+                return Err(broken(Unreadable::Io(io::Error::new(error.kind(), error.to_string()))));
+            }
+            (Err(error), _) => return Err(broken(error)),
+        };
+        let (value, _) = Value::decode(&frame).map_err(|error| broken(Unreadable::NotResp(error.to_string())))?;
         if let Some(message) = value.as_error() {
+            // Servers without HELLO are good enough for relays.
+            if step == Step::Look && !message.starts_with(b"NOAUTH") {
+                continue;
+            }
             return Err(refused(step, endpoint(), String::from_utf8_lossy(message).into_owned()));
         }
-        if step == Step::Hello {
+        if matches!(step, Step::Hello | Step::Look) {
             server = ServerInfo::from_hello(&value);
         }
     }
@@ -233,29 +268,45 @@ async fn establish(target: &Target, setup: Setup) -> Result<Link, ConnectError> 
     Ok(Link { stream, unread, server })
 }
 
-fn read_password(target: &Target) -> Result<Option<String>, ConnectError> {
-    Ok(match &target.password {
-        None => None,
-        Some(Password::Inline(password)) => Some(password.clone()),
-        Some(Password::File(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|source| ConnectError::ReadPassword {
-                path: path.display().to_string(),
-                source: Arc::new(source),
-            })?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
-    })
+/// Why no reply could be read.
+enum Unreadable {
+    Io(io::Error),
+    Closed,
+    NotResp(String),
 }
 
-fn requests(target: &Target, setup: Setup, password: Option<&str>) -> (Vec<u8>, Vec<Step>) {
+/// What became of a handshake to which no answer came.
+fn unanswered(target: &Target, error: Unreadable) -> ConnectError {
+    let endpoint = target.endpoint.to_string();
+    // In TLS 1.3 a server judges our certificate after its side of the handshake is done.
+    if let (Some(tls), Unreadable::Io(error)) = (&target.tls, &error)
+        && let Some(source) = tls.explain_late(error)
+    {
+        return ConnectError::Tls { endpoint, source };
+    }
+    let mut reason = match error {
+        Unreadable::Io(error) => error.to_string(),
+        Unreadable::Closed => "the server closed the connection".to_owned(),
+        Unreadable::NotResp(reason) => reason,
+    };
+    match &target.tls {
+        None if matches!(target.endpoint, Endpoint::Tcp { .. }) => {
+            reason.push_str("; does it want TLS (l3.redis.tls, rediss://)?");
+        }
+        Some(tls) if !tls.shows_certificate() => reason.push_str("; does it want a client certificate (l3.redis.tls)?"),
+        _ => {}
+    }
+    ConnectError::Broken { endpoint, reason }
+}
+
+fn requests(setup: Setup, answers: Option<&Answers>) -> (Vec<u8>, Vec<Step>) {
     let mut out = Vec::with_capacity(160);
     let mut steps = Vec::with_capacity(4);
-    let user = target.username.as_deref().unwrap_or("default");
     match setup.protocol {
         Protocol::Resp3 => {
             let mut args = vec!["HELLO", "3"];
-            if let Some(password) = password {
-                args.extend(["AUTH", user, password]);
+            if let Some(Answers { username, password }) = answers {
+                args.extend(["AUTH", username, password]);
             }
             args.extend(["SETNAME", setup.client_name()]);
             encode::command(&mut out, args);
@@ -263,10 +314,12 @@ fn requests(target: &Target, setup: Setup, password: Option<&str>) -> (Vec<u8>, 
         }
         // A relay of a RESP2 app stays on the protocol that the app speaks, so that replies pass through as bytes.
         Protocol::Resp2 => {
-            if let Some(password) = password {
-                encode::command(&mut out, ["AUTH", user, password]);
+            if let Some(Answers { username, password }) = answers {
+                encode::command(&mut out, ["AUTH", username, password]);
                 steps.push(Step::Auth);
             }
+            encode::command(&mut out, ["HELLO"]);
+            steps.push(Step::Look);
         }
     }
     if setup.database != 0 {
@@ -293,23 +346,23 @@ fn refused(step: Step, endpoint: String, message: String) -> ConnectError {
         }
         _ if is_login => ConnectError::Login { endpoint, message },
         Step::Auth => ConnectError::Login { endpoint, message },
-        Step::Hello => ConnectError::TooOld { endpoint, message },
+        Step::Hello | Step::Look => ConnectError::TooOld { endpoint, message },
         Step::Select => ConnectError::Select { message },
     }
 }
 
-async fn read_reply(stream: &mut Stream, unread: &mut BytesMut) -> Result<Bytes, String> {
+async fn read_reply(stream: &mut Stream, unread: &mut BytesMut) -> Result<Bytes, Unreadable> {
     let mut scanner = ReplyScanner::default();
     loop {
-        if let Some(frame) = scanner.scan(unread).map_err(|error| error.to_string())? {
+        if let Some(frame) = scanner.scan(unread).map_err(|error| Unreadable::NotResp(error.to_string()))? {
             let bytes = unread.split_to(frame.len).freeze();
             if frame.kind == FrameKind::Push {
                 continue;
             }
             return Ok(bytes);
         }
-        if stream.read_buf(unread).await.map_err(|error| error.to_string())? == 0 {
-            return Err("the server closed the connection".to_owned());
+        if stream.read_buf(unread).await.map_err(Unreadable::Io)? == 0 {
+            return Err(Unreadable::Closed);
         }
     }
 }

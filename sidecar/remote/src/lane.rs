@@ -30,6 +30,7 @@ use tokio::{
 
 use crate::{
     ConnectError, ServerInfo, Target,
+    files::{self, Version, Watch},
     handshake::{self, Link},
     stream::Stream,
 };
@@ -178,9 +179,17 @@ type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>> + Send
 
 enum Phase<T> {
     Idle,
-    Connecting(Connecting),
+    Connecting {
+        connecting: Connecting,
+        files: Vec<Option<Version>>,
+    },
     Ready(Box<Connection<T>>),
-    Failed { until: Pin<Box<Sleep>>, error: Arc<ConnectError> },
+    Failed {
+        until: Pin<Box<Sleep>>,
+        /// Where the server said no: another password or certificate is tried as soon as it is there.
+        watch: Option<Watch>,
+        error: Arc<ConnectError>,
+    },
 }
 
 /// The state of an established connection.
@@ -217,10 +226,11 @@ impl<H: Handler> Lane<H> {
                     } else if self.inbox.is_closed() && self.inbox.is_empty() {
                         return Poll::Ready(());
                     }
+                    let files = files::versions(self.target.files());
                     let connecting = Box::pin(handshake::connect(self.target.clone(), self.setup));
-                    self.enter(Phase::Connecting(connecting));
+                    self.enter(Phase::Connecting { connecting, files });
                 }
-                Phase::Connecting(connecting) => match ready!(connecting.as_mut().poll(cx)) {
+                Phase::Connecting { connecting, files } => match ready!(connecting.as_mut().poll(cx)) {
                     Ok(link) => {
                         self.backoff = BACKOFF_MIN;
                         self.handler.connected(link.server.as_ref());
@@ -234,22 +244,28 @@ impl<H: Handler> Lane<H> {
                         let error = Arc::new(error);
                         self.handler.refused(&error);
                         let wait = if error.is_refusal() { BACKOFF_REFUSED } else { self.backoff };
+                        let watch = error.is_refusal().then(|| Watch::new(std::mem::take(files)));
                         let until = Box::pin(sleep(jittered(wait)));
                         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
                         if let Some(request) = self.first.take() {
                             self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));
                         }
-                        self.enter(Phase::Failed { until, error });
+                        self.enter(Phase::Failed { until, watch, error });
                     }
                 },
-                Phase::Failed { until, error } => {
+                Phase::Failed { until, watch, error } => {
                     while let Poll::Ready(next) = self.inbox.poll_recv(cx) {
                         match next {
                             Some(request) => self.handler.finish(request.tag, Err(Loss::NotSent(error.clone()))),
                             None => return Poll::Ready(()),
                         }
                     }
-                    ready!(until.as_mut().poll(cx));
+                    let changed = watch
+                        .as_mut()
+                        .is_some_and(|watch| watch.poll(cx, || files::versions(self.target.files())).is_ready());
+                    if !changed {
+                        ready!(until.as_mut().poll(cx));
+                    }
                     self.enter(Phase::Idle);
                 }
                 Phase::Ready(connection) => {
@@ -278,7 +294,7 @@ impl<H: Handler> Lane<H> {
     fn enter(&mut self, phase: Phase<H::Tag>) {
         let state = match phase {
             Phase::Idle => LaneState::Idle,
-            Phase::Connecting(_) => LaneState::Connecting,
+            Phase::Connecting { .. } => LaneState::Connecting,
             Phase::Ready(_) => LaneState::Ready,
             Phase::Failed { .. } => LaneState::Failed,
         };
@@ -406,7 +422,11 @@ impl<T> Connection<T> {
             }
         }
         self.output = BytesMut::new();
-        Ok(())
+        // TLS may still hold what the socket did not take.
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The timer runs while something is unanswered and is looked at only when it fires.

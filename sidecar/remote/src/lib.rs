@@ -8,11 +8,14 @@
 //! sidecar's promise that pushes are applied before replies of other connections are handed on rests on that order.
 
 pub mod embedded;
+mod files;
 mod handshake;
 mod lane;
 mod stream;
 mod target;
+mod tls;
 
 pub use handshake::{ConnectError, Role, ServerInfo};
 pub use lane::{Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};
-pub use target::{Endpoint, Password, Target};
+pub use target::{Credential, Endpoint, Login, Target};
+pub use tls::{Tls, TlsError, TlsOptions};

@@ -1,4 +1,4 @@
-//! A byte stream to a server, over TCP or a Unix socket.
+//! A byte stream to a server, over TCP, TLS or a Unix socket.
 
 use std::{
     io,
@@ -13,26 +13,43 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use crate::Endpoint;
+use tokio_rustls::client::TlsStream;
 
+use crate::{ConnectError, Endpoint, Tls};
+
+/// An enum and not a trait object: every read of every connection goes through it.
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
-    pub(crate) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
+    pub(crate) async fn connect(endpoint: &Endpoint, tls: Option<&Tls>) -> Result<Self, ConnectError> {
+        let unreached =
+            |source| ConnectError::Connect { endpoint: endpoint.to_string(), source: std::sync::Arc::new(source) };
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                // Requests are batched by us; Nagle would only add a round trip to them.
-                stream.set_nodelay(true)?;
-                keep_alive(&stream)?;
-                Ok(Self::Tcp(stream))
+                let stream = tcp(host, *port).await.map_err(unreached)?;
+                let Some(tls) = tls else { return Ok(Self::Tcp(stream)) };
+                let stream = tls
+                    .connect(host, stream)
+                    .await
+                    .map_err(|source| ConnectError::Tls { endpoint: endpoint.to_string(), source })?;
+                Ok(Self::Tls(Box::new(stream)))
             }
-            Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
+            // No wire to protect; whoever configures both is told so when the configuration is read.
+            Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await.map_err(unreached)?)),
         }
     }
+}
+
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    // Requests are batched by us; Nagle would only add a round trip to them.
+    stream.set_nodelay(true)?;
+    keep_alive(&stream)?;
+    Ok(stream)
 }
 
 /// Makes the kernel notice a peer that is gone without a word, also where no request has a deadline (subscribers).
@@ -50,6 +67,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -59,17 +77,22 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -1,6 +1,13 @@
 //! Where a Redis is and how to get in: addresses and credentials. Resolves and connects nothing.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{ConnectError, Tls};
 
 /// The address of one Redis server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +33,16 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Where the password comes from.
+/// A user name or a password, and where it comes from.
 #[derive(Clone)]
-pub enum Password {
-    /// Known from the start (a URL given by hand).
+pub enum Credential {
+    /// Known from the start.
     Inline(String),
     /// Read at every connect, so that it may rotate; a trailing newline is not part of it.
     File(PathBuf),
 }
 
-impl fmt::Debug for Password {
+impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inline(_) => f.write_str("Inline(…)"),
@@ -44,19 +51,76 @@ impl fmt::Debug for Password {
     }
 }
 
+impl Credential {
+    /// Its text at this moment.
+    pub(crate) fn read(&self) -> Result<String, ConnectError> {
+        match self {
+            Self::Inline(text) => Ok(text.clone()),
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| ConnectError::ReadCredential {
+                    path: path.display().to_string(),
+                    source: Arc::new(source),
+                })?;
+                Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+        }
+    }
+}
+
+/// Who logs in.
+#[derive(Debug, Clone, Default)]
+pub struct Login {
+    /// The ACL user; `None` is Redis's `default` user.
+    pub username: Option<Credential>,
+    /// The password; `None` sends no AUTH.
+    pub password: Option<Credential>,
+}
+
+/// User and password as they were at some moment.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Answers {
+    pub(crate) username: String,
+    pub(crate) password: String,
+}
+
+impl Login {
+    /// What to answer to a server that asks now; `None`: nothing.
+    pub(crate) fn read(&self) -> Result<Option<Answers>, ConnectError> {
+        let Some(password) = &self.password else { return Ok(None) };
+        let username = self.username.as_ref().map_or_else(|| Ok("default".to_owned()), Credential::read)?;
+        Ok(Some(Answers { username, password: password.read()? }))
+    }
+}
+
+impl Login {
+    fn files(&self) -> impl Iterator<Item = &Path> + Clone {
+        [&self.username, &self.password].into_iter().filter_map(|credential| match credential {
+            Some(Credential::File(path)) => Some(path.as_path()),
+            _ => None,
+        })
+    }
+}
+
 /// One Redis server, and all that is needed to talk to it.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// Its address.
     pub endpoint: Endpoint,
-    /// The ACL user; `None` is Redis's `default` user.
-    pub username: Option<String>,
-    /// The password; `None` sends no AUTH.
-    pub password: Option<Password>,
+    /// As whom.
+    pub login: Login,
+    /// TLS for connections over TCP; `None`: plain text.
+    pub tls: Option<Arc<Tls>>,
     /// Bound on name resolution, connect and handshake together.
     pub connect_timeout: Duration,
     /// How long a request may go unanswered before the connection counts as lost.
     pub response_timeout: Duration,
+}
+
+impl Target {
+    /// The files that decide whether a connection can be had.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> + Clone {
+        self.login.files().chain(self.tls.iter().flat_map(|tls| tls.files()))
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +137,6 @@ mod tests {
 
     #[test]
     fn a_password_is_never_printed() {
-        assert!(!format!("{:?}", Password::Inline("s3cret".into())).contains("s3cret"));
+        assert!(!format!("{:?}", Credential::Inline("s3cret".into())).contains("s3cret"));
     }
 }

@@ -8,6 +8,7 @@ mod modules;
 mod pooled;
 mod redis;
 mod replies;
+mod tls;
 
 use std::{
     path::Path,

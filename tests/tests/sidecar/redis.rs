@@ -50,7 +50,7 @@ fn a_redis_that_hangs_from_the_start_is_said_to_hang() -> Result<()> {
     let told = client.ask("GET k")?;
     ensure!(
         told.starts_with("(error) NOTREADY")
-            && told.contains("no answer within")
+            && told.contains("did not answer within")
             && told.contains("see whether Redis answers"),
         "GET k answers {told}"
     );
