@@ -10,13 +10,13 @@ use hashbrown::Equivalent;
 use thiserror::Error;
 
 use crate::clock::Moment;
-use crate::entry::{Entry, Shared};
+use crate::entry::{Entry, Parts, Shared};
 use crate::hash::TierHash;
+use crate::hold::{Hold, Packed};
 use crate::kernel::{Evidence, FillToken, Kernel, KernelConfig, Verdict};
 use crate::l1::L1Config;
-use crate::l2::{GroupSize, L2, L2Config, Refusal};
+use crate::l2::{GroupSize, L2, L2Config, Refusal, Times};
 use crate::stats::{Counter, SharedStats, Stats};
-use crate::weigh::Weigh;
 use crate::worker::Worker;
 
 /// What key and value of an entry own at most, whatever the budgets: entries count their bytes in 32 bits.
@@ -25,7 +25,8 @@ const MAX_ENTRY_BYTES: usize = 2 << 30;
 /// When entries move between L1 and L2.
 #[derive(Clone, Debug)]
 pub struct TieringConfig {
-    /// So many L2 hits put an entry into the asking worker's L1; at least 1.
+    /// So many L2 hits put an entry into the asking worker's L1; at least 1. Hits are counted up to 255: what is above
+    /// is taken for 255, and `u16::MAX` for never.
     pub promote_after_hits: u16,
     /// An L1 slot not used for this long is given up.
     pub demote_after_idle: Duration,
@@ -74,7 +75,7 @@ pub struct Why {
     pub verdict: Verdict,
     /// Whether this worker's L1 points to it, too.
     pub in_l1: bool,
-    /// Time since its read was sent.
+    /// Time since its read was sent, to about a tenth of a second; after twelve days it is counted anew.
     pub age: Duration,
     /// Time to its deadline; `None`: it does not expire.
     pub remaining: Option<Duration>,
@@ -87,7 +88,7 @@ pub struct Why {
 }
 
 /// Kernel, L2 and counters, shared by all workers.
-pub struct Cache<K, V> {
+pub struct Cache<K: Hold, V: Hold> {
     pub(crate) kernel: Kernel,
     pub(crate) l2: L2<K, V>,
     pub(crate) stats: SharedStats,
@@ -95,7 +96,7 @@ pub struct Cache<K, V> {
     pub(crate) tiering: TieringConfig,
 }
 
-impl<K, V> std::fmt::Debug for Cache<K, V> {
+impl<K: Hold, V: Hold> std::fmt::Debug for Cache<K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache").field("kernel", &self.kernel).finish_non_exhaustive()
     }
@@ -103,8 +104,9 @@ impl<K, V> std::fmt::Debug for Cache<K, V> {
 
 impl<K, V> Cache<K, V>
 where
-    K: Eq + Weigh + Send + Sync + 'static,
-    V: Weigh + Send + Sync + 'static,
+    K: Hold,
+    K::Held: Eq,
+    V: Hold,
 {
     /// An empty cache.
     pub fn new(config: CacheConfig) -> Arc<Self> {
@@ -139,6 +141,21 @@ where
         deadline: Moment,
         now: Moment,
     ) -> Result<Shared<K, V>, FillRefused> {
+        let ((key, key_tail), (value, value_tail)) = (key.split(), value.split());
+        let key = Parts { field: key, tail: key_tail.as_ref() };
+        let value = Parts { field: value, tail: value_tail.as_ref() };
+        self.fill_parts(token, hash, key, value, deadline, now)
+    }
+
+    fn fill_parts(
+        &self,
+        token: &FillToken,
+        hash: TierHash,
+        key: Parts<'_, K>,
+        value: Parts<'_, V>,
+        deadline: Moment,
+        now: Moment,
+    ) -> Result<Shared<K, V>, FillRefused> {
         let filled = self.try_fill(token, hash, key, value, deadline, now);
         self.stats.add(match &filled {
             Ok(_) => Counter::Filled,
@@ -154,39 +171,40 @@ where
         &self,
         token: &FillToken,
         hash: TierHash,
-        key: K,
-        value: V,
+        key: Parts<'_, K>,
+        value: Parts<'_, V>,
         deadline: Moment,
         now: Moment,
     ) -> Result<Shared<K, V>, FillRefused> {
-        if key.heap_bytes().saturating_add(value.heap_bytes()) > MAX_ENTRY_BYTES {
-            return Err(FillRefused::TooLarge);
-        }
         let (basis, deadline) = self.kernel.settle(token, deadline).map_err(|moved| match moved {
             Verdict::Flushed => FillRefused::Flushed,
             _ => FillRefused::Invalidated,
         })?;
-        if deadline <= now {
+        let times = Times::new(deadline, token.sent().at());
+        if times.deadline() <= now {
             return Err(FillRefused::Expired);
         }
-        let entry = Arc::new(Entry::new(basis, deadline, token.sent().at(), hash, key, value));
-        match self.l2.insert(&entry, &self.kernel, &self.stats) {
+        let entry = Entry::new(basis, key, value);
+        if entry.bytes() > MAX_ENTRY_BYTES {
+            return Err(FillRefused::TooLarge);
+        }
+        match self.l2.insert(hash, &entry, times, &self.kernel, &self.stats) {
             Ok(()) => Ok(entry),
             Err(Refusal::TooLarge) => Err(FillRefused::TooLarge),
-            Err(Refusal::Outdated) => Err(FillRefused::Invalidated),
+            Err(Refusal::Outdated | Refusal::NotYet) => Err(FillRefused::Invalidated),
         }
     }
 
     /// The copy in L2, judged as of `now`: a read by a caller without a worker. Counts as a hit or a miss of L2.
     pub fn find<Q>(&self, hash: TierHash, key: &Q, now: Moment) -> Option<Shared<K, V>>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        let Some(entry) = self.l2.find(hash, key) else {
+        let Some((entry, times)) = self.l2.find(hash, key) else {
             self.stats.add(Counter::MissAbsent);
             return None;
         };
-        let counter = match self.kernel.verdict(entry.basis(), entry.deadline(), now) {
+        let counter = match self.kernel.verdict(&entry.basis(), times.deadline(), now) {
             Verdict::Valid(_) => {
                 entry.credit();
                 self.stats.add(Counter::HitL2);
@@ -204,7 +222,7 @@ where
     /// Removes the copy of one tier key from L2, and so from every L1. `true`: there was one.
     pub fn remove<Q>(&self, hash: TierHash, key: &Q) -> bool
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
         self.l2.remove(hash, key, &self.kernel, &self.stats)
     }
@@ -223,16 +241,17 @@ where
     /// Explains the copy in L2, without counting as a read; `None`: there is none.
     pub fn why<Q>(&self, hash: TierHash, key: &Q, now: Moment) -> Option<Why>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        let entry = self.l2.peek(hash, key)?;
+        let (entry, times) = self.l2.peek(hash, key)?;
+        let deadline = times.deadline();
         Some(Why {
-            verdict: self.kernel.verdict(entry.basis(), entry.deadline(), now),
+            verdict: self.kernel.verdict(&entry.basis(), deadline, now),
             in_l1: false,
-            age: now.since(entry.read_at()),
-            remaining: (entry.deadline() != Moment::NEVER).then(|| entry.deadline().since(now)),
-            evidence: self.kernel.evidence(entry.basis(), now),
-            frequency: entry.frequency(),
+            age: now.since(times.read_at(now)),
+            remaining: (deadline != Moment::NEVER).then(|| deadline.since(now)),
+            evidence: self.kernel.evidence(&entry.basis(), now),
+            frequency: entry.chances(),
             bytes: entry.bytes(),
         })
     }
@@ -242,7 +261,8 @@ where
         self.stats.add(counter);
     }
 
-    /// Entries and their bytes by the [group](Weigh::group) of their keys, as long as the greatest group there has been.
+    /// Entries and their bytes by the [group](crate::Weigh::group) of their keys, as long as the greatest group there has
+    /// been.
     pub fn groups(&self) -> Vec<GroupSize> {
         self.l2.groups()
     }
@@ -252,5 +272,21 @@ where
         let (l2_entries, l2_bytes) = self.l2.sizes();
         let (l1_entries, l1_bytes) = self.stats.l1_sizes();
         Stats { counts: self.stats.counts(), l1_entries, l1_bytes, l2_entries, l2_bytes }
+    }
+}
+
+impl Cache<Packed, Packed> {
+    /// As [`fill`](Self::fill), copying the bytes straight into the entry: nothing else is allocated.
+    pub fn fill_bytes(
+        &self,
+        token: &FillToken,
+        hash: TierHash,
+        key: &[u8],
+        value: &[u8],
+        deadline: Moment,
+        now: Moment,
+    ) -> Result<Shared<Packed, Packed>, FillRefused> {
+        let (key, value) = (Parts { field: (), tail: key }, Parts { field: (), tail: value });
+        self.fill_parts(token, hash, key, value, deadline, now)
     }
 }

@@ -1,166 +1,173 @@
-//! One cached value with all that decides whether it may be served. Shared by L2 (which owns it) and L1 (which points).
+//! One cached value with all that decides whether it may be served, in one allocation. L2 owns it, L1 points to it.
 //!
-//! Everything but the meters and the dead flag is fixed at fill, so a reader needs no lock.
+//! Everything but the marks of use and the dead flag is fixed at fill, so a reader needs no lock. Where it lies in L2, and
+//! when it expires, the tiers keep beside it: here is only what a hit in either of them needs.
 
-use std::sync::Arc;
+mod thin;
 
-use crate::clock::Moment;
-use crate::hash::TierHash;
+pub(crate) use thin::Parts;
+use thin::Thin;
+
+use crate::hold::Hold;
 use crate::kernel::Basis;
-use crate::sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
-use crate::weigh::Weigh;
+use crate::sync::{AtomicBool, AtomicU8, Ordering};
 
-/// Where an eviction policy stops counting hits: S3-FIFO tells 0, 1, 2 and "3 or more" apart.
-const FREQUENCY_CAP: u8 = 3;
+/// Where credited hits stop: the use of an entry since it was filled, as admission compares it.
+const USES_MAX: u8 = 15;
+/// Where second chances stop: S3-FIFO tells 0, 1, 2 and "3 or more" hits since the last look apart.
+const CHANCES_MAX: u8 = 3;
+const CHANCE: u8 = USES_MAX + 1;
+/// Both at their maximum.
+const FULL: u8 = USES_MAX | (CHANCES_MAX * CHANCE);
 
-/// A value in L2, perhaps also reachable from L1.
+/// A value in L2, perhaps also reachable from L1. Cloning it is cheap: both are the same entry.
+pub struct Entry<K: Hold, V: Hold>(Thin<K, V>);
+
+/// An entry as tiers hold it.
+pub type Shared<K, V> = Entry<K, V>;
+
+/// What an entry has besides key and value.
 ///
-/// The fields are in the order of use: what a hit reads lies together, in as few cache lines as it fits.
+/// Its alignment is two, so that with the reference count in front of it packed bytes begin after 18.
 #[derive(Debug)]
 #[repr(C)]
-pub struct Entry<K, V> {
-    key: K,
+pub(crate) struct Header {
+    stamp: [u8; 4],
+    place: [u8; 4],
+    flushes: u16,
     dead: AtomicBool,
-    frequency: AtomicU8,
-    l2_hits: AtomicU16,
-    timer: AtomicU16,
-    queue: AtomicU8,
-    basis: Basis,
-    deadline: Moment,
-    value: V,
-    hash: TierHash,
-    read_at: Moment,
-    slot: AtomicU32,
-    bytes: u32,
+    /// Hits credited and not yet used up: the lower half counts uses, the upper one chances.
+    credit: AtomicU8,
+    l2_hits: AtomicU8,
+    /// What the eviction policy notes about it; only under the shard's lock.
+    note: AtomicU8,
 }
 
-impl<K: Weigh, V: Weigh> Entry<K, V> {
-    pub(crate) fn new(basis: Basis, deadline: Moment, read_at: Moment, hash: TierHash, key: K, value: V) -> Self {
-        let heap = key.heap_bytes().saturating_add(value.heap_bytes());
-        let bytes = heap.saturating_add(Self::FIXED_BYTES);
+impl Header {
+    fn new(basis: Basis) -> Self {
+        let (stamp, place, flushes) = basis.into_parts();
         Self {
-            basis,
-            deadline,
-            read_at,
-            hash,
-            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-            slot: AtomicU32::new(u32::MAX),
-            l2_hits: AtomicU16::new(0),
-            timer: AtomicU16::new(u16::MAX),
-            queue: AtomicU8::new(0),
-            frequency: AtomicU8::new(0),
+            stamp: stamp.to_ne_bytes(),
+            place: place.to_ne_bytes(),
+            flushes,
             dead: AtomicBool::new(false),
-            key,
-            value,
+            credit: AtomicU8::new(0),
+            l2_hits: AtomicU8::new(0),
+            note: AtomicU8::new(0),
         }
     }
 }
 
-impl<K, V> Entry<K, V> {
-    /// What an entry costs beyond the heap bytes of key and value: itself with the counts of its `Arc`. The containers
-    /// it is in are counted apart, by what they allocated.
-    pub const FIXED_BYTES: usize = size_of::<Self>() + 2 * size_of::<usize>();
+impl<K: Hold, V: Hold> Entry<K, V> {
+    pub(crate) fn new(basis: Basis, key: Parts<'_, K>, value: Parts<'_, V>) -> Self {
+        Self(Thin::new(Header::new(basis), key, value))
+    }
+
+    /// What an entry costs beyond the bytes of key and value: its header with the reference count.
+    pub const FIXED_BYTES: usize = Thin::<K, V>::FIXED_BYTES;
 
     /// The key.
-    pub const fn key(&self) -> &K {
-        &self.key
+    #[inline]
+    pub fn key(&self) -> &K::Held {
+        self.0.key()
     }
 
     /// The value.
-    pub const fn value(&self) -> &V {
-        &self.value
+    #[inline]
+    pub fn value(&self) -> &V::Held {
+        self.0.value()
     }
 
-    /// When it expires; [`Moment::NEVER`] if it does not.
-    pub const fn deadline(&self) -> Moment {
-        self.deadline
-    }
-
-    /// When the read that brought it was sent.
-    pub const fn read_at(&self) -> Moment {
-        self.read_at
-    }
-
-    /// What it counts against a budget: key, value and metadata.
-    pub const fn bytes(&self) -> usize {
-        self.bytes as usize
-    }
-
-    /// The hash it is found under.
-    pub const fn hash(&self) -> TierHash {
-        self.hash
+    /// What it counts against a budget: key, value and header, as allocated.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
     }
 
     /// What it was filled under, for [`Kernel::verdict`](crate::kernel::Kernel::verdict).
-    pub const fn basis(&self) -> &Basis {
-        &self.basis
+    #[inline]
+    pub fn basis(&self) -> Basis {
+        let header = self.0.header();
+        Basis::from_parts(u32::from_ne_bytes(header.stamp), u32::from_ne_bytes(header.place), header.flushes)
     }
 
     /// Whether L2 let go of it: evicted, replaced or removed. L1 slots that still point to it are void.
+    #[inline]
     pub fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire)
+        self.0.header().dead.load(Ordering::Acquire)
     }
 
     pub(crate) fn kill(&self) {
-        self.dead.store(true, Ordering::Release);
+        self.0.header().dead.store(true, Ordering::Release);
     }
 
-    pub(crate) fn slot(&self) -> u32 {
-        self.slot.load(Ordering::Relaxed)
+    /// Whether both are the same entry.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.is_same(&other.0)
     }
 
-    pub(crate) fn set_slot(&self, slot: u32) {
-        self.slot.store(slot, Ordering::Relaxed);
+    /// What the eviction policy noted; only under the shard's lock.
+    pub(crate) fn note(&self) -> u8 {
+        self.0.header().note.load(Ordering::Relaxed)
     }
 
-    /// Which of its queues the eviction policy has it in; only under the shard's lock.
-    pub(crate) fn queue(&self) -> u8 {
-        self.queue.load(Ordering::Relaxed)
+    pub(crate) fn set_note(&self, note: u8) {
+        self.0.header().note.store(note, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_queue(&self, queue: u8) {
-        self.queue.store(queue, Ordering::Relaxed);
-    }
-
-    /// Which bucket the timer wheel has it in; only under the shard's lock.
-    pub(crate) fn timer(&self) -> u16 {
-        self.timer.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_timer(&self, bucket: u16) {
-        self.timer.store(bucket, Ordering::Relaxed);
-    }
-
-    /// Credits a hit in any tier. Stops writing at the cap, so a hot entry's line stays shared between cores.
+    /// Credits a hit in any tier. Stops writing at the maximum, so a hot entry's line stays shared between cores.
     #[inline]
     pub(crate) fn credit(&self) {
-        let seen = self.frequency.load(Ordering::Relaxed);
-        if seen < FREQUENCY_CAP {
-            self.frequency.store(seen + 1, Ordering::Relaxed);
+        let seen = self.0.header().credit.load(Ordering::Relaxed);
+        if seen != FULL {
+            let use_ = u8::from(seen & USES_MAX < USES_MAX);
+            let chance = if seen < FULL & !USES_MAX { CHANCE } else { 0 };
+            self.0.header().credit.store(seen + use_ + chance, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn frequency(&self) -> u8 {
-        self.frequency.load(Ordering::Relaxed)
+    /// Hits since the eviction policy looked last; it stops counting at 3.
+    pub(crate) fn chances(&self) -> u8 {
+        self.0.header().credit.load(Ordering::Relaxed) / CHANCE
     }
 
-    pub(crate) fn set_frequency(&self, frequency: u8) {
-        self.frequency.store(frequency, Ordering::Relaxed);
+    pub(crate) fn set_chances(&self, chances: u8) {
+        self.set_credit(self.uses(), chances);
     }
 
-    /// Counts a hit in L2 and tells how many there were. A lost update delays a promotion by one hit.
+    /// Hits credited so far; it stops counting at 15.
+    pub(crate) fn uses(&self) -> u8 {
+        self.0.header().credit.load(Ordering::Relaxed) & USES_MAX
+    }
+
+    /// A hit credited at the same time may be lost.
+    pub(crate) fn set_credit(&self, uses: u8, chances: u8) {
+        let credit = uses.min(USES_MAX) | (chances.min(CHANCES_MAX) * CHANCE);
+        self.0.header().credit.store(credit, Ordering::Relaxed);
+    }
+
+    /// Counts a hit in L2 and tells how many there were, up to 255. A lost update delays a promotion by one hit.
     #[inline]
-    pub(crate) fn count_l2_hit(&self) -> u16 {
-        let hits = self.l2_hits.load(Ordering::Relaxed).saturating_add(1);
-        self.l2_hits.store(hits, Ordering::Relaxed);
+    pub(crate) fn count_l2_hit(&self) -> u8 {
+        let hits = self.0.header().l2_hits.load(Ordering::Relaxed).saturating_add(1);
+        self.0.header().l2_hits.store(hits, Ordering::Relaxed);
         hits
     }
 
     /// After idling out of L1 an entry has to earn its place anew.
     pub(crate) fn forget_l2_hits(&self) {
-        self.l2_hits.store(0, Ordering::Relaxed);
+        self.0.header().l2_hits.store(0, Ordering::Relaxed);
     }
 }
 
-/// An entry as tiers hold it.
-pub type Shared<K, V> = Arc<Entry<K, V>>;
+impl<K: Hold, V: Hold> Clone for Entry<K, V> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Hold, V: Hold> std::fmt::Debug for Entry<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("basis", &self.basis()).field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
+}

@@ -30,9 +30,9 @@ use stamps::Stamps;
 /// Sizes and bounds of a [`Kernel`].
 #[derive(Clone, Debug)]
 pub struct KernelConfig {
-    /// Number of stamps, rounded up to a power of two (8 bytes each).
+    /// Number of stamps, rounded up to a power of two (8 bytes each); at most 2^22.
     pub stripes: u32,
-    /// How many sources (L3 node and database) can be registered at a time.
+    /// How many sources (L3 node and database) can be registered at a time; at most 1,024.
     pub max_sources: u16,
     /// Copies are served only while their source was proven current within this time.
     pub max_staleness: Duration,
@@ -82,13 +82,61 @@ impl Sent {
 }
 
 /// The state of the world that a copy belongs to: valid while nothing of it has moved.
+///
+/// Every entry has one, so it is short: the low bits of both counters. They cannot come round to a living copy, since
+/// each counter makes the other move long before (see [`Kernel::bump`] and [`count_flush`](Kernel::count_flush)): a copy
+/// whose counter has gone once around is dead by the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
 pub struct Basis {
-    pub(crate) source: SourceId,
-    pub(crate) stripe: u32,
-    pub(crate) stamp: u64,
-    pub(crate) flushes: u64,
+    stamp: u32,
+    /// The source in the upper bits, the stripe in the lower [`STRIPE_BITS`].
+    place: u32,
+    flushes: u16,
+}
+
+/// Stripes are at most 2^22, sources at most 2^10.
+const STRIPE_BITS: u32 = 22;
+const MAX_STRIPES: u32 = 1 << STRIPE_BITS;
+const MAX_SOURCES: u16 = 1 << (u32::BITS - STRIPE_BITS);
+/// After so many bumps of one stripe every source is flushed: a quarter of what a stamp in a basis can tell apart.
+const STAMP_LAP: u64 = 1 << 30;
+/// Each of the last so many bumps of a lap does it, since bumps of all stripes are not looked at.
+const LAP_END: u64 = 16;
+/// After so many flushes of one source every stamp is bumped: likewise.
+const FLUSH_LAP: u64 = 1 << 14;
+
+impl Basis {
+    const fn new(source: SourceId, stripe: u32, stamp: u64, flushes: u64) -> Self {
+        Self { stamp: stamp as u32, place: (source.0 as u32) << STRIPE_BITS | stripe, flushes: flushes as u16 }
+    }
+
+    pub(crate) const fn from_parts(stamp: u32, place: u32, flushes: u16) -> Self {
+        Self { stamp, place, flushes }
+    }
+
+    pub(crate) const fn into_parts(self) -> (u32, u32, u16) {
+        (self.stamp, self.place, self.flushes)
+    }
+
+    const fn source(&self) -> SourceId {
+        SourceId((self.place >> STRIPE_BITS) as u16)
+    }
+
+    const fn stripe(&self) -> u32 {
+        self.place & (MAX_STRIPES - 1)
+    }
+
+    /// Whether this is of the same source and stripe as `other`, and from before it.
+    pub(crate) const fn is_older_than(&self, other: &Self) -> bool {
+        let stamps = self.stamp.wrapping_sub(other.stamp).cast_signed();
+        let flushes = self.flushes.wrapping_sub(other.flushes).cast_signed();
+        self.place == other.place && (stamps < 0 || stamps == 0 && flushes < 0)
+    }
+
+    /// Whether the copy is from before the source's flush number `count`.
+    const fn is_before_flush(&self, count: u64) -> bool {
+        self.flushes.wrapping_sub(count as u16).cast_signed() < 0
+    }
 }
 
 /// Permission to fill, taken before the read is sent. A fill whose token is no longer current is dropped.
@@ -170,7 +218,7 @@ impl Kernel {
     pub fn new(config: &KernelConfig) -> Self {
         Self {
             stamps: Stamps::new(config.stripes),
-            sources: (0..config.max_sources.max(1)).map(|_| Source::vacant()).collect(),
+            sources: (0..config.max_sources.clamp(1, MAX_SOURCES)).map(|_| Source::vacant()).collect(),
             max_staleness: AtomicU64::new(span_nanos(config.max_staleness)),
             guards: config.guards,
         }
@@ -205,7 +253,7 @@ impl Kernel {
             let mut owner = source.owner.lock();
             if owner.is_none() {
                 *owner = Some(kind);
-                source.flushes.fetch_add(1, Ordering::Release);
+                self.count_flush(source);
                 self.set_proven_at(source, Source::unproven(kind));
                 source.probed_at.store(0, Ordering::Relaxed);
                 return Ok(SourceId(index as u16));
@@ -223,8 +271,8 @@ impl Kernel {
     pub fn release(&self, id: SourceId) {
         let source = self.source(id);
         let mut owner = source.owner.lock();
-        source.flushes.fetch_add(1, Ordering::Release);
-        source.wiped.store(source.flushes.load(Ordering::Relaxed), Ordering::Release);
+        let count = self.count_flush(source);
+        source.wiped.store(count, Ordering::Release);
         self.set_proven_at(source, 0);
         source.incarnation.fetch_add(1, Ordering::Release);
         *owner = None;
@@ -238,7 +286,7 @@ impl Kernel {
     /// A new incarnation of which nothing is known: copies die, older proofs count no more.
     fn restart(&self, source: &Source, kind: SourceKind) {
         if self.guards.hold(Guard::FlushOnLoss) {
-            source.flushes.fetch_add(1, Ordering::Release);
+            self.count_flush(source);
             self.set_proven_at(source, Source::unproven(kind));
         }
         source.probed_at.store(0, Ordering::Relaxed);
@@ -254,15 +302,29 @@ impl Kernel {
     /// The single invalidation path: invalidation pushes and own writes both end here.
     pub fn bump(&self, key: KeyHash) {
         if self.guards.hold(Guard::Bump) {
-            self.stamps.bump(self.stamps.stripe(key));
+            let stamp = self.stamps.bump(self.stamps.stripe(key));
+            if stamp % STAMP_LAP >= STAMP_LAP - LAP_END {
+                self.flush_all(FlushCause::Overwritten);
+            }
         }
+    }
+
+    /// Only under the source's lock. The number of the flush, which every copy from before it is dead by.
+    fn count_flush(&self, source: &Source) -> u64 {
+        let count = source.flushes.fetch_add(1, Ordering::Release) + 1;
+        if count.is_multiple_of(FLUSH_LAP) {
+            self.stamps.bump_all();
+            // What was filled before is dead by its stamp, so nobody asks whether this flush or an older one killed it.
+            source.wiped.fetch_max(count - FLUSH_LAP, Ordering::Release);
+        }
+        count
     }
 
     /// Kills every copy that came from `id`, and every fill of it in flight. O(1); currency is left as it is.
     pub fn flush(&self, id: SourceId, cause: FlushCause) {
         let source = self.source(id);
         let _owner = source.owner.lock();
-        let count = source.flushes.fetch_add(1, Ordering::Release) + 1;
+        let count = self.count_flush(source);
         if cause == FlushCause::Overwritten {
             source.wiped.store(count, Ordering::Release);
         }
@@ -302,7 +364,7 @@ impl Kernel {
     pub fn lapse(&self, id: SourceId) {
         let source = self.source(id);
         let owner = source.owner.lock();
-        source.flushes.fetch_add(1, Ordering::Release);
+        self.count_flush(source);
         if let Some(kind) = *owner {
             self.set_proven_at(source, Source::unproven(kind));
         }
@@ -374,18 +436,18 @@ impl Kernel {
 
     fn basis(&self, id: SourceId, stripe: u32) -> Basis {
         let flushes = self.source(id).flushes.load(Ordering::Acquire);
-        Basis { stamp: self.stamps.read(stripe), flushes, stripe, source: id }
+        Basis::new(id, stripe, self.stamps.read(stripe), flushes)
     }
 
     /// Whether nothing has moved since the token was taken.
     pub fn is_current(&self, token: &FillToken) -> bool {
-        self.basis(token.basis.source, token.basis.stripe) == token.basis
+        self.basis(token.basis.source(), token.basis.stripe()) == token.basis
     }
 
     /// The basis to install a fill under, and its deadline; `Err` tells what moved since the token was taken.
     pub(crate) fn settle(&self, token: &FillToken, deadline: Moment) -> Result<(Basis, Moment), Verdict> {
-        let now = self.basis(token.basis.source, token.basis.stripe);
-        let deadline = match *self.source(token.basis.source).owner.lock() {
+        let now = self.basis(token.basis.source(), token.basis.stripe());
+        let deadline = match *self.source(token.basis.source()).owner.lock() {
             Some(SourceKind::Timed) => deadline.min(token.sent.at + self.max_staleness()),
             _ => deadline,
         };
@@ -407,10 +469,10 @@ impl Kernel {
     #[expect(clippy::needless_bitwise_bool, reason = "one branch instead of four: all but always all of them hold")]
     #[inline]
     pub(crate) fn is_fresh(&self, copy: &Basis, deadline: Moment, now: Moment) -> bool {
-        let source = self.source(copy.source);
+        let source = self.source(copy.source());
         let proven = now.as_nanos() <= source.fresh_until.load(Ordering::Acquire);
-        let unwritten = self.stamps.read(copy.stripe) == copy.stamp;
-        let unflushed = source.flushes.load(Ordering::Acquire) == copy.flushes;
+        let unwritten = self.stamps.read(copy.stripe()) as u32 == copy.stamp;
+        let unflushed = source.flushes.load(Ordering::Acquire) as u16 == copy.flushes;
         proven & unwritten & unflushed & (now < deadline) && self.guards.intact()
     }
 
@@ -420,16 +482,16 @@ impl Kernel {
     /// is loaded (acquire) before the stamp; so whoever sees a proof sees every bump that it stands for.
     #[inline]
     pub fn verdict(&self, copy: &Basis, deadline: Moment, now: Moment) -> Verdict {
-        let source = self.source(copy.source);
+        let source = self.source(copy.source());
         let early = self.guards.hold(Guard::CurrencyBeforeStamp).then(|| self.currency_of(source, now));
-        if self.stamps.read(copy.stripe) != copy.stamp {
+        if self.stamps.read(copy.stripe()) as u32 != copy.stamp {
             return Verdict::Invalidated;
         }
         if deadline <= now && self.guards.hold(Guard::Expiry) {
             return Verdict::Expired;
         }
-        if source.flushes.load(Ordering::Acquire) != copy.flushes {
-            let overwritten = copy.flushes < source.wiped.load(Ordering::Acquire);
+        if source.flushes.load(Ordering::Acquire) as u16 != copy.flushes {
+            let overwritten = copy.is_before_flush(source.wiped.load(Ordering::Acquire));
             return if overwritten { Verdict::Invalidated } else { Verdict::Flushed };
         }
         match early.unwrap_or_else(|| self.currency_of(source, now)) {
@@ -440,17 +502,18 @@ impl Kernel {
 
     /// Whether the copy can never be valid again (for eviction: such copies go first). Two loads.
     pub(crate) fn is_void(&self, copy: &Basis) -> bool {
-        self.stamps.read(copy.stripe) != copy.stamp
-            || copy.flushes < self.source(copy.source).wiped.load(Ordering::Acquire)
+        self.stamps.read(copy.stripe()) as u32 != copy.stamp
+            || copy.is_before_flush(self.source(copy.source()).wiped.load(Ordering::Acquire))
     }
 
     /// The numbers behind [`verdict`](Self::verdict).
     pub fn evidence(&self, copy: &Basis, now: Moment) -> Evidence {
-        let source = self.source(copy.source);
+        let source = self.source(copy.source());
         let proven = source.proven_at();
+        let (stamp, flushes) = (self.stamps.read(copy.stripe()), source.flushes.load(Ordering::Acquire));
         Evidence {
-            stamp: (copy.stamp, self.stamps.read(copy.stripe)),
-            flushes: (copy.flushes, source.flushes.load(Ordering::Acquire)),
+            stamp: (stamp - u64::from((stamp as u32).wrapping_sub(copy.stamp)), stamp),
+            flushes: (flushes - u64::from((flushes as u16).wrapping_sub(copy.flushes)), flushes),
             proven_ago: (proven != Moment::ZERO).then(|| now.since(proven)),
             max_staleness: self.max_staleness(),
         }

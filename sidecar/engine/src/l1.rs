@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 use crate::clock::{Moment, span_nanos};
 use crate::entry::Shared;
 use crate::hash::TierHash;
+use crate::hold::Hold;
 use crate::slab::{List, Slab};
 
 /// Bounds of one worker's L1.
@@ -31,7 +32,7 @@ impl Default for L1Config {
     }
 }
 
-pub(crate) struct L1<K, V> {
+pub(crate) struct L1<K: Hold, V: Hold> {
     table: HashTable<Resident<K, V>>,
     /// The queue's places, by the slot that a resident carries; each knows the hash to find its resident by.
     places: Slab<TierHash, 1>,
@@ -41,8 +42,9 @@ pub(crate) struct L1<K, V> {
 }
 
 /// The marks of use are here and not in the queue's slab, so that a hit touches no line that it has not read already.
-struct Resident<K, V> {
+struct Resident<K: Hold, V: Hold> {
     entry: Shared<K, V>,
+    deadline: Moment,
     slot: u32,
     used: Use,
 }
@@ -79,39 +81,38 @@ impl Use {
     }
 }
 
-impl<K, V> L1<K, V> {
+impl<K: Hold, V: Hold> L1<K, V> {
     pub(crate) fn new(config: L1Config) -> Self {
         Self { table: HashTable::new(), places: Slab::new(), queue: List::new(), bytes: 0, config }
     }
 
     /// The entry under `hash` that `is_it` accepts; shown are those whose hash may be the same.
     #[inline]
-    pub(crate) fn find(&self, hash: TierHash, mut is_it: impl FnMut(&Shared<K, V>) -> bool) -> Option<Found> {
-        self.table.find_bucket_index(hash.raw(), |resident| is_it(&resident.entry)).map(Found)
+    pub(crate) fn find(&self, hash: TierHash, mut is_it: impl FnMut(&Shared<K, V>, Moment) -> bool) -> Option<Found> {
+        self.table.find_bucket_index(hash.raw(), |resident| is_it(&resident.entry, resident.deadline)).map(Found)
     }
 
     #[inline]
-    pub(crate) fn entry(&self, found: Found) -> Option<&Shared<K, V>> {
-        self.table.get_bucket(found.0).map(|resident| &resident.entry)
+    pub(crate) fn entry(&self, found: Found) -> Option<(&Shared<K, V>, Moment)> {
+        self.table.get_bucket(found.0).map(|resident| (&resident.entry, resident.deadline))
     }
 
     /// Marks a resident that [`find`](Self::find) just returned as used.
     #[inline]
-    pub(crate) fn touch(&mut self, found: Found, now: Moment) -> &Shared<K, V> {
+    pub(crate) fn touch(&mut self, found: Found, now: Moment) -> (&Shared<K, V>, Moment) {
         let resident = self.table.get_bucket_mut(found.0).expect("nothing was inserted or removed since the find");
         resident.used = Use::at(now);
-        &resident.entry
+        (&resident.entry, resident.deadline)
     }
 
     /// Points to `entry`; tells how many others had to leave for it. Nothing happens if it alone is over the budget.
-    pub(crate) fn insert(&mut self, entry: Shared<K, V>, now: Moment) -> usize
+    pub(crate) fn insert(&mut self, hash: TierHash, entry: Shared<K, V>, deadline: Moment, now: Moment) -> usize
     where
-        K: Eq,
+        K::Held: Eq,
     {
         if entry.bytes() > self.config.max_bytes || self.config.max_entries == 0 {
             return 0;
         }
-        let hash = entry.hash();
         let same = |resident: &Resident<K, V>| resident.entry.key() == entry.key();
         if let Some(present) = self.table.find_bucket_index(hash.raw(), same) {
             self.remove(Found(present));
@@ -125,8 +126,10 @@ impl<K, V> L1<K, V> {
         self.bytes += entry.bytes();
         let slot = self.places.insert(hash);
         self.queue.push_front(&mut self.places, slot);
-        let resident = Resident { entry, slot, used: Use::none(now) };
-        self.table.insert_unique(hash.raw(), resident, |resident| resident.entry.hash().raw());
+        let resident = Resident { entry, deadline, slot, used: Use::none(now) };
+        let places = &self.places;
+        let rehash = |resident: &Resident<K, V>| places.item(resident.slot).map_or(0, |hash| hash.raw());
+        self.table.insert_unique(hash.raw(), resident, rehash);
         left
     }
 

@@ -3,21 +3,25 @@
 //! Owns the entries; L1 only points at them. A lookup takes one shard's lock (shared, unless the policy orders hits) and
 //! no other; nothing waits here for anything but that lock. It does not judge copies: that is the kernel's.
 
+mod index;
 mod shard;
+mod slots;
 mod wheel;
 
+pub(crate) use index::Growing;
 pub(crate) use shard::Refusal;
+pub(crate) use slots::{Slots, Times};
 
 use hashbrown::Equivalent;
 
 use crate::clock::Moment;
 use crate::entry::Shared;
 use crate::hash::TierHash;
+use crate::hold::Hold;
 use crate::kernel::Kernel;
 use crate::policy::PolicyKind;
 use crate::stats::SharedStats;
 use crate::sync::RwLock;
-use crate::weigh::Weigh;
 use shard::Shard;
 
 /// Bounds of L2.
@@ -49,16 +53,12 @@ pub struct GroupSize {
     pub bytes: usize,
 }
 
-pub(crate) struct L2<K, V> {
+pub(crate) struct L2<K: Hold, V: Hold> {
     shards: Box<[RwLock<Shard<K, V>>]>,
     orders_hits: bool,
 }
 
-impl<K, V> L2<K, V>
-where
-    K: Eq + Weigh + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
+impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn new(config: &L2Config) -> Self {
         let count = config.shards.clamp(1, 1 << 10).next_power_of_two();
         let entries = if config.max_entries == usize::MAX { usize::MAX } else { config.max_entries.div_ceil(count) };
@@ -74,41 +74,62 @@ where
 
     /// The entry under `key`, whatever its state; credits a hit where the policy wants them in order.
     #[inline]
-    pub(crate) fn find<Q>(&self, hash: TierHash, key: &Q) -> Option<Shared<K, V>>
+    pub(crate) fn find<Q>(&self, hash: TierHash, key: &Q) -> Option<(Shared<K, V>, Times)>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
         if self.orders_hits {
             let mut shard = self.shard(hash).write();
-            let entry = shard.find(hash, key)?.clone();
-            shard.hit(entry.slot());
-            return Some(entry);
+            let (slot, placed) = shard.find(hash, key)?;
+            let found = (placed.entry.clone(), placed.times());
+            shard.hit(slot);
+            return Some(found);
         }
-        self.shard(hash).read().find(hash, key).cloned()
+        self.peek(hash, key)
     }
 
     /// Like [`find`](Self::find), leaving no trace.
-    pub(crate) fn peek<Q>(&self, hash: TierHash, key: &Q) -> Option<Shared<K, V>>
+    #[inline]
+    pub(crate) fn peek<Q>(&self, hash: TierHash, key: &Q) -> Option<(Shared<K, V>, Times)>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        self.shard(hash).read().find(hash, key).cloned()
+        self.shard(hash).read().find(hash, key).map(|(_, placed)| (placed.entry.clone(), placed.times()))
     }
 
-    pub(crate) fn insert(&self, entry: &Shared<K, V>, kernel: &Kernel, stats: &SharedStats) -> Result<(), Refusal> {
-        self.shard(entry.hash()).write().insert(entry, kernel, stats)
+    pub(crate) fn insert(
+        &self,
+        hash: TierHash,
+        entry: &Shared<K, V>,
+        times: Times,
+        kernel: &Kernel,
+        stats: &SharedStats,
+    ) -> Result<(), Refusal>
+    where
+        K::Held: Eq,
+    {
+        loop {
+            let inserted = self.shard(hash).write().insert(hash, entry, times, kernel, stats);
+            if inserted != Err(Refusal::NotYet) {
+                return inserted;
+            }
+        }
     }
 
     pub(crate) fn remove<Q>(&self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
         self.shard(hash).write().remove(hash, key, kernel, stats)
     }
 
+    /// Removes what is there now, in slices: what is put in meanwhile may stay.
     pub(crate) fn clear(&self, kernel: &Kernel, stats: &SharedStats) {
         for shard in &self.shards {
-            shard.write().clear(kernel, stats);
+            let mut cursor = Some(0);
+            while let Some(from) = cursor {
+                cursor = shard.write().clear(from, kernel, stats);
+            }
         }
     }
 

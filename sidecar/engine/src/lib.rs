@@ -96,6 +96,7 @@ mod flights;
 pub mod glob;
 mod guards;
 mod hash;
+mod hold;
 pub mod kernel;
 mod l1;
 mod l2;
@@ -117,6 +118,7 @@ pub use entry::{Entry, Shared};
 pub use flights::{FlightId, Flights, FlightsConfig, Joined, Landed, Wanted};
 pub use guards::{Guard, Guards};
 pub use hash::{KeyHash, TierHash};
+pub use hold::{Hold, Packed};
 pub use kernel::{
     Currency, FillToken, FlushCause, Incarnation, Kernel, KernelConfig, KernelError, Sent, SourceId, SourceKind,
     Verdict,

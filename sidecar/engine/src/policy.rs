@@ -3,17 +3,16 @@
 //! A policy orders the slots of one shard. It learns of hits through the entry's frequency, which L1 and L2 credit
 //! without a lock; one that needs every hit in order says so and costs its readers the shard's exclusive lock.
 
+mod ghost;
 mod lru;
 mod s3fifo;
 
-use crate::entry::Shared;
-use crate::slab::Slab;
+use crate::hold::Hold;
+use crate::l2::Slots;
+use crate::slab::List;
 
-/// Link pair of L2's slots that the eviction queues use.
-pub(crate) const QUEUE: usize = 0;
-
-/// The slots of one L2 shard.
-pub(crate) type Slots<K, V> = Slab<Shared<K, V>, 2>;
+/// An eviction queue: a list through the places of a shard.
+type Queue = List<0>;
 
 /// The eviction policy of L2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,11 +25,7 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
-    pub(crate) fn build<K, V>(self, shard_bytes: usize) -> Box<dyn Policy<K, V>>
-    where
-        K: Send + Sync + 'static,
-        V: Send + Sync + 'static,
-    {
+    pub(crate) fn build<K: Hold, V: Hold>(self, shard_bytes: usize) -> Box<dyn Policy<K, V>> {
         match self {
             Self::S3Fifo => Box::new(s3fifo::S3Fifo::new(shard_bytes)),
             Self::Lru => Box::new(lru::Lru::new()),
@@ -44,7 +39,7 @@ impl PolicyKind {
 }
 
 /// The order of eviction in one shard.
-pub(crate) trait Policy<K, V>: Send + Sync {
+pub(crate) trait Policy<K: Hold, V: Hold>: Send + Sync {
     /// `slot` has just been filled.
     fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32);
 
@@ -59,4 +54,7 @@ pub(crate) trait Policy<K, V>: Send + Sync {
 
     /// Bytes the policy itself uses.
     fn bytes(&self) -> usize;
+
+    /// Bytes that it would allocate for an insertion into the next place.
+    fn growth(&self, slots: &Slots<K, V>) -> usize;
 }

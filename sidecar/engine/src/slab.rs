@@ -68,6 +68,11 @@ impl<T, const LINKS: usize> Slab<T, LINKS> {
     }
 
     #[inline]
+    pub(crate) fn item_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.chunks.get_mut((index >> CHUNK_BITS) as usize)?[(index & (CHUNK - 1)) as usize].item.as_mut()
+    }
+
+    #[inline]
     fn slot_mut(&mut self, index: u32) -> &mut Slot<T, LINKS> {
         &mut self.chunks[(index >> CHUNK_BITS) as usize][(index & (CHUNK - 1)) as usize]
     }
@@ -91,7 +96,9 @@ impl<T, const LINKS: usize> Slab<T, LINKS> {
         Self::CHUNK_BYTES + list * size_of::<Box<[Slot<T, LINKS>]>>()
     }
 
-    const CHUNK_BYTES: usize = CHUNK as usize * size_of::<Slot<T, LINKS>>();
+    /// Bytes of one slot.
+    pub(crate) const SLOT_BYTES: usize = size_of::<Slot<T, LINKS>>();
+    const CHUNK_BYTES: usize = CHUNK as usize * Self::SLOT_BYTES;
 }
 
 /// A list through link pair `L` of a slab's slots. A slot is in at most one list per pair.

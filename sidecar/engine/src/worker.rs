@@ -11,10 +11,10 @@ use crate::cache::{Cache, Why};
 use crate::clock::Moment;
 use crate::entry::Shared;
 use crate::hash::TierHash;
+use crate::hold::Hold;
 use crate::kernel::{Currency, SourceId, Verdict};
 use crate::l1::L1;
 use crate::stats::{Counter, WorkerStats};
-use crate::weigh::Weigh;
 
 /// Where a copy was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ impl Tier {
 
 /// The answer to a read.
 #[derive(Debug)]
-pub enum Lookup<'a, K, V> {
+pub enum Lookup<'a, K: Hold, V: Hold> {
     /// Serve it.
     Hit(Hit<'a, K, V>),
     /// There is a copy that cannot be vouched for.
@@ -48,9 +48,11 @@ pub enum Lookup<'a, K, V> {
 
 /// A copy that may be served at the moment of the lookup.
 #[derive(Debug)]
-pub struct Hit<'a, K, V> {
-    /// The copy; clone the `Arc` to keep it beyond the next lookup.
+pub struct Hit<'a, K: Hold, V: Hold> {
+    /// The copy; clone it to keep it beyond the next lookup.
     pub entry: &'a Shared<K, V>,
+    /// When it expires; [`Moment::NEVER`] if it does not.
+    pub deadline: Moment,
     /// Where it was.
     pub tier: Tier,
     /// Its source was last proven current a while ago: ask [`claim_probe`](crate::kernel::Kernel::claim_probe) whether
@@ -60,7 +62,7 @@ pub struct Hit<'a, K, V> {
 
 /// A copy whose stamp is current but whose source is not known to be.
 #[derive(Debug)]
-pub struct Uncertain<'a, K, V> {
+pub struct Uncertain<'a, K: Hold, V: Hold> {
     /// The copy, for stale serving.
     pub entry: &'a Shared<K, V>,
     /// What is missing.
@@ -111,21 +113,24 @@ impl Miss {
 /// A worker's L1 with its way into L2. Not for sharing: one per thread.
 pub struct Worker<K, V>
 where
-    K: Eq + Weigh + Send + Sync + 'static,
-    V: Weigh + Send + Sync + 'static,
+    K: Hold,
+    K::Held: Eq,
+    V: Hold,
 {
     cache: Arc<Cache<K, V>>,
     l1: L1<K, V>,
     /// The last copy found in L2, kept so that every answer can be a reference.
     held: Option<Shared<K, V>>,
     stats: Arc<WorkerStats>,
+    promote_after_hits: u8,
     sweep: u32,
 }
 
 impl<K, V> std::fmt::Debug for Worker<K, V>
 where
-    K: Eq + Weigh + Send + Sync + 'static,
-    V: Weigh + Send + Sync + 'static,
+    K: Hold,
+    K::Held: Eq,
+    V: Hold,
 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker").field("l1", &self.l1.sizes()).finish_non_exhaustive()
@@ -134,12 +139,19 @@ where
 
 impl<K, V> Worker<K, V>
 where
-    K: Eq + Weigh + Send + Sync + 'static,
-    V: Weigh + Send + Sync + 'static,
+    K: Hold,
+    K::Held: Eq,
+    V: Hold,
 {
     pub(crate) fn new(cache: Arc<Cache<K, V>>) -> Self {
         let stats = cache.stats.enrol();
-        Self { l1: L1::new(cache.l1.clone()), held: None, stats, cache, sweep: 0 }
+        let (never, after) = (cache.tiering.promote_after_hits == u16::MAX, cache.tiering.promote_after_hits);
+        let mut l1 = cache.l1.clone();
+        if never {
+            l1.max_entries = 0;
+        }
+        let promote_after_hits = u8::try_from(after).unwrap_or(u8::MAX);
+        Self { l1: L1::new(l1), held: None, stats, cache, promote_after_hits, sweep: 0 }
     }
 
     /// The shared half.
@@ -153,21 +165,21 @@ where
     #[inline]
     pub fn lookup<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
         let kernel = &self.cache.kernel;
         let mut doubtful = false;
-        let fresh = self.l1.find(hash, |entry| {
+        let fresh = self.l1.find(hash, |entry, deadline| {
             let same = key.equivalent(entry.key());
-            let fresh = same && !entry.is_dead() && kernel.is_fresh(entry.basis(), entry.deadline(), now);
+            let fresh = same && !entry.is_dead() && kernel.is_fresh(&entry.basis(), deadline, now);
             doubtful |= same && !fresh;
             fresh
         });
         if let Some(found) = fresh {
             self.stats.add(Counter::HitL1, 1);
-            let entry = self.l1.touch(found, now);
+            let (entry, deadline) = self.l1.touch(found, now);
             entry.credit();
-            return Lookup::Hit(Hit { entry, tier: Tier::L1, probe_due: false });
+            return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due: false });
         }
         if doubtful { self.lookup_doubtful(hash, key, now) } else { self.lookup_l2(hash, key, now) }
     }
@@ -176,15 +188,17 @@ where
     #[inline(never)]
     fn lookup_doubtful<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        if let Some(found) = self.l1.find(hash, |entry| key.equivalent(entry.key())) {
-            match self.l1.entry(found).filter(|entry| !entry.is_dead()).map(|entry| self.judge(entry, now)) {
+        if let Some(found) = self.l1.find(hash, |entry, _| key.equivalent(entry.key())) {
+            let copy = self.l1.entry(found).filter(|(entry, _)| !entry.is_dead());
+            match copy.map(|(entry, deadline)| self.judge(entry, deadline, now)) {
                 Some(Verdict::Valid(currency)) => {
                     self.stats.add(Counter::HitL1, 1);
-                    let entry = self.l1.touch(found, now);
+                    let (entry, deadline) = self.l1.touch(found, now);
                     entry.credit();
-                    return Lookup::Hit(Hit { entry, tier: Tier::L1, probe_due: currency == Currency::DueForProbe });
+                    let probe_due = currency == Currency::DueForProbe;
+                    return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due });
                 }
                 // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
                 Some(Verdict::Lapsed) => {}
@@ -198,30 +212,32 @@ where
     }
 
     #[inline]
-    fn judge(&self, entry: &Shared<K, V>, now: Moment) -> Verdict {
-        self.cache.kernel.verdict(entry.basis(), entry.deadline(), now)
+    fn judge(&self, entry: &Shared<K, V>, deadline: Moment, now: Moment) -> Verdict {
+        self.cache.kernel.verdict(&entry.basis(), deadline, now)
     }
 
     /// Apart, so that the path of an L1 hit stays small.
     #[inline(never)]
     fn lookup_l2<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        let Some(entry) = self.cache.l2.find(hash, key) else {
+        let Some((entry, times)) = self.cache.l2.find(hash, key) else {
             self.stats.add(Counter::MissAbsent, 1);
             return Lookup::Miss(Miss::Absent);
         };
-        let verdict = self.judge(&entry, now);
+        let deadline = times.deadline();
+        let fresh = self.cache.kernel.is_fresh(&entry.basis(), deadline, now);
+        let verdict = if fresh { Verdict::Valid(Currency::Proven) } else { self.judge(&entry, deadline, now) };
         let entry = &*self.held.insert(entry);
         match verdict {
             Verdict::Valid(currency) => {
                 self.stats.add(Counter::HitL2, 1);
                 entry.credit();
-                if entry.count_l2_hit() >= self.cache.tiering.promote_after_hits && !entry.is_dead() {
-                    put_into_l1(&mut self.l1, &self.stats, entry, now);
+                if entry.count_l2_hit() >= self.promote_after_hits && !entry.is_dead() {
+                    put_into_l1(&mut self.l1, &self.stats, (hash, entry, deadline), now);
                 }
-                Lookup::Hit(Hit { entry, tier: Tier::L2, probe_due: currency == Currency::DueForProbe })
+                Lookup::Hit(Hit { entry, deadline, tier: Tier::L2, probe_due: currency == Currency::DueForProbe })
             }
             Verdict::Lapsed => {
                 self.stats.add(Counter::UncertainLapsed, 1);
@@ -251,12 +267,13 @@ where
     /// Puts the copy of `key` into this worker's L1 at once, if L2 has one that may be served: for what is known to be hot.
     pub fn promote<Q>(&mut self, hash: TierHash, key: &Q, now: Moment)
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        if let Some(entry) = self.cache.l2.peek(hash, key)
-            && matches!(self.judge(&entry, now), Verdict::Valid(_))
+        if let Some((entry, times)) = self.cache.l2.peek(hash, key)
+            && let deadline = times.deadline()
+            && matches!(self.judge(&entry, deadline, now), Verdict::Valid(_))
         {
-            put_into_l1(&mut self.l1, &self.stats, &entry, now);
+            put_into_l1(&mut self.l1, &self.stats, (hash, &entry, deadline), now);
         }
     }
 
@@ -278,14 +295,14 @@ where
     /// Explains the copy of `key`, without counting as a read; `None`: there is none.
     pub fn why<Q>(&self, hash: TierHash, key: &Q, now: Moment) -> Option<Why>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
         let mut why = self.cache.why(hash, key, now)?;
         why.in_l1 = self
             .l1
-            .find(hash, |entry| key.equivalent(entry.key()))
+            .find(hash, |entry, _| key.equivalent(entry.key()))
             .and_then(|found| self.l1.entry(found))
-            .is_some_and(|entry| !entry.is_dead());
+            .is_some_and(|(entry, _)| !entry.is_dead());
         Some(why)
     }
 
@@ -295,8 +312,17 @@ where
     }
 }
 
-fn put_into_l1<K: Eq, V>(l1: &mut L1<K, V>, stats: &WorkerStats, entry: &Shared<K, V>, now: Moment) {
-    let demoted = l1.insert(entry.clone(), now);
+fn put_into_l1<K, V>(
+    l1: &mut L1<K, V>,
+    stats: &WorkerStats,
+    (hash, entry, deadline): (TierHash, &Shared<K, V>, Moment),
+    now: Moment,
+) where
+    K: Hold,
+    K::Held: Eq,
+    V: Hold,
+{
+    let demoted = l1.insert(hash, entry.clone(), deadline, now);
     stats.add(Counter::Promoted, 1);
     stats.add(Counter::DemotedForRoom, demoted as u64);
     stats.set_l1_sizes(l1.sizes());
@@ -304,8 +330,9 @@ fn put_into_l1<K: Eq, V>(l1: &mut L1<K, V>, stats: &WorkerStats, entry: &Shared<
 
 impl<K, V> Drop for Worker<K, V>
 where
-    K: Eq + Weigh + Send + Sync + 'static,
-    V: Weigh + Send + Sync + 'static,
+    K: Hold,
+    K::Held: Eq,
+    V: Hold,
 {
     fn drop(&mut self) {
         self.cache.stats.retire(&self.stats);

@@ -236,7 +236,7 @@ impl Tiers {
                 let mut fill = [0; 8];
                 fill.copy_from_slice(&hit.entry.value()[..8]);
                 assert_eq!(expected, Expected::Value(u64::from_le_bytes(fill)));
-                let (deadline, tier) = (hit.entry.deadline(), hit.tier);
+                let (deadline, tier) = (hit.deadline, hit.tier);
                 assert!(deadline > now, "served at or past its deadline");
                 let why = self.workers[worker].why(hash(key), &key, now);
                 let why = why.expect("what is served is in L2, also when L1 served it");

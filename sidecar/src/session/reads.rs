@@ -191,7 +191,7 @@ impl Conversation {
                     (Found::Observed, probe_due)
                 } else {
                     worker.tally.add(keyspace, Count::hit(tier));
-                    let answer = render(hit.entry.value(), hit.entry.deadline(), self.client.protocol);
+                    let answer = render(hit.entry.value(), hit.deadline, self.client.protocol);
                     (Found::Answered(answer), probe_due)
                 }
             }

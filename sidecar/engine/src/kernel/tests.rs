@@ -143,3 +143,35 @@ fn a_row_given_back_starts_from_nothing() {
     assert_eq!(kernel.currency(again, NOW), Currency::Lapsed);
     assert_eq!(kernel.verdict(&copy, Moment::NEVER, NOW), Verdict::Invalidated);
 }
+
+#[test]
+fn a_copy_stays_dead_when_its_source_was_flushed_as_often_as_a_basis_can_count() {
+    let (kernel, source) = kernel();
+    kernel.proved(&kernel.sending(source, NOW), NOW);
+    let copy = kernel.begin_fill(source, KEY, NOW).basis;
+    for round in 1..=1_u32 << 16 {
+        kernel.flush(source, FlushCause::Uncertain);
+        if round.is_power_of_two() {
+            assert!(!matches!(kernel.verdict(&copy, Moment::NEVER, NOW), Verdict::Valid(_)), "after {round} flushes");
+        }
+    }
+    let fresh = kernel.begin_fill(source, KEY, NOW).basis;
+    assert_eq!(kernel.verdict(&fresh, Moment::NEVER, NOW), Verdict::Valid(Currency::Proven));
+    assert!(!kernel.is_void(&fresh));
+}
+
+#[test]
+fn a_copy_stays_dead_when_its_key_was_written_as_often_as_a_basis_can_count() {
+    let (kernel, source) = kernel();
+    kernel.proved(&kernel.sending(source, NOW), NOW);
+    let stripe = kernel.stamps.stripe(KEY);
+    let begin = (1 << 30) - 20;
+    kernel.stamps.set(stripe, begin);
+    let copy = kernel.begin_fill(source, KEY, NOW).basis;
+    for _ in 0..40 {
+        kernel.bump(KEY);
+    }
+    // As if the rest of the way around had been gone, too.
+    kernel.stamps.set(stripe, begin + (1 << 32));
+    assert_eq!(kernel.verdict(&copy, Moment::NEVER, NOW), Verdict::Invalidated);
+}

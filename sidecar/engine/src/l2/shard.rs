@@ -1,27 +1,31 @@
-//! One shard of L2: a table of entries, their order of eviction, their deadlines and their bytes.
+//! One shard of L2: places for entries, an index to find them, their order of eviction, their deadlines and their bytes.
 //!
 //! Never above its budget: room is made before an entry goes in. Whatever leaves is marked dead first, so that no L1
-//! slot serves it on.
+//! slot serves it on. Every function does a bounded amount of work; what needs more says so and is called again, with the
+//! lock let go in between.
 
-use hashbrown::{Equivalent, HashTable};
+use hashbrown::Equivalent;
 
 use super::GroupSize;
+use super::index::Index;
+use super::slots::{Placed, Slots, Times};
 use super::wheel::{Step, Wheel};
 use crate::clock::Moment;
 use crate::entry::Shared;
 use crate::guards::Guard;
 use crate::hash::TierHash;
+use crate::hold::Hold;
 use crate::kernel::Kernel;
-use crate::policy::{Policy, PolicyKind, Slots};
+use crate::policy::{Policy, PolicyKind};
 use crate::slab::Slab;
 use crate::stats::{Counter, SharedStats};
-use crate::weigh::Weigh;
 
-pub(super) struct Shard<K, V> {
-    table: HashTable<Shared<K, V>>,
+pub(super) struct Shard<K: Hold, V: Hold> {
+    index: Index,
     slots: Slots<K, V>,
     policy: Box<dyn Policy<K, V>>,
     wheel: Wheel,
+    /// Of the entries.
     bytes: usize,
     /// The same bytes by group.
     groups: Vec<GroupSize>,
@@ -30,7 +34,10 @@ pub(super) struct Shard<K, V> {
 }
 
 /// More than the containers of a single entry need.
-const LEAST: usize = 3 << 10;
+const LEAST: usize = 5 << 10;
+
+/// So many entries are let go of at a time before others may have the lock.
+pub(super) const SLICE: usize = 64;
 
 /// Why an entry leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +48,10 @@ pub(super) enum Leave {
     Expired,
 }
 
-impl<K, V> Shard<K, V>
-where
-    K: Weigh + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
+impl<K: Hold, V: Hold> Shard<K, V> {
     pub(super) fn new(policy: PolicyKind, max_bytes: usize, max_entries: usize) -> Self {
         Self {
-            table: HashTable::new(),
+            index: Index::new(),
             slots: Slab::new(),
             policy: policy.build(max_bytes),
             wheel: Wheel::new(),
@@ -59,25 +62,36 @@ where
         }
     }
 
+    /// The place of the entry under `key`.
     #[inline]
-    pub(super) fn find<Q>(&self, hash: TierHash, key: &Q) -> Option<&Shared<K, V>>
+    pub(super) fn find<Q>(&self, hash: TierHash, key: &Q) -> Option<(u32, &Placed<K, V>)>
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        self.table.find(hash.raw(), |entry| key.equivalent(entry.key()))
+        let hash = hash.raw() as u32;
+        let mut slot = self.index.first(hash);
+        while let Some(placed) = self.slots.item(slot) {
+            if placed.hash == hash && key.equivalent(placed.entry.key()) {
+                return Some((slot, placed));
+            }
+            slot = placed.next;
+        }
+        None
     }
 
     pub(super) fn hit(&mut self, slot: u32) {
         self.policy.hit(&mut self.slots, slot);
     }
 
-    pub(super) fn entries(&self) -> usize {
-        self.table.len()
+    pub(super) const fn entries(&self) -> usize {
+        self.index.len()
     }
 
     /// Bytes of entries and of all that they are kept in, as allocated.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes + self.containers()
+        let groups = self.groups.capacity() * size_of::<GroupSize>();
+        let places = self.slots.bytes() + self.wheel.bytes() + self.policy.bytes();
+        self.bytes + groups + self.index.bytes() + places
     }
 
     pub(super) fn groups(&self) -> &[GroupSize] {
@@ -86,87 +100,89 @@ where
 
     /// The size of the group that `entry` is counted in.
     fn group(&mut self, entry: &Shared<K, V>) -> &mut GroupSize {
-        let group = entry.key().group();
+        let group = K::group(entry.key());
         if self.groups.len() <= group {
             self.groups.resize(group + 1, GroupSize::default());
         }
         &mut self.groups[group]
     }
 
-    fn containers(&self) -> usize {
-        let groups = self.groups.capacity() * size_of::<GroupSize>();
-        groups + self.table.allocation_size() + self.slots.bytes() + self.wheel.bytes() + self.policy.bytes()
-    }
-
-    /// Bytes that the next insertion would allocate for the containers. A table that grows is for a moment there twice;
-    /// that moment counts.
+    /// Bytes that the next insertion would allocate for the containers.
     fn growth(&self) -> usize {
-        let table = if self.table.len() < self.table.capacity() {
-            0
-        } else {
-            // The next power of two of buckets, and a control byte for each.
-            (2 * self.table.allocation_size()).max(16 * (size_of::<Shared<K, V>>() + 1))
-        };
-        table + self.slots.growth()
+        let places = self.slots.growth() + self.wheel.growth(&self.slots) + self.policy.growth(&self.slots);
+        self.index.growth() + places
     }
 
-    /// Installs `entry` in place of the one under its key, evicting until it fits. `false`: it never could, or a newer
-    /// copy is already there; then nothing has changed.
-    pub(super) fn insert(&mut self, entry: &Shared<K, V>, kernel: &Kernel, stats: &SharedStats) -> Result<(), Refusal>
+    /// Installs `entry` in place of the one under its key if it fits after at most [`SLICE`] evictions.
+    pub(super) fn insert(
+        &mut self,
+        hash: TierHash,
+        entry: &Shared<K, V>,
+        times: Times,
+        kernel: &Kernel,
+        stats: &SharedStats,
+    ) -> Result<(), Refusal>
     where
-        K: Eq,
+        K::Held: Eq,
     {
-        if entry.bytes() + self.wheel.bytes() + self.policy.bytes() + LEAST > self.max_bytes || self.max_entries == 0 {
+        let bytes = entry.bytes();
+        let least = bytes.saturating_add(self.wheel.bytes() + self.policy.bytes() + LEAST);
+        if least > self.max_bytes || self.max_entries == 0 {
             return Err(Refusal::TooLarge);
         }
-        let hash = entry.hash();
-        let present = self.table.find(hash.raw(), |other| other.hash() == hash && other.key() == entry.key()).cloned();
-        if let Some(present) = present {
-            let (new, old) = (entry.basis(), present.basis());
-            if new.source == old.source && (new.stamp, new.flushes) < (old.stamp, old.flushes) {
+        if let Some((slot, present)) = self.find(hash, &Same(entry.key())) {
+            if entry.basis().is_older_than(&present.entry.basis()) {
                 return Err(Refusal::Outdated);
             }
-            self.take_out(present.slot(), Leave::Replaced, kernel, stats);
+            self.take_out(slot, Leave::Replaced, kernel, stats);
         }
         // Before the room is counted, which its row takes from.
         self.group(entry);
-        // An eviction makes room for the entry and leaves a slot, so that the containers need not grow where they cannot.
-        while self.bytes() + self.growth() + entry.bytes() > self.max_bytes || self.table.len() >= self.max_entries {
-            let Some(slot) = self.policy.victim(&mut self.slots) else { break };
+        // An eviction makes room for the entry and leaves a place, so that the containers need not grow where they cannot.
+        let mut evicted = 0;
+        while self.bytes() + self.growth() + bytes > self.max_bytes || self.entries() >= self.max_entries {
+            if evicted == SLICE {
+                return Err(Refusal::NotYet);
+            }
+            let Some(slot) = self.policy.victim(&mut self.slots) else { return Err(Refusal::TooLarge) };
             self.discard(slot, Leave::Evicted, kernel, stats);
+            evicted += 1;
         }
-        let slot = self.slots.insert(entry.clone());
-        entry.set_slot(slot);
-        self.policy.insert(&mut self.slots, slot);
-        self.wheel.insert(&mut self.slots, slot, entry.deadline());
-        self.table.insert_unique(hash.raw(), entry.clone(), |entry| entry.hash().raw());
-        self.bytes += entry.bytes();
+        let slot = self.slots.insert(Placed::new(entry.clone(), hash.raw() as u32, times));
+        self.bytes += bytes;
         let group = self.group(entry);
         group.entries += 1;
-        group.bytes += entry.bytes();
+        group.bytes += bytes;
+        self.index.insert(&mut self.slots, slot);
+        self.policy.insert(&mut self.slots, slot);
+        self.wheel.insert(slot, times.due());
         Ok(())
     }
 
-    /// Removes the entry under `key`, if any.
     pub(super) fn remove<Q>(&mut self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool
     where
-        Q: Equivalent<K> + ?Sized,
+        Q: Equivalent<K::Held> + ?Sized,
     {
-        let Some(slot) = self.find(hash, key).map(|entry| entry.slot()) else { return false };
+        let Some((slot, _)) = self.find(hash, key) else { return false };
         self.take_out(slot, Leave::Removed, kernel, stats);
         true
     }
 
-    pub(super) fn clear(&mut self, kernel: &Kernel, stats: &SharedStats) {
-        while let Some(slot) = self.policy.victim(&mut self.slots) {
-            self.discard(slot, Leave::Removed, kernel, stats);
+    /// Removes what lies in the [`SLICE`] places from `cursor` on; the next cursor, or `None` at the end.
+    pub(super) fn clear(&mut self, cursor: u32, kernel: &Kernel, stats: &SharedStats) -> Option<u32> {
+        let next = cursor + SLICE as u32;
+        for slot in cursor..next.min(self.slots.span()) {
+            if self.slots.item(slot).is_some() {
+                self.take_out(slot, Leave::Removed, kernel, stats);
+            }
         }
+        (next < self.slots.span()).then_some(next)
     }
 
     /// Frees what has expired, in at most `steps` steps; tells how many it used.
     pub(super) fn expire(&mut self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
         for used in 0..steps {
-            match self.wheel.step(&mut self.slots, now) {
+            match self.wheel.step(&self.slots, now) {
                 Step::Expired(slot) => self.take_out(slot, Leave::Expired, kernel, stats),
                 Step::Worked => {}
                 Step::Idle => return used,
@@ -180,23 +196,20 @@ where
         self.discard(slot, cause, kernel, stats);
     }
 
-    /// Frees a slot that the policy has let go of.
+    /// Frees a place that the policy has let go of.
     fn discard(&mut self, slot: u32, cause: Leave, kernel: &Kernel, stats: &SharedStats) {
-        self.wheel.remove(&mut self.slots, slot);
-        let Some(entry) = self.slots.remove(slot) else { return };
+        self.index.remove(&mut self.slots, slot);
+        let Some(Placed { entry, .. }) = self.slots.remove(slot) else { return };
         if kernel.guards().hold(Guard::DeadFlag) {
             entry.kill();
         }
-        self.bytes -= entry.bytes();
+        let bytes = entry.bytes();
+        self.bytes -= bytes;
         let group = self.group(&entry);
         group.entries -= 1;
-        group.bytes -= entry.bytes();
-        let hash = entry.hash().raw();
-        if let Ok(found) = self.table.find_entry(hash, |other| std::sync::Arc::ptr_eq(other, &entry)) {
-            found.remove();
-        }
+        group.bytes -= bytes;
         let counter = match cause {
-            Leave::Evicted if kernel.is_void(entry.basis()) => Counter::EvictedVoid,
+            Leave::Evicted if kernel.is_void(&entry.basis()) => Counter::EvictedVoid,
             Leave::Evicted => Counter::EvictedForRoom,
             Leave::Replaced => Counter::Replaced,
             Leave::Removed => Counter::Removed,
@@ -206,9 +219,21 @@ where
     }
 }
 
+/// A key as an entry holds it, looked up by itself.
+struct Same<'a, T: ?Sized>(&'a T);
+
+impl<T: Eq + ?Sized> Equivalent<T> for Same<'_, T> {
+    fn equivalent(&self, key: &T) -> bool {
+        self.0 == key
+    }
+}
+
 /// Why an entry was not installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     TooLarge,
+    /// A newer copy is there already.
     Outdated,
+    /// Room is being made: let others have the lock, then try again.
+    NotYet,
 }

@@ -1,32 +1,29 @@
 //! Least recently used. L1's hits reach it late: an entry that L1 served since it was last seen here gets another round.
 
-use super::{Policy, QUEUE, Slots};
-use crate::slab::List;
+use super::{Policy, Queue};
+use crate::hold::Hold;
+use crate::l2::Slots;
 
 #[derive(Debug)]
 pub(super) struct Lru {
-    order: List<QUEUE>,
+    order: Queue,
 }
 
 impl Lru {
     pub(super) const fn new() -> Self {
-        Self { order: List::new() }
+        Self { order: Queue::new() }
     }
 }
 
-impl<K, V> Policy<K, V> for Lru
-where
-    K: Send + Sync,
-    V: Send + Sync,
-{
+impl<K: Hold, V: Hold> Policy<K, V> for Lru {
     fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.order.push_front(slots, slot);
     }
 
     fn hit(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.order.move_to_front(slots, slot);
-        if let Some(entry) = slots.item(slot) {
-            entry.set_frequency(0);
+        if let Some(placed) = slots.item(slot) {
+            placed.entry.set_chances(0);
         }
     }
 
@@ -39,8 +36,8 @@ where
         for _ in 0..self.order.len() {
             let slot = self.order.tail()?;
             match slots.item(slot) {
-                Some(entry) if entry.frequency() > 0 && !entry.is_dead() => {
-                    entry.set_frequency(0);
+                Some(placed) if placed.entry.chances() > 0 => {
+                    placed.entry.set_chances(0);
                     self.order.move_to_front(slots, slot);
                 }
                 _ => break,
@@ -52,6 +49,10 @@ where
     }
 
     fn bytes(&self) -> usize {
+        0
+    }
+
+    fn growth(&self, _slots: &Slots<K, V>) -> usize {
         0
     }
 }
