@@ -4,6 +4,8 @@ pub mod certificates;
 pub mod chaos;
 pub mod e2e;
 pub mod history;
+pub mod origin;
+pub mod postgres;
 pub mod proxy;
 pub mod random;
 pub mod redis;

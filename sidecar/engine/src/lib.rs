@@ -56,6 +56,7 @@
 //! # Where to go from here
 //!
 //! * [`remote`]: what an L3 has to be.
+//! * [`store`]: what the app's own database has to be; `caddy-remote` has HTTP and PostgreSQL.
 //! * [`codec`]: values as bytes, with checksums, compression and schema versions.
 //! * [`kernel`]: how coherence works, and the parts for programs that own their event loop, as the CADDY sidecar does: a
 //!   [`Worker`] per thread (L1) in front of a shared [`Cache`] (L2), and [`Flights`] for single flight.
@@ -107,6 +108,7 @@ mod policy;
 pub mod remote;
 mod slab;
 mod stats;
+pub mod store;
 mod sync;
 mod timer;
 mod weigh;

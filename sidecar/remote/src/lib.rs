@@ -1,4 +1,4 @@
-//! What lies beyond the pod: connections to a Redis or Valkey, and the embedded L3.
+//! What lies beyond the pod: connections to a Redis or Valkey, the embedded L3, and the app's database ([`stores`]).
 //!
 //! A [`Lane`] is one logical upstream connection. It connects, performs the handshake, keeps requests and replies in
 //! order, reconnects with backoff, and tells its [`Handler`] what it saw: replies, pushes, that it came up, that it
@@ -11,6 +11,7 @@ pub mod embedded;
 mod files;
 mod handshake;
 mod lane;
+pub mod stores;
 mod stream;
 mod target;
 mod tls;

@@ -197,7 +197,7 @@ impl Tls {
     }
 
     /// The configuration made of the files as they are now.
-    fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
+    pub(crate) fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let files = self
             .files()
             .map(|path| Version::of(path).map_err(|error| unreadable(path, &error)))

@@ -34,6 +34,8 @@ pub(crate) const LANGUAGES: &[Program] = &[
     Program { name: "gcc", packages: &["gcc", "libc6-dev"] },
     Program { name: "go", packages: &["golang-go"] },
 ];
+/// The database behind the stores.
+pub(crate) const POSTGRES: &[Program] = &[Program { name: "pg_createcluster", packages: &["postgresql"] }];
 const VALKEY: Program = Program { name: "valkey-server", packages: &["valkey-server"] };
 
 /// Clients, as an app would install them.

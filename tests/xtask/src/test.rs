@@ -67,7 +67,9 @@ fn basic(place: &Place, options: &Options) -> Vec<Stage> {
     let (build, tests, clients) = (place.clone(), place.clone(), place.clone());
     let filter = options.filter.clone();
     vec![
-        Stage::new(Lane::Side, "packages", |log| need::programs(log, &[need::REDIS, need::LANGUAGES].concat())),
+        Stage::new(Lane::Side, "packages", |log| {
+            need::programs(log, &[need::REDIS, need::POSTGRES, need::LANGUAGES].concat())
+        }),
         Stage::new(Lane::Side, "client libraries", move |log| Clients::of(&clients).install(&clients, log))
             .after(&["packages"]),
         Stage::new(Lane::Cargo, "build", move |log| {

@@ -1,0 +1,347 @@
+//! A store behind HTTP: `GET`, `PUT` and `DELETE` of one URL per key.
+//!
+//! | answer | means |
+//! |---|---|
+//! | 200 | the value is the body; `Cache-Control` says for how long, `ETag` names its state |
+//! | 404, 410 | there is no such value |
+//! | 304 | unchanged (only where an `ETag` was sent) |
+//! | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, then [`StoreError::Unavailable`] |
+//! | anything else, redirects too | [`StoreError::Refused`] |
+//!
+//! Many keys are that many requests, at most [`HttpConfig::concurrency`] at a time. `PUT` and `DELETE` are sent again
+//! after an unclear answer: they are idempotent, as HTTP defines them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use caddy_engine::store::{BackingStore, Revalidated, StoreError, StoreFuture, Stored};
+use futures::{StreamExt, TryStreamExt, stream};
+use http::header::{CACHE_CONTROL, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use thiserror::Error;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{StoreKey, StoreValue};
+use crate::tls::{Tls, TlsError, TlsOptions};
+
+/// The place of the key in [`HttpConfig::url`].
+const PLACEHOLDER: &str = "{key}";
+/// All but RFC 3986's unreserved characters: a key with a slash is still one segment.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The longest pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Where the values are and how to ask for them.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// `http://` or `https://`, with `{key}` where the percent-encoded key goes.
+    pub url: String,
+    /// Sent with every request.
+    pub headers: Vec<(String, String)>,
+    /// How long one request may take, its body included.
+    pub timeout: Duration,
+    /// How often a request is sent again after a transient failure.
+    pub retries: u32,
+    /// The pause before the first repetition; it doubles each time.
+    pub backoff: Duration,
+    /// Requests at a time.
+    pub concurrency: usize,
+    /// The largest body that is taken.
+    pub max_value_bytes: usize,
+    /// Whom to trust and what to show, for `https://`; read once.
+    pub tls: TlsOptions,
+}
+
+impl HttpConfig {
+    /// A store at `url`, with a timeout of 1 s, two repetitions after 50 ms and 100 ms, and 16 requests at a time.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            headers: Vec::new(),
+            timeout: Duration::from_secs(1),
+            retries: 2,
+            backoff: Duration::from_millis(50),
+            concurrency: 16,
+            max_value_bytes: 1 << 20,
+            tls: TlsOptions::default(),
+        }
+    }
+}
+
+/// Why there is no such store.
+#[derive(Debug, Error)]
+pub enum HttpConfigError {
+    /// The key has no place in the URL, or more than one.
+    #[error("the URL '{0}' must contain {PLACEHOLDER} once, where the key goes")]
+    Placeholder(String),
+    /// The URL is none.
+    #[error("the URL '{url}' is not valid: {reason}; it looks like http://127.0.0.1:8080/cache/{PLACEHOLDER}")]
+    Url {
+        /// As given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A header is none.
+    #[error("the header '{0}' is not valid")]
+    Header(String),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct HttpStore {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    config: HttpConfig,
+    headers: HeaderMap,
+}
+
+impl HttpStore {
+    /// Connects when it is first asked.
+    pub fn new(config: HttpConfig) -> Result<Self, HttpConfigError> {
+        if config.url.matches(PLACEHOLDER).count() != 1 {
+            return Err(HttpConfigError::Placeholder(config.url));
+        }
+        let invalid = |reason: String| HttpConfigError::Url { url: config.url.clone(), reason };
+        let example: Uri = config.url.replace(PLACEHOLDER, "k").parse().map_err(|error| invalid(format!("{error}")))?;
+        if !matches!(example.scheme_str(), Some("http" | "https")) {
+            return Err(invalid("it begins with neither http:// nor https://".into()));
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in &config.headers {
+            let parsed = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
+            let (name, value) = parsed.ok_or_else(|| HttpConfigError::Header(name.clone()))?;
+            headers.append(name, value);
+        }
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(config.timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config((*Tls::new(config.tls.clone()).config()?).clone())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(config.concurrency)
+            .build(connector);
+        Ok(Self { client, config, headers })
+    }
+
+    fn request(&self, method: Method, key: &[u8], body: Bytes) -> Result<Request<Full<Bytes>>, StoreError> {
+        let uri = self.config.url.replace(PLACEHOLDER, &percent_encode(key, ESCAPED).to_string());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .body(Full::new(body))
+            .map_err(|error| StoreError::Refused { reason: format!("the key makes no URL: {error}").into() })?;
+        request.headers_mut().extend(self.headers.clone());
+        Ok(request)
+    }
+
+    /// Sends it until there is an answer that will not change, or no attempts are left.
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, StoreError> {
+        let mut pause = self.config.backoff;
+        for attempt in 0.. {
+            let (reason, retry_after) = match timeout(self.config.timeout, self.ask_once(request.clone())).await {
+                Ok(Ok(answer)) if !is_transient(answer.status) => return Ok(answer),
+                Ok(Ok(answer)) => (format!("it answered {}", answer.status), retry_after(&answer.headers)),
+                Ok(Err(Failed::TooLarge)) => {
+                    let max = self.config.max_value_bytes;
+                    return Err(StoreError::Refused { reason: format!("the value has more than {max} bytes").into() });
+                }
+                Ok(Err(Failed::Transport(reason))) => (reason, None),
+                Err(_) => (format!("no answer within {} ms", self.config.timeout.as_millis()), None),
+            };
+            if attempt >= self.config.retries {
+                return Err(StoreError::Unavailable { reason: reason.into() });
+            }
+            sleep(retry_after.unwrap_or(pause).min(MAX_PAUSE)).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+        unreachable!("the attempts are bounded by the number of retries")
+    }
+
+    async fn ask_once(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failed> {
+        let transport = |error: &dyn std::error::Error| Failed::Transport(with_causes(error));
+        let response: Response<Incoming> = self.client.request(request).await.map_err(|error| transport(&error))?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, self.config.max_value_bytes).collect().await.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() { Failed::TooLarge } else { transport(&*error) }
+        })?;
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    }
+
+    async fn load(&self, key: &[u8]) -> Result<Option<Stored<StoreValue>>, StoreError> {
+        let asked = Instant::now();
+        let answer = self.ask(self.request(Method::GET, key, Bytes::new())?).await?;
+        answer.into_stored(asked)
+    }
+
+    async fn change(&self, method: Method, key: &[u8], body: Bytes) -> Result<(), StoreError> {
+        let deletes = method == Method::DELETE;
+        let answer = self.ask(self.request(method, key, body)?).await?;
+        let gone = deletes && matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::GONE);
+        if answer.status.is_success() || gone { Ok(()) } else { Err(answer.refusal()) }
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+enum Failed {
+    Transport(String),
+    TooLarge,
+}
+
+impl Answer {
+    fn into_stored(self, asked: Instant) -> Result<Option<Stored<StoreValue>>, StoreError> {
+        match self.status {
+            StatusCode::OK => Ok(Some(Stored {
+                fresh_for: fresh_for(&self.headers, asked.elapsed()),
+                version: self.headers.get(ETAG).map(|etag| Bytes::copy_from_slice(etag.as_bytes())),
+                value: self.body,
+            })),
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            _ => Err(self.refusal()),
+        }
+    }
+
+    fn refusal(&self) -> StoreError {
+        let hint = match self.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see the store's headers",
+            status if status.is_redirection() => "; give the URL that it redirects to",
+            _ => "",
+        };
+        StoreError::Refused { reason: format!("it answered {}{hint}", self.status).into() }
+    }
+}
+
+fn is_transient(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// What `Cache-Control` allows a shared cache (RFC 9111, §5.2.2), less what passed since the question was sent.
+fn fresh_for(headers: &HeaderMap, since: Duration) -> Option<Duration> {
+    let directives = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
+    let directives: Vec<String> =
+        directives.flat_map(|value| value.split(',')).map(|directive| directive.trim().to_ascii_lowercase()).collect();
+    if directives.iter().any(|one| matches!(one.as_str(), "no-store" | "no-cache" | "private")) {
+        return Some(Duration::ZERO);
+    }
+    let seconds = |name: &str| {
+        let value = directives.iter().find_map(|one| one.strip_prefix(name)?.strip_prefix('='))?;
+        value.trim_matches('"').parse().ok().map(Duration::from_secs)
+    };
+    seconds("s-maxage").or_else(|| seconds("max-age")).map(|age: Duration| age.saturating_sub(since))
+}
+
+/// The error and what caused it: hyper's own text is only "client error (Connect)".
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl BackingStore<StoreKey, StoreValue> for HttpStore {
+    fn load_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, Vec<Option<Stored<StoreValue>>>> {
+        let loads = stream::iter(keys).map(|key| self.load(key));
+        Box::pin(loads.buffered(self.config.concurrency.max(1)).try_collect())
+    }
+
+    /// In order for each key: writes of one key never overtake each other, those of others may.
+    fn store_many<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)]) -> StoreFuture<'a, ()> {
+        let last = last_of_each(entries);
+        let writes = stream::iter(last).map(|(key, value)| self.change(Method::PUT, key, value.clone()));
+        Box::pin(writes.buffer_unordered(self.config.concurrency.max(1)).try_collect())
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, ()> {
+        let deletes = stream::iter(keys).map(|key| self.change(Method::DELETE, key, Bytes::new()));
+        Box::pin(deletes.buffer_unordered(self.config.concurrency.max(1)).try_collect())
+    }
+
+    fn revalidate<'a>(&'a self, key: &'a StoreKey, version: &'a Bytes) -> StoreFuture<'a, Revalidated<StoreValue>>
+    where
+        StoreValue: 'a,
+    {
+        Box::pin(async move {
+            let asked = Instant::now();
+            let mut request = self.request(Method::GET, key, Bytes::new())?;
+            // What came in a header goes into one.
+            if let Ok(version) = HeaderValue::from_maybe_shared(version.clone()) {
+                request.headers_mut().insert(IF_NONE_MATCH, version);
+            }
+            let answer = self.ask(request).await?;
+            if answer.status == StatusCode::NOT_MODIFIED {
+                return Ok(Revalidated::Unchanged { fresh_for: fresh_for(&answer.headers, asked.elapsed()) });
+            }
+            answer.into_stored(asked).map(Revalidated::Changed)
+        })
+    }
+}
+
+/// The last value of each key: what the writes in this order leave.
+pub(super) fn last_of_each(entries: &[(StoreKey, StoreValue)]) -> Vec<&(StoreKey, StoreValue)> {
+    let mut seen = std::collections::HashSet::with_capacity(entries.len());
+    let mut last: Vec<_> = entries.iter().rev().filter(|(key, _)| seen.insert(key)).collect();
+    last.reverse();
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(cache_control: &str) -> HeaderMap {
+        HeaderMap::from_iter([(CACHE_CONTROL, HeaderValue::from_str(cache_control).unwrap())])
+    }
+
+    #[test]
+    fn cache_control_says_how_long_a_shared_cache_may_keep_it() {
+        let fresh = |text| fresh_for(&headers(text), Duration::from_secs(10));
+        assert_eq!(fresh("max-age=60"), Some(Duration::from_secs(50)));
+        assert_eq!(fresh("public, Max-Age=60, s-maxage=\"100\""), Some(Duration::from_secs(90)));
+        assert_eq!(fresh("max-age=5"), Some(Duration::ZERO));
+        assert_eq!(fresh("max-age=60, no-store"), Some(Duration::ZERO));
+        assert_eq!(fresh("max-age=soon"), None);
+        assert_eq!(fresh_for(&HeaderMap::new(), Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_url_needs_the_place_of_the_key_once() {
+        let error = |url: &str| HttpStore::new(HttpConfig::new(url)).unwrap_err().to_string();
+        assert!(error("http://localhost/cache").contains("{key}"));
+        assert!(error("http://localhost/{key}/{key}").contains("once"));
+        assert!(error("ftp://localhost/{key}").contains("http://"));
+        assert!(error("http://local host/{key}").contains("not valid"));
+    }
+
+    #[test]
+    fn of_several_writes_of_a_key_the_last_is_sent() {
+        let entry = |key: &'static str, value: &'static str| (Bytes::from(key), Bytes::from(value));
+        let entries = [entry("a", "1"), entry("b", "1"), entry("a", "2")];
+        assert_eq!(last_of_each(&entries), [&entries[1], &entries[2]]);
+    }
+}

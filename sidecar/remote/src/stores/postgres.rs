@@ -1,0 +1,411 @@
+//! A store in PostgreSQL: three statements of the app's own, prepared on every connection.
+//!
+//! * `load` has one parameter, an array of keys, and returns key, value and, if it likes, milliseconds of freshness:
+//!   `SELECT key, value FROM users WHERE key = ANY($1)`.
+//! * `store` has two, arrays of keys and of their values:
+//!   `INSERT INTO users SELECT * FROM unnest($1::text[], $2::bytea[]) ON CONFLICT (key) DO UPDATE SET value = excluded.value`.
+//! * `delete` has one: `DELETE FROM users WHERE key = ANY($1)`.
+//!
+//! Keys may be `text` or `bytea`, values also `json` and `jsonb`; what the statements say is checked when a connection is
+//! made. Many keys are one statement, so a batch costs one round trip and is stored whole or not at all
+//! (5,000 rows at a time). A load is asked once more when its connection turns out to be dead; a write never is.
+
+mod values;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use caddy_engine::store::{BackingStore, StoreError, StoreFuture, Stored};
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
+use thiserror::Error;
+use tokio_postgres::{Client, NoTls, Row, Statement, config::SslMode, error::SqlState, types::Type};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use self::values::{Column, VALUES, array_of};
+use super::http::last_of_each;
+use super::{StoreKey, StoreValue};
+use crate::tls::{Tls, TlsError, TlsOptions};
+
+/// Rows of one statement.
+const ROWS: usize = 5_000;
+
+/// Where the database is and what to say to it.
+#[derive(Debug, Clone)]
+pub struct PostgresConfig {
+    /// `postgresql://user@host:5432/database`.
+    pub url: String,
+    /// Holds the password, read whenever a connection is made.
+    pub password_file: Option<PathBuf>,
+    /// Given: nothing is sent without TLS.
+    pub tls: Option<TlsOptions>,
+    /// See the [module](self).
+    pub load: String,
+    /// See the [module](self); without it the store is read-only.
+    pub store: Option<String>,
+    /// See the [module](self).
+    pub delete: Option<String>,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// How long a call may take, waiting for a connection included.
+    pub timeout: Duration,
+}
+
+impl PostgresConfig {
+    /// A read-only store with 4 connections and a timeout of 1 s.
+    pub fn new(url: impl Into<String>, load: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            password_file: None,
+            tls: None,
+            load: load.into(),
+            store: None,
+            delete: None,
+            max_connections: 4,
+            timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why there is no such store.
+#[derive(Debug, Error)]
+pub enum PostgresConfigError {
+    /// The URL is none.
+    #[error("the URL of the database is not valid: {0}; it looks like postgresql://user@host:5432/database")]
+    Url(String),
+    /// It would wait for ever.
+    #[error("maxConnections must be at least 1")]
+    NoConnections,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct PostgresStore {
+    pool: Pool<Connector>,
+    timeout: Duration,
+}
+
+impl PostgresStore {
+    /// Connects when it is first asked.
+    pub fn new(config: PostgresConfig) -> Result<Self, PostgresConfigError> {
+        if config.max_connections == 0 {
+            return Err(PostgresConfigError::NoConnections);
+        }
+        // The password is in the URL, or might be: errors name the part, not the text.
+        let mut target = tokio_postgres::Config::from_str(&config.url)
+            .map_err(|error| PostgresConfigError::Url(with_cause(&error)))?;
+        target.connect_timeout(config.timeout).application_name("caddy-cache");
+        let wants_tls = config.tls.is_some() || target.get_ssl_mode() == SslMode::Require;
+        let tls = wants_tls.then(|| Tls::new(config.tls.unwrap_or_default()));
+        if tls.is_some() {
+            target.ssl_mode(SslMode::Require);
+        }
+        let connector = Connector {
+            target,
+            password_file: config.password_file,
+            tls,
+            load: config.load,
+            store: config.store,
+            delete: config.delete,
+        };
+        let timeout = Some(config.timeout);
+        let pool = Pool::builder(connector)
+            .max_size(config.max_connections)
+            .runtime(deadpool::Runtime::Tokio1)
+            .timeouts(Timeouts { wait: timeout, create: timeout, recycle: timeout })
+            .build()
+            .map_err(|error| PostgresConfigError::Url(error.to_string()))?;
+        Ok(Self { pool, timeout: config.timeout })
+    }
+
+    /// Runs `work` on a connection; one that did not finish in time is closed, since its next answer would be this one's.
+    async fn on<T>(&self, work: impl AsyncFnOnce(&Connected) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let connected = self.pool.get().await.map_err(no_connection)?;
+        if let Ok(done) = tokio::time::timeout(self.timeout, work(&connected)).await {
+            return done;
+        }
+        drop(Object::take(connected));
+        Err(StoreError::Unavailable { reason: format!("no answer within {} ms", self.timeout.as_millis()).into() })
+    }
+
+    async fn load(&self, keys: &[StoreKey]) -> Result<Vec<Option<Stored<StoreValue>>>, StoreError> {
+        let mut found = HashMap::with_capacity(keys.len());
+        for keys in keys.chunks(ROWS) {
+            let rows = self
+                .on(async |connected| {
+                    let keys = keys.iter().filter(|key| connected.keys.can_be(key));
+                    let keys: Vec<Column<'_>> = keys.map(|key| Column(key)).collect();
+                    connected.client.query(&connected.load, &[&keys]).await.map_err(|error| failed(&error))
+                })
+                .await?;
+            for row in &rows {
+                let (key, loaded) = read(row)?;
+                found.insert(key, loaded);
+            }
+        }
+        // A key may be asked for twice.
+        Ok(keys.iter().map(|key| found.get(key.as_ref()).cloned()).collect())
+    }
+}
+
+/// Key, value and freshness of a row that [`Connector::create`] has seen the types of.
+fn read(row: &Row) -> Result<(Vec<u8>, Stored<StoreValue>), StoreError> {
+    let malformed = |error: tokio_postgres::Error| StoreError::Malformed { reason: with_cause(&error).into() };
+    let key: Column<'_> = row.try_get(0).map_err(malformed)?;
+    let value: Column<'_> = row.try_get(1).map_err(malformed)?;
+    let mut loaded = Stored::new(StoreValue::copy_from_slice(value.0));
+    if row.len() > 2 {
+        let millis: Option<i64> = row.try_get(2).map_err(malformed)?;
+        loaded.fresh_for = millis.map(|millis| Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
+    }
+    Ok((key.0.to_vec(), loaded))
+}
+
+impl BackingStore<StoreKey, StoreValue> for PostgresStore {
+    fn load_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, Vec<Option<Stored<StoreValue>>>> {
+        Box::pin(async move {
+            match self.load(keys).await {
+                // A server that was started anew has closed what lay in the pool.
+                Err(error) if error.is_transient() => self.load(keys).await,
+                done => done,
+            }
+        })
+    }
+
+    fn store_many<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)]) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            for entries in last_of_each(entries).chunks(ROWS) {
+                self.on(async |connected| {
+                    let Some(store) = &connected.store else { return Err(read_only("store")) };
+                    for (key, _) in entries {
+                        connected.keys.check(key)?;
+                    }
+                    let keys: Vec<_> = entries.iter().map(|(key, _)| Column(key)).collect();
+                    let values: Vec<_> = entries.iter().map(|(_, value)| Column(value)).collect();
+                    connected.client.execute(store, &[&keys, &values]).await.map(drop).map_err(|error| failed(&error))
+                })
+                .await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            for keys in keys.chunks(ROWS) {
+                self.on(async |connected| {
+                    let Some(delete) = &connected.delete else { return Err(read_only("delete")) };
+                    let keys = keys.iter().filter(|key| connected.keys.can_be(key));
+                    let keys: Vec<_> = keys.map(|key| Column(key)).collect();
+                    connected.client.execute(delete, &[&keys]).await.map(drop).map_err(|error| failed(&error))
+                })
+                .await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn read_only(statement: &str) -> StoreError {
+    StoreError::Refused { reason: format!("the store has no '{statement}' statement: it is read-only").into() }
+}
+
+// === connections ===
+
+/// Makes connections for the pool.
+#[derive(Debug)]
+struct Connector {
+    target: tokio_postgres::Config,
+    password_file: Option<PathBuf>,
+    tls: Option<Tls>,
+    load: String,
+    store: Option<String>,
+    delete: Option<String>,
+}
+
+/// A connection with its statements.
+#[derive(Debug)]
+struct Connected {
+    client: Client,
+    keys: Keys,
+    load: Statement,
+    store: Option<Statement>,
+    delete: Option<Statement>,
+}
+
+/// What can be a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    Text,
+    Bytes,
+}
+
+impl Keys {
+    fn types(self) -> &'static [Type] {
+        match self {
+            Self::Text => &[Type::TEXT, Type::VARCHAR],
+            Self::Bytes => &[Type::BYTEA],
+        }
+    }
+
+    /// PostgreSQL's text is UTF-8 without NUL.
+    fn can_be(self, key: &[u8]) -> bool {
+        self == Self::Bytes || (std::str::from_utf8(key).is_ok() && !key.contains(&0))
+    }
+
+    fn check(self, key: &[u8]) -> Result<(), StoreError> {
+        if self.can_be(key) {
+            return Ok(());
+        }
+        let reason = format!("the key {} is no text; make the statements take bytea[]", key.escape_ascii());
+        Err(StoreError::Refused { reason: reason.into() })
+    }
+}
+
+#[derive(Debug, Error)]
+enum ConnectError {
+    #[error("cannot read the password from {path}: {error}")]
+    Password { path: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("cannot connect: {}", with_cause(.0))]
+    Connect(tokio_postgres::Error),
+    #[error("the '{statement}' statement is refused: {}", with_cause(error))]
+    Prepare { statement: &'static str, error: tokio_postgres::Error },
+    #[error("the '{statement}' statement must have {wanted}; it has ({has})")]
+    Types { statement: &'static str, wanted: &'static str, has: String },
+}
+
+impl managed::Manager for Connector {
+    type Type = Connected;
+    type Error = ConnectError;
+
+    async fn create(&self) -> Result<Connected, ConnectError> {
+        let client = self.connect().await?;
+        let load = prepare(&client, "load", &self.load).await?;
+        let keys = match load.params() {
+            [keys] if array_of(keys, Keys::Text.types()) => Keys::Text,
+            [keys] if array_of(keys, Keys::Bytes.types()) => Keys::Bytes,
+            other => return Err(types("load", "one parameter, text[] or bytea[]", other)),
+        };
+        let columns: Vec<Type> = load.columns().iter().map(|column| column.type_().clone()).collect();
+        let is_row = |key: &Type, value: &Type| keys.types().contains(key) && VALUES.contains(value);
+        match columns.as_slice() {
+            [key, value] | [key, value, Type::INT8] if is_row(key, value) => {}
+            other => {
+                return Err(types(
+                    "load",
+                    "columns key (of the parameter's type), value (bytea, text, json or jsonb) and, if any, bigint milliseconds",
+                    other,
+                ));
+            }
+        }
+        let mut connected = Connected { client, keys, load, store: None, delete: None };
+        if let Some(text) = &self.store {
+            let store = prepare(&connected.client, "store", text).await?;
+            match store.params() {
+                [of, values] if array_of(of, keys.types()) && array_of(values, &VALUES) => {}
+                other => {
+                    return Err(types("store", "two parameters: keys as in 'load', and an array of values", other));
+                }
+            }
+            connected.store = Some(store);
+        }
+        if let Some(text) = &self.delete {
+            let delete = prepare(&connected.client, "delete", text).await?;
+            match delete.params() {
+                [of] if array_of(of, keys.types()) => {}
+                other => return Err(types("delete", "one parameter: keys as in 'load'", other)),
+            }
+            connected.delete = Some(delete);
+        }
+        Ok(connected)
+    }
+
+    async fn recycle(&self, connected: &mut Connected, _: &Metrics) -> RecycleResult<ConnectError> {
+        if connected.client.is_closed() {
+            return Err(RecycleError::message("the server closed the connection"));
+        }
+        Ok(())
+    }
+}
+
+impl Connector {
+    async fn connect(&self) -> Result<Client, ConnectError> {
+        let mut target = self.target.clone();
+        if let Some(path) = &self.password_file {
+            let text = tokio::fs::read(path).await;
+            let text = text.map_err(|error| ConnectError::Password { path: path.clone(), error })?;
+            target.password(text.trim_ascii_end());
+        }
+        if let Some(tls) = &self.tls {
+            let tls = MakeRustlsConnect::new((*tls.config()?).clone());
+            let (client, connection) = target.connect(tls).await.map_err(ConnectError::Connect)?;
+            drive(connection);
+            return Ok(client);
+        }
+        let (client, connection) = target.connect(NoTls).await.map_err(ConnectError::Connect)?;
+        drive(connection);
+        Ok(client)
+    }
+}
+
+/// Moves a connection's bytes until its client is dropped or the server is gone; what goes wrong, the client's calls tell.
+#[expect(clippy::disallowed_methods, reason = "the pool that owns the client bounds them; the end shows in the client")]
+fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = with_cause(&error), "a connection to PostgreSQL ended");
+        }
+    });
+}
+
+async fn prepare(client: &Client, statement: &'static str, text: &str) -> Result<Statement, ConnectError> {
+    client.prepare(text).await.map_err(|error| ConnectError::Prepare { statement, error })
+}
+
+fn types(statement: &'static str, wanted: &'static str, has: &[Type]) -> ConnectError {
+    let has: Vec<_> = has.iter().map(Type::name).collect();
+    ConnectError::Types { statement, wanted, has: has.join(", ") }
+}
+
+// === errors ===
+
+fn no_connection(error: PoolError<ConnectError>) -> StoreError {
+    match error {
+        PoolError::Backend(ConnectError::Connect(error)) => failed(&error),
+        PoolError::Backend(error @ ConnectError::Prepare { .. }) => match &error {
+            ConnectError::Prepare { error: cause, .. } if is_passing(cause) => {
+                StoreError::Unavailable { reason: error.to_string().into() }
+            }
+            _ => StoreError::Refused { reason: error.to_string().into() },
+        },
+        PoolError::Backend(error) => StoreError::Refused { reason: error.to_string().into() },
+        PoolError::Timeout(managed::TimeoutType::Wait) => {
+            StoreError::Unavailable { reason: "all its connections are busy (maxConnections)".into() }
+        }
+        other => StoreError::Unavailable { reason: other.to_string().into() },
+    }
+}
+
+fn failed(error: &tokio_postgres::Error) -> StoreError {
+    let reason = with_cause(error).into();
+    if is_passing(error) { StoreError::Unavailable { reason } } else { StoreError::Refused { reason } }
+}
+
+/// Whether the same may succeed later: the connection, the server's resources, or another transaction were in the way.
+fn is_passing(error: &tokio_postgres::Error) -> bool {
+    let Some(state) = error.code() else { return true };
+    let class = &state.code()[..2];
+    matches!(class, "08" | "40" | "53" | "57" | "58") || *state == SqlState::LOCK_NOT_AVAILABLE
+}
+
+/// tokio-postgres says "db error" and keeps what the server said for the cause.
+fn with_cause(error: &tokio_postgres::Error) -> String {
+    use std::error::Error as _;
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,247 @@
+//! The stores against a real PostgreSQL and a real HTTP origin.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+use std::time::Duration;
+
+use caddy_engine::store::{BackingStore, Revalidated, StoreError, Stored};
+use caddy_remote::stores::{HttpConfig, HttpStore, PostgresConfig, PostgresStore, StoreKey, StoreValue};
+use caddy_tests::{origin::Origin, postgres::PostgresServer};
+
+fn bytes(text: &str) -> StoreKey {
+    StoreKey::copy_from_slice(text.as_bytes())
+}
+
+fn entries(pairs: &[(&str, &str)]) -> Vec<(StoreKey, StoreValue)> {
+    pairs.iter().map(|(key, value)| (bytes(key), bytes(value))).collect()
+}
+
+fn values(loaded: Vec<Option<Stored<StoreValue>>>) -> Vec<Option<String>> {
+    let text = |loaded: Stored<StoreValue>| String::from_utf8_lossy(&loaded.value).into_owned();
+    loaded.into_iter().map(|loaded| loaded.map(text)).collect()
+}
+
+// === PostgreSQL ===
+
+const TABLE: &str = "CREATE TABLE users (key text PRIMARY KEY, value bytea, ttl bigint)";
+
+fn users(server: &PostgresServer) -> PostgresConfig {
+    PostgresConfig {
+        store: Some(
+            "INSERT INTO users (key, value) SELECT * FROM unnest($1::text[], $2::bytea[]) \
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+                .into(),
+        ),
+        delete: Some("DELETE FROM users WHERE key = ANY($1)".into()),
+        timeout: Duration::from_secs(5),
+        ..PostgresConfig::new(server.url(), "SELECT key, value, ttl FROM users WHERE key = ANY($1)")
+    }
+}
+
+#[tokio::test]
+async fn a_table_is_a_store_of_batches() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    let store = PostgresStore::new(users(&server)).unwrap();
+    // The last write of a key counts; a statement may not touch a row twice.
+    store.store_many(&entries(&[("user:1", "old"), ("user:2", "two"), ("user:1", "one")])).await.unwrap();
+    server.execute("UPDATE users SET ttl = 1500 WHERE key = 'user:2'").unwrap();
+    let keys = [bytes("user:2"), bytes("absent"), bytes("user:1"), StoreKey::from_static(b"\xff"), bytes("user:1")];
+    let loaded = store.load_many(&keys).await.unwrap();
+    assert_eq!(loaded[0].as_ref().unwrap().fresh_for, Some(Duration::from_millis(1500)));
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(values(loaded), [text("two"), None, text("one"), None, text("one")]);
+    store.delete_many(&keys[..2]).await.unwrap();
+    assert_eq!(server.execute("SELECT key FROM users").unwrap(), "user:1");
+    let error = store.store_many(&[(StoreKey::from_static(b"\xff"), bytes("x"))]).await.unwrap_err();
+    assert!(error.to_string().contains("bytea[]"), "{error}");
+}
+
+#[tokio::test]
+async fn json_and_byte_keys_are_understood() {
+    let server = PostgresServer::start().unwrap();
+    server.execute("CREATE TABLE docs (key bytea PRIMARY KEY, value jsonb)").unwrap();
+    let store = PostgresStore::new(PostgresConfig {
+        store: Some(
+            "INSERT INTO docs SELECT * FROM unnest($1::bytea[], $2::jsonb[]) \
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+                .into(),
+        ),
+        timeout: Duration::from_secs(5),
+        ..PostgresConfig::new(server.url(), "SELECT key, value FROM docs WHERE key = ANY($1)")
+    })
+    .unwrap();
+    let key = StoreKey::from_static(b"\xff\x00");
+    store.store_many(&[(key.clone(), bytes("{\"a\":1}"))]).await.unwrap();
+    assert_eq!(values(store.load_many(std::slice::from_ref(&key)).await.unwrap()), [Some("{\"a\": 1}".to_owned())]);
+    // A poison row: no JSON.
+    let error = store.store_many(&[(key.clone(), bytes("{"))]).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("json"), "{error}");
+    let error = store.delete_many(&[key]).await.unwrap_err();
+    assert!(error.to_string().contains("'delete'"), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_statements_are_named() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    let complaint = async |load: &str| {
+        let config = PostgresConfig { timeout: Duration::from_secs(5), ..PostgresConfig::new(server.url(), load) };
+        let error = PostgresStore::new(config).unwrap().load_many(&[bytes("a")]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
+        error.to_string()
+    };
+    assert!(complaint("SELECT key, value FROM nowhere WHERE key = ANY($1)").await.contains("nowhere"));
+    assert!(
+        complaint("SELECT key, value FROM users WHERE key = $1").await.contains("text[] or bytea[]; it has (text)")
+    );
+    assert!(complaint("SELECT value FROM users WHERE key = ANY($1)").await.contains("columns key"));
+    let bad = PostgresStore::new(PostgresConfig::new("postgresql://caddy:secret@:x/", "")).unwrap_err().to_string();
+    assert!(bad.contains("postgresql://user@host") && !bad.contains("secret"), "{bad}");
+}
+
+#[tokio::test]
+async fn a_database_that_comes_back_is_used_again() {
+    let mut server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    let store = PostgresStore::new(users(&server)).unwrap();
+    store.store_many(&entries(&[("user:1", "one")])).await.unwrap();
+    server.stop().unwrap();
+    let error = store.load_many(&[bytes("user:1")]).await.unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    server.restart().unwrap();
+    assert_eq!(values(store.load_many(&[bytes("user:1")]).await.unwrap()), [Some("one".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_slow_statement_is_given_up_and_its_answer_is_nobody_elses() {
+    let server = PostgresServer::start().unwrap();
+    let slow = "SELECT key, key FROM (SELECT unnest($1::text[]) AS key) AS keys, \
+                LATERAL (SELECT pg_sleep(CASE WHEN key = 'slow' THEN 30 ELSE 0 END)) AS slept";
+    let config = PostgresConfig {
+        max_connections: 1,
+        timeout: Duration::from_millis(700),
+        ..PostgresConfig::new(server.url(), slow)
+    };
+    let store = PostgresStore::new(config).unwrap();
+    let error = store.load_many(&[bytes("slow")]).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("700 ms"), "{error}");
+    assert_eq!(values(store.load_many(&[bytes("quick")]).await.unwrap()), [Some("quick".to_owned())]);
+}
+
+#[tokio::test]
+async fn the_password_comes_from_its_file_as_it_is_now() {
+    let mut server = PostgresServer::start().unwrap();
+    server.execute("CREATE ROLE app LOGIN PASSWORD 'first'").unwrap();
+    server.require_passwords().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "first\n").unwrap();
+    let store = PostgresStore::new(PostgresConfig {
+        password_file: Some(file.clone()),
+        timeout: Duration::from_secs(5),
+        ..PostgresConfig::new(server.url_of("app"), "SELECT key, key FROM unnest($1::text[]) AS key")
+    })
+    .unwrap();
+    let key = [bytes("a")];
+    store.load_many(&key).await.unwrap();
+    server.execute("ALTER ROLE app PASSWORD 'second'").unwrap();
+    server.restart().unwrap();
+    let error = store.load_many(&key).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("password"), "{error}");
+    std::fs::write(&file, "second").unwrap();
+    store.load_many(&key).await.unwrap();
+}
+
+// === HTTP ===
+
+fn http(origin: &Origin) -> HttpStore {
+    let url = format!("{}/cache/{{key}}", origin.url());
+    HttpStore::new(HttpConfig { backoff: Duration::from_millis(1), ..HttpConfig::new(url) })
+        .expect("the configuration is right")
+}
+
+#[tokio::test]
+async fn an_origin_is_a_store() {
+    let origin = Origin::start().await.unwrap();
+    let store = http(&origin);
+    let slashed = bytes("a/b c%");
+    store.store_many(&[(slashed.clone(), bytes("one")), (bytes("k"), bytes("two"))]).await.unwrap();
+    assert_eq!(origin.value("/cache/a%2Fb%20c%25"), Some(b"one".to_vec()));
+    let loaded = store.load_many(&[slashed.clone(), bytes("absent"), bytes("k")]).await.unwrap();
+    assert_eq!(
+        loaded[0].as_ref().unwrap().fresh_for.map(|age| age.as_secs()),
+        Some(59),
+        "max-age=60, less the round trip"
+    );
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(values(loaded), [text("one"), None, text("two")]);
+    store.delete_many(&[slashed.clone(), bytes("absent")]).await.unwrap();
+    assert_eq!(origin.value("/cache/a%2Fb%20c%25"), None);
+}
+
+#[tokio::test]
+async fn an_unchanged_value_is_not_sent_again() {
+    let origin = Origin::start().await.unwrap();
+    let store = http(&origin);
+    let key = bytes("k");
+    store.store_many(&[(key.clone(), bytes("one"))]).await.unwrap();
+    let version = store.load_many(std::slice::from_ref(&key)).await.unwrap().remove(0).unwrap().version.unwrap();
+    assert!(matches!(store.revalidate(&key, &version).await.unwrap(), Revalidated::Unchanged { fresh_for: Some(_) }));
+    store.store_many(&[(key.clone(), bytes("two"))]).await.unwrap();
+    match store.revalidate(&key, &version).await.unwrap() {
+        Revalidated::Changed(Some(loaded)) => assert_eq!(loaded.value, bytes("two")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
+    let origin = Origin::start().await.unwrap();
+    let store = http(&origin);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    origin.fail_with(move |path| {
+        count.fetch_add(1, Ordering::Relaxed);
+        match path {
+            "/cache/twice" if count.load(Ordering::Relaxed) < 3 => Some(503),
+            "/cache/always" => Some(500),
+            "/cache/forbidden" => Some(403),
+            "/cache/moved" => Some(302),
+            _ => None,
+        }
+    });
+    let load = async |key: &str| {
+        asked.store(0, Ordering::Relaxed);
+        (store.load_many(&[bytes(key)]).await, asked.load(Ordering::Relaxed))
+    };
+    let (loaded, times) = load("twice").await;
+    assert_eq!((values(loaded.unwrap()), times), (vec![None], 3));
+    let (failed, times) = load("always").await;
+    assert!(failed.as_ref().unwrap_err().is_transient() && times == 3, "{failed:?}, asked {times} times");
+    for (key, hint) in [("forbidden", "headers"), ("moved", "redirects")] {
+        let (failed, times) = load(key).await;
+        let error = failed.unwrap_err();
+        assert!(!error.is_transient() && times == 1 && error.to_string().contains(hint), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_hangs_or_sends_too_much_is_given_up() {
+    let origin = Origin::start().await.unwrap();
+    let url = format!("{}/cache/{{key}}", origin.url());
+    let config =
+        HttpConfig { timeout: Duration::from_millis(200), retries: 0, max_value_bytes: 10, ..HttpConfig::new(url) };
+    let store = HttpStore::new(config).unwrap();
+    origin.hang_on("/cache/hangs");
+    let error = store.load_many(&[bytes("hangs")]).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("200 ms"), "{error}");
+    store.store_many(&entries(&[("large", "eleven byte")])).await.unwrap();
+    let error = store.load_many(&[bytes("large")]).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("10 bytes"), "{error}");
+    let nobody = HttpStore::new(HttpConfig { retries: 0, ..HttpConfig::new("http://127.0.0.1:1/{key}") }).unwrap();
+    let error = nobody.load_many(&[bytes("k")]).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("refused"), "{error}");
+}
