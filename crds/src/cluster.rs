@@ -142,10 +142,11 @@ pub struct Embedded {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Redis {
-    /// How its nodes form one store. `Standalone`: one server.
+    /// How its nodes form one store. `Standalone`: one server. `Cluster`: a Redis Cluster.
     #[serde(default)]
     pub mode: Mode,
-    /// Addresses as `host:port`, seen from the pods; exactly one in mode `Standalone`.
+    /// Addresses as `host:port`, seen from the pods; exactly one in mode `Standalone`, in mode `Cluster` some nodes (or a
+    /// Service in front of them) that are asked for the others, in this order.
     #[schemars(length(min = 1, max = 16))]
     #[schemars(inner(
         length(min = 3, max = 270),
@@ -220,6 +221,8 @@ pub enum Mode {
     /// One server.
     #[default]
     Standalone,
+    /// A Redis Cluster: its nodes are found, and followed when slots or roles change. Apps see one Redis.
+    Cluster,
 }
 
 /// Login data in a Secret.

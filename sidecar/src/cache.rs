@@ -1,7 +1,5 @@
 //! What the sidecar keeps in the engine's tiers: keys of one database, and replies ready to be sent.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use caddy_engine::{KeyHash, TierHash, Weigh};
 use caddy_resp::{Protocol, Value, encode};
@@ -10,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::{
     keyspaces::{Expiry, Id, Rule},
-    mailbox::Mailbox,
+    mailbox::ReplyTo,
     upstream::nil,
 };
 
@@ -248,8 +246,7 @@ impl Weigh for Cached {
 /// A request that waits for a fill.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiter {
-    pub(crate) to: Arc<Mailbox>,
-    pub(crate) seq: u64,
+    pub(crate) to: ReplyTo,
     pub(crate) protocol: Protocol,
 }
 

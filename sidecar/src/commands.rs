@@ -73,6 +73,34 @@ pub enum Effect {
     Flush,
 }
 
+/// Which nodes of a cluster execute a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// The node of its first key, or any if it has none. Keys of several slots are refused, by Redis.
+    One,
+    /// The nodes of its keys, for each slot apart.
+    Keys(Merge),
+    /// Every primary.
+    All(Merge),
+    /// Every primary, one after the other: the cursor says where it is.
+    Cursor,
+}
+
+/// How the replies of several nodes become the one that an app gets. An error of any of them is the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merge {
+    /// They are the same.
+    Same,
+    /// Numbers are added.
+    Sum,
+    /// Arrays are put behind one another.
+    Join,
+    /// Arrays of truths: true where all are.
+    Every,
+    /// The values of keys, in the order of the request.
+    InOrder,
+}
+
 /// One command, or one subcommand of a container.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
@@ -86,6 +114,8 @@ pub struct Row {
     pub class: Class,
     /// What it means for local copies.
     pub effect: Effect,
+    /// Who executes it in a cluster.
+    pub spread: Spread,
     /// Rows by second argument, if this is a container.
     pub subcommands: &'static [Self],
     /// The first server version that has it, `7.0` for that and all before; `caddy` for our own.
@@ -130,7 +160,7 @@ impl Row {
 // === How the table writes rows ===
 
 const fn row(name: &'static str, arity: i8, keys: Positions, effect: Effect) -> Row {
-    Row { name, arity, keys, class: Class::Relayed, effect, subcommands: &[], since: "7.0" }
+    Row { name, arity, keys, class: Class::Relayed, effect, spread: Spread::One, subcommands: &[], since: "7.0" }
 }
 
 /// Relayed; shows the state of its keys.
@@ -187,6 +217,10 @@ impl Row {
 
     const fn keys_at(self, keys: Positions) -> Self {
         Self { keys, ..self }
+    }
+
+    const fn spread(self, spread: Spread) -> Self {
+        Self { spread, ..self }
     }
 
     const fn since(self, since: &'static str) -> Self {

@@ -27,6 +27,16 @@ pub(crate) enum Guard {
     PushInline,
     /// Only a primary proves its copies current.
     ProbeRole,
+    /// In a cluster only a node that answers for its own slots does.
+    ProbeOwnKey,
+    /// In a cluster only a node that has had the same slots all along does.
+    ProbeSlots,
+    /// In a cluster copies of absent keys live no longer than the bound on staleness.
+    AbsentKeysExpire,
+    /// A session with something under way keeps to the slot map that it was sent by.
+    OneMapAtATime,
+    /// Before a new slot map is used, the copies of nodes whose slots differ die.
+    SlotsMoveAway,
     /// What the tiers keep is read on the tracked connection.
     TrackedFill,
 }

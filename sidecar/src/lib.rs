@@ -10,6 +10,7 @@
 mod admin;
 mod cache;
 mod cli;
+mod cluster;
 pub mod commands;
 mod files;
 mod guards;
@@ -18,7 +19,9 @@ mod keyspaces;
 mod listener;
 mod mailbox;
 mod metrics;
+mod nodes;
 mod ping;
+mod probe;
 mod reload;
 mod server;
 mod server_commands;

@@ -3,23 +3,68 @@
 //! A session owns one mailbox. Lanes put deliveries in and wake the session; the session takes them all at its next
 //! turn. What is delivered for a session that has gone is dropped with the mailbox.
 
-use std::task::Context;
+use std::{sync::Arc, task::Context};
 
 use bytes::Bytes;
+use caddy_remote::cluster::Redirect;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+
+use crate::upstream::Effect;
 
 /// What a session is told.
 #[derive(Debug)]
 pub(crate) enum Delivery {
-    /// The reply to the request with this sequence number.
-    Reply { seq: u64, bytes: Bytes },
-    /// The read behind this sequence number could not be filled; the session asks over its relay instead.
-    Bypass { seq: u64 },
+    /// The reply to a request.
+    Reply { place: Place, bytes: Bytes },
+    /// A read could not be filled; the session asks over its relay instead.
+    Bypass { place: Place },
+    /// A node of a cluster sent a request away.
+    Redirected(Box<Redirected>),
     /// A push, or a message to a subscriber: goes out at its place in the stream.
     Push(Bytes),
     /// The session's own upstream connection is gone, and its state with it.
     PinnedLost(String),
+}
+
+/// Where among a session's replies one belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The request's sequence number.
+    pub(crate) seq: u64,
+    /// Which of its parts, where nodes of a cluster answer a request together; else 0.
+    pub(crate) part: u32,
+}
+
+/// Who waits for a reply.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplyTo {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) place: Place,
+}
+
+/// A request that has to go to another node.
+#[derive(Debug)]
+pub(crate) struct Redirected {
+    pub(crate) place: Place,
+    pub(crate) request: Bytes,
+    pub(crate) effect: Effect,
+    pub(crate) redirect: Redirect,
+    /// What the node answered, should this be one redirection too many.
+    pub(crate) reply: Bytes,
+    /// How many came before.
+    pub(crate) hops: u8,
+}
+
+impl ReplyTo {
+    pub(crate) fn reply(&self, bytes: impl Into<Bytes>) {
+        self.mailbox.deliver(Delivery::Reply { place: self.place, bytes: bytes.into() });
+    }
+
+    /// See [`Delivery::Bypass`].
+    pub(crate) fn bypass(&self) {
+        self.mailbox.deliver(Delivery::Bypass { place: self.place });
+    }
 }
 
 /// See the module.
@@ -35,8 +80,9 @@ impl Mailbox {
         self.waker.wake();
     }
 
-    pub(crate) fn reply(&self, seq: u64, bytes: impl Into<Bytes>) {
-        self.deliver(Delivery::Reply { seq, bytes: bytes.into() });
+    /// Lets the session look again at what it holds back.
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
     }
 
     /// Who is woken by the next delivery.

@@ -8,7 +8,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{shared::Shared, supervisor::Supervisor, tally::Count};
+use crate::{
+    shared::{L3, Shared},
+    supervisor::Supervisor,
+    tally::Count,
+};
 
 /// Counters of the sidecar itself.
 #[derive(Debug, Default)]
@@ -25,6 +29,12 @@ pub(crate) struct Metrics {
     pub(crate) config_errors: Counter,
     /// Connections accepted.
     pub(crate) connections: Counter,
+    /// Redirections to a slot's new owner.
+    pub(crate) moved: Counter,
+    /// Redirections of single requests, while a slot moves.
+    pub(crate) asked: Counter,
+    /// Slot maps read.
+    pub(crate) slot_map_reads: Counter,
 }
 
 /// The OpenMetrics text of this moment.
@@ -57,12 +67,21 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("refused_connections", "Connections refused at limits.maxConnections", &own.refused_connections),
         ("config_errors", "New configurations that were not valid", &own.config_errors),
         ("connections", "Connections accepted", &own.connections),
+        ("slot_map_reads", "Slot maps of a Redis Cluster read", &own.slot_map_reads),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];
     for (name, help, counter) in counters {
         registry.register(name, help, counter.clone());
     }
     keyspaces(shared, &mut registry);
+    let redirections = Family::<Vec<(&str, &str)>, Counter>::default();
+    redirections.get_or_create(&vec![("kind", "moved")]).inc_by(own.moved.get());
+    redirections.get_or_create(&vec![("kind", "ask")]).inc_by(own.asked.get());
+    registry.register("redirections", "Requests that a cluster's node sent to another, by kind", redirections);
+    let nodes = match &shared.l3 {
+        L3::Embedded(_) => 0,
+        L3::Redis(redis) => redis.nodes().len(),
+    };
     let status = shared.status.get();
     let config = shared.config();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -73,6 +92,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("l2_max_bytes", "Budget of L2", count(config.l2.max_bytes.as_usize())),
         ("flights", "Reads of L3 under way", count(shared.flights.len())),
         ("l3_reachable", "1 if the last connect to L3 succeeded", i64::from(status.reachable)),
+        ("l3_nodes", "Redis servers that keys are read from: 1, or a cluster's primaries", count(nodes)),
         ("coherent", "1 if copies are tracked, so that reads may be cached", i64::from(status.coherent)),
         ("server_commands", "Commands of the server that the built-in table lacks", count(shared.commands.len())),
         ("config_generation", "The CacheCluster's generation in force", config.config_generation.cast_signed()),

@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     admin,
     cli::Start,
+    cluster::Cluster,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
     reload, server_commands,
@@ -91,6 +92,9 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         workers.push(start_worker(index, &shared, hub, additions, &supervisor)?);
     }
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
+    if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
+        supervisor.spawn_vital("slot map", Cluster::keep(shared.clone()));
+    }
     if let Some(path) = start.config_path.clone() {
         supervisor.spawn_vital("configuration watch", reload::watch(path, shared.clone()));
     }
@@ -121,7 +125,7 @@ fn announce(start: &Start, shared: &Shared, admin: SocketAddr) {
     let socket = config.listen.socket.display();
     let l3 = match &shared.l3 {
         L3::Embedded(_) => "embedded: this process has its own data".to_owned(),
-        L3::Redis(redis) => redis.target.endpoint.to_string(),
+        L3::Redis(redis) => redis.address(),
     };
     tracing::info!(%socket, tcp_port = config.listen.tcp_port, %admin, l3, workers = config.workers, "serving");
     if start.by_hand {

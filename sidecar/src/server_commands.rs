@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::{
     commands::{Interner, Learned, Row},
     session::args::Args,
-    shared::Shared,
+    shared::{L3, Shared},
     upstream::Tag,
 };
 
@@ -90,12 +90,15 @@ pub(crate) async fn refresh(shared: Arc<Shared>) {
 
 /// Sends the question over one tracked connection; `false`: none is up.
 fn ask(shared: &Shared) -> bool {
+    let L3::Redis(redis) = &shared.l3 else { return false };
     let mut asked = false;
-    shared.for_each_tracked(|lane| {
-        if !asked {
-            let bytes = Bytes::from_static(b"*1\r\n$7\r\nCOMMAND\r\n");
-            asked = lane.submit(Request { bytes, replies: 1, tag: Tag::Commands }).is_ok();
-        }
-    });
+    for node in redis.nodes() {
+        node.for_each_tracked(|lane| {
+            if !asked {
+                let bytes = Bytes::from_static(b"*1\r\n$7\r\nCOMMAND\r\n");
+                asked = lane.submit(Request { bytes, replies: 1, tag: Tag::Commands }).is_ok();
+            }
+        });
+    }
     asked
 }

@@ -10,11 +10,13 @@
 pub(crate) mod args;
 pub(crate) mod client;
 mod conversation;
+mod gather;
 mod inspect;
 mod own;
 mod pinned;
 mod reads;
 mod replies;
+mod routing;
 mod under_way;
 
 use std::{

@@ -11,16 +11,14 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use caddy_contract::Config;
+use caddy_contract::{Config, RedisMode};
 use caddy_engine::{
     BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
     L1Config, L2Config, Moment, SourceId, SourceKind, TieringConfig,
 };
-use caddy_remote::{
-    Credential, LaneHandle, LaneState, Login, Setup, Target, Tls, TlsOptions, embedded::Embedded, lane,
-};
+use caddy_remote::embedded::Embedded;
 use caddy_resp::{Protocol, encode};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -29,15 +27,12 @@ use crate::{
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
     metrics::Metrics,
+    nodes::RedisL3,
     server_commands::ServerCommands,
     session::client::Shown,
     status::Status,
     tally::{Counts, Tally},
-    upstream::{Purpose, Tag, Upstream},
 };
-
-/// Databases that may be cached at a time; reads of further ones are relayed.
-const MAX_TRACKED: usize = 16;
 
 /// See the module.
 pub(crate) struct Shared {
@@ -80,21 +75,6 @@ pub(crate) enum L3 {
     Redis(RedisL3),
 }
 
-/// The connections to a Redis that all workers share, and how to make more.
-pub(crate) struct RedisL3 {
-    pub(crate) target: Arc<Target>,
-    tracked: RwLock<BTreeMap<u32, Tracked>>,
-    /// Worker 0, which owns the tracked connections.
-    hub: mpsc::UnboundedSender<Addition>,
-}
-
-/// The tracked connection of one database.
-#[derive(Clone)]
-pub(crate) struct Tracked {
-    pub(crate) lane: LaneHandle<Tag>,
-    pub(crate) source: SourceId,
-}
-
 impl Shared {
     /// Everything but the connections; `hub` is worker 0's.
     pub(crate) fn new(
@@ -130,8 +110,10 @@ impl Shared {
             auth_noted: AtomicBool::new(false),
             room,
         });
-        if let L3::Redis(redis) = &shared.l3 {
-            redis.tracked_or_open(&shared, 0);
+        if let L3::Redis(redis) = &shared.l3
+            && let Some(node) = redis.only()
+        {
+            redis.tracked_or_open(&shared, node, 0);
         }
         Ok(shared)
     }
@@ -177,15 +159,12 @@ impl Shared {
         stats.collect()
     }
 
-    /// Calls `visit` for every tracked connection that is up.
-    pub(crate) fn for_each_tracked(&self, visit: impl FnMut(&LaneHandle<Tag>)) {
-        if let L3::Redis(redis) = &self.l3 {
-            let tracked = redis.tracked.read();
-            tracked
-                .values()
-                .map(|tracked| &tracked.lane)
-                .filter(|lane| lane.state() == LaneState::Ready)
-                .for_each(visit);
+    /// Something contradicts the slot map of a cluster, or may; without one, nothing.
+    pub(crate) fn doubt_slots(&self) {
+        if let L3::Redis(redis) = &self.l3
+            && let Some(cluster) = redis.cluster()
+        {
+            cluster.refresh();
         }
     }
 
@@ -230,7 +209,7 @@ impl Shared {
     pub(crate) fn with_info_section(&self, reply: &[u8]) -> Bytes {
         let Ok((value, _)) = caddy_resp::Value::decode(reply) else { return Bytes::copy_from_slice(reply) };
         let Some(text) = value.as_bytes() else { return Bytes::copy_from_slice(reply) };
-        let mut all = text.to_vec();
+        let mut all = self.as_one_server(text);
         all.extend_from_slice(self.info_section().as_bytes());
         let mut out = Vec::with_capacity(all.len() + 32);
         // RESP3's INFO is verbatim text, RESP2's a bulk.
@@ -239,13 +218,28 @@ impl Shared {
         out.into()
     }
 
+    /// Apps see one server, also where there are many: a client that was not told of a cluster must not find one.
+    fn as_one_server(&self, info: &[u8]) -> Vec<u8> {
+        let is_cluster = matches!(&self.l3, L3::Redis(redis) if redis.cluster().is_some());
+        if !is_cluster {
+            return info.to_vec();
+        }
+        let text = String::from_utf8_lossy(info);
+        let text = text.replace("\ncluster_enabled:1", "\ncluster_enabled:0");
+        text.replace("\nredis_mode:cluster", "\nredis_mode:standalone").into_bytes()
+    }
+
     fn info_section(&self) -> String {
         let status = self.status.get();
         let stats = self.cache.stats();
         let config = self.config();
-        let l3 = if matches!(self.l3, L3::Embedded(_)) { "embedded" } else { "redis" };
+        let (l3, nodes) = match &self.l3 {
+            L3::Embedded(_) => ("embedded", 0),
+            L3::Redis(redis) if redis.cluster().is_some() => ("redis cluster", redis.nodes().len()),
+            L3::Redis(_) => ("redis", 1),
+        };
         let mut text = format!(
-            "\r\n# Caddy\r\ncaddy_version:{}\r\ncaddy_l3:{l3}\r\ncaddy_l3_reachable:{}\r\ncaddy_coherent:{}\r\n\
+            "\r\n# Caddy\r\ncaddy_version:{}\r\ncaddy_l3:{l3}\r\ncaddy_l3_nodes:{nodes}\r\ncaddy_l3_reachable:{}\r\ncaddy_coherent:{}\r\n\
              caddy_reason:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
             env!("CARGO_PKG_VERSION"),
             u8::from(status.reachable),
@@ -264,73 +258,13 @@ impl Shared {
     }
 }
 
-impl RedisL3 {
-    fn new(redis: &caddy_contract::Redis, password: Option<String>, hub: mpsc::UnboundedSender<Addition>) -> Self {
-        let login = Login {
-            username: redis
-                .username
-                .clone()
-                .map(Credential::Inline)
-                .or_else(|| redis.username_file.clone().map(Credential::File)),
-            password: password.map(Credential::Inline).or_else(|| redis.password_file.clone().map(Credential::File)),
-        };
-        let tls = redis.tls.as_ref().map(|tls| {
-            Arc::new(Tls::new(TlsOptions {
-                ca_file: tls.ca_file.clone(),
-                client_certificate: tls.client_certificate.clone(),
-                server_name: tls.server_name.clone(),
-            }))
-        });
-        let endpoint = redis.endpoints.first().map(|endpoint| match endpoint {
-            caddy_contract::Endpoint::Tcp { host, port } => {
-                caddy_remote::Endpoint::Tcp { host: host.clone(), port: *port }
-            }
-            caddy_contract::Endpoint::Unix(path) => caddy_remote::Endpoint::Unix(path.clone()),
-        });
-        let target = Target {
-            // The contract refuses a Redis without an endpoint.
-            endpoint: endpoint.unwrap_or_else(|| caddy_remote::Endpoint::Unix("/".into())),
-            login,
-            tls,
-            connect_timeout: redis.connect_timeout,
-            response_timeout: redis.timeout,
-        };
-        Self { target: Arc::new(target), tracked: RwLock::default(), hub }
-    }
-
-    /// The tracked connection of a database, if it was opened before.
-    pub(crate) fn tracked(&self, database: u32) -> Option<Tracked> {
-        self.tracked.read().get(&database).cloned()
-    }
-
-    /// As [`tracked`](Self::tracked); opens it at the first read of a database.
-    pub(crate) fn tracked_or_open(&self, shared: &Arc<Shared>, database: u32) -> Option<Tracked> {
-        if let Some(tracked) = self.tracked(database) {
-            return Some(tracked);
-        }
-        let mut all = self.tracked.write();
-        if let Some(tracked) = all.get(&database) {
-            return Some(tracked.clone());
-        }
-        if all.len() >= MAX_TRACKED {
-            return None;
-        }
-        let source = shared.kernel().register(SourceKind::Tracked).ok()?;
-        let setup = Setup { protocol: Protocol::Resp3, database, tracked: true, timed: true };
-        let purpose = Purpose::Tracked { source, incarnation: None };
-        let handler = Upstream { shared: shared.clone(), purpose };
-        let (handle, lane) = lane(self.target.clone(), setup, handler);
-        self.hub.send(Addition::Tracked(lane)).ok()?;
-        let tracked = Tracked { lane: handle, source };
-        all.insert(database, tracked.clone());
-        Some(tracked)
-    }
-}
-
 fn cache_config(config: &Config) -> CacheConfig {
     let workers = config.workers.max(1);
+    let is_cluster = matches!(&config.l3, caddy_contract::L3::Redis(redis) if redis.mode == RedisMode::Cluster);
     CacheConfig {
         kernel: KernelConfig {
+            // As many primaries as a cluster may have; standalone the databases of one.
+            max_sources: if is_cluster { 1024 } else { KernelConfig::default().max_sources },
             max_staleness: config.consistency.max_staleness,
             guards: guards::engine(),
             ..KernelConfig::default()

@@ -2,20 +2,26 @@
 //!
 //! Changes are logged once, not at each retry.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
 use caddy_remote::ServerInfo;
+use parking_lot::Mutex;
+
+use crate::nodes::NodeId;
 
 /// A snapshot of L3's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct L3Status {
     /// The last connect attempt, of any connection, succeeded.
     pub(crate) reachable: bool,
-    /// The tracked connection is up: reads may fill the tiers.
+    /// The tracked connections are up, of all nodes that are in use: reads may fill the tiers.
     pub(crate) coherent: bool,
     /// What is wrong and what to do; empty if nothing is.
     pub(crate) reason: String,
@@ -27,6 +33,8 @@ pub(crate) struct L3Status {
 #[derive(Debug)]
 pub(crate) struct Status {
     l3: ArcSwap<L3Status>,
+    /// What is wrong with which node's tracked connection.
+    troubles: Mutex<BTreeMap<NodeId, String>>,
     fields_expire: AtomicBool,
 }
 
@@ -34,7 +42,7 @@ impl Status {
     pub(crate) fn new(embedded: bool) -> Self {
         let reason = if embedded { String::new() } else { "not connected yet".to_owned() };
         let l3 = L3Status { reachable: embedded, coherent: embedded, reason, server: None };
-        Self { l3: ArcSwap::from_pointee(l3), fields_expire: AtomicBool::new(true) }
+        Self { l3: ArcSwap::from_pointee(l3), troubles: Mutex::default(), fields_expire: AtomicBool::new(true) }
     }
 
     pub(crate) fn get(&self) -> Arc<L3Status> {
@@ -46,18 +54,35 @@ impl Status {
         self.fields_expire.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn tracked_up(&self, server: Option<&ServerInfo>) {
+    pub(crate) fn tracked_up(&self, node: NodeId, server: Option<&ServerInfo>) {
         if let Some(server) = server {
             self.fields_expire.store(server.expires_fields(), Ordering::Relaxed);
             tracing::info!(%server, "connected to L3; copies are tracked");
         }
+        let mut troubles = self.troubles.lock();
+        troubles.remove(&node);
+        let reason = troubles.values().next().cloned().unwrap_or_default();
         let server = server.cloned().or_else(|| self.get().server.clone());
-        self.l3.store(Arc::new(L3Status { reachable: true, coherent: true, reason: String::new(), server }));
+        self.l3.store(Arc::new(L3Status { reachable: true, coherent: reason.is_empty(), reason, server }));
     }
 
-    /// The tracked connection cannot be had: nothing is cached until it can.
-    pub(crate) fn tracked_down(&self, reason: &str) {
+    /// The tracked connection to a node cannot be had: nothing of it is cached until it can.
+    pub(crate) fn tracked_down(&self, node: NodeId, reason: &str) {
+        let mut troubles = self.troubles.lock();
         self.change(reason, |status| status.coherent = false);
+        troubles.insert(node, reason.to_owned());
+    }
+
+    /// These are the nodes now: what was wrong with others is past.
+    pub(crate) fn nodes_are(&self, nodes: &[NodeId]) {
+        let mut troubles = self.troubles.lock();
+        troubles.retain(|node, _| nodes.contains(node));
+        let reason = troubles.values().next().cloned().unwrap_or_default();
+        self.change_quietly(|status| {
+            status.reachable = true;
+            status.coherent = reason.is_empty();
+            status.reason = reason;
+        });
     }
 
     pub(crate) fn reachable(&self) {

@@ -4,11 +4,11 @@
 //! read or wrote *before* it is handed on. Fills and proofs travel on the tracked connection only; its pushes are
 //! applied inline, and its loss kills all copies before any waiter is told.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, Sent, SourceId};
-use caddy_remote::{ConnectError, Handler, LaneHandle, Loss, Request, Role, ServerInfo};
+use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, SourceId};
+use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -16,8 +16,10 @@ use smallvec::SmallVec;
 use crate::{
     cache::{Cached, Read, TierKey, Waiter},
     guards::{Guard, hold},
-    mailbox::{Delivery, Mailbox},
-    shared::Shared,
+    mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
+    nodes::{Node, NodeId},
+    probe::{Probe, Prover},
+    shared::{L3, Shared},
     tally::Count,
 };
 
@@ -61,10 +63,10 @@ pub(crate) enum Tag {
     /// MGET and a PTTL for each key, for one session.
     FillMany(Box<FillMany>),
     /// Asks the tracked connection whether it is current.
-    Probe(Sent),
+    Probe(Box<Probe>),
     /// A PING whose PONG proves that all earlier pushes have been applied.
     Barrier(#[expect(dead_code, reason = "its drop releases the reply")] Arc<HeldReply>),
-    /// Answered by pushes only.
+    /// Answered by pushes only, or by a reply that nobody waits for.
     Forward,
     /// `COMMAND`: what the server has beyond the built-in table.
     Commands,
@@ -73,10 +75,11 @@ pub(crate) enum Tag {
 /// See [`Tag::Relay`].
 #[derive(Debug)]
 pub(crate) struct Relay {
-    pub(crate) to: Arc<Mailbox>,
-    pub(crate) seq: u64,
+    pub(crate) to: ReplyTo,
     pub(crate) effect: Effect,
     pub(crate) reply: Option<Bytes>,
+    /// In a cluster: what to send elsewhere, and how often that was done.
+    pub(crate) request: Option<(Bytes, u8)>,
 }
 
 /// See [`Tag::Fill`].
@@ -104,25 +107,30 @@ pub(crate) struct FillMany {
 /// (a loss kills every copy, which is all that the barrier is for).
 #[derive(Debug)]
 pub(crate) struct HeldReply {
-    to: Arc<Mailbox>,
-    seq: u64,
+    to: ReplyTo,
     bytes: Bytes,
 }
 
 impl Drop for HeldReply {
     fn drop(&mut self) {
-        self.to.reply(self.seq, std::mem::take(&mut self.bytes));
+        self.to.reply(std::mem::take(&mut self.bytes));
     }
 }
 
 /// Which of the sidecar's connections a handler serves.
 pub(crate) enum Purpose {
     /// Fills and proofs of one database.
-    Tracked { source: SourceId, incarnation: Option<Incarnation> },
+    Tracked { source: SourceId, incarnation: Option<Incarnation>, prover: Prover },
     /// Everything else, of many sessions.
     Relay,
     /// One session's own connection, or in a pool: what it pushes is its owner's.
     Pinned(Arc<Mutex<Option<Arc<Mailbox>>>>),
+}
+
+impl Purpose {
+    pub(crate) fn tracked(source: SourceId) -> Self {
+        Self::Tracked { source, incarnation: None, prover: Prover::default() }
+    }
 }
 
 /// A pinned connection in the pool has nobody to tell.
@@ -134,8 +142,19 @@ fn tell(owner: &Mutex<Option<Arc<Mailbox>>>, delivery: Delivery) {
 
 /// The [`Handler`] of all Redis lanes.
 pub(crate) struct Upstream {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) purpose: Purpose,
+    shared: Arc<Shared>,
+    /// The server at the other end; without it, nothing is left that a barrier could be for.
+    node: Weak<Node>,
+    id: NodeId,
+    target: Arc<Target>,
+    purpose: Purpose,
+}
+
+impl Upstream {
+    pub(crate) fn new(shared: &Arc<Shared>, node: &Arc<Node>, purpose: Purpose) -> Self {
+        let (id, target) = (node.id, node.target.clone());
+        Self { shared: shared.clone(), node: Arc::downgrade(node), id, target, purpose }
+    }
 }
 
 impl Handler for Upstream {
@@ -148,7 +167,7 @@ impl Handler for Upstream {
             Tag::Fill(fill) => fill.pttl = integer(&frame),
             Tag::FillMany(many) if index == 0 => many.reply = Some(frame),
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
-            Tag::Probe(sent) => self.probed(*sent, &frame),
+            Tag::Probe(probe) => probe.replies.push(frame),
             Tag::Commands => self.shared.commands.take(&frame),
             Tag::Barrier(_) | Tag::Forward => {}
         }
@@ -157,16 +176,21 @@ impl Handler for Upstream {
     fn finish(&mut self, tag: Tag, outcome: Result<(), Loss>) {
         let shared = &self.shared;
         match (tag, outcome) {
-            (Tag::Relay(relay), outcome) => finish_relay(shared, relay, outcome),
+            (Tag::Relay(relay), outcome) => self.finish_relay(relay, outcome),
             (Tag::Fill(fill), Ok(())) => finish_fill(shared, fill),
             (Tag::Fill(fill), Err(_)) => {
                 shared.cache.count(Counter::FlightFailed);
                 for waiter in shared.flights.abandon(fill.flight) {
-                    waiter.bypass();
+                    waiter.to.bypass();
                 }
             }
             (Tag::FillMany(many), Ok(())) => finish_fill_many(shared, *many),
-            (Tag::FillMany(many), Err(_)) => many.waiter.bypass(),
+            (Tag::FillMany(many), Err(_)) => many.waiter.to.bypass(),
+            (Tag::Probe(probe), Ok(())) => {
+                if let Purpose::Tracked { prover, .. } = &mut self.purpose {
+                    prover.judge(&self.shared, self.id, &probe);
+                }
+            }
             (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::Commands, _) => {}
         }
     }
@@ -182,9 +206,10 @@ impl Handler for Upstream {
     }
 
     fn connected(&mut self, server: Option<&ServerInfo>) {
-        if let Purpose::Tracked { source, incarnation } = &mut self.purpose {
+        if let Purpose::Tracked { source, incarnation, prover } = &mut self.purpose {
+            *prover = Prover::default();
             *incarnation = Some(self.shared.kernel().connected(*source));
-            self.shared.status.tracked_up(server);
+            self.shared.status.tracked_up(self.id, server);
             self.shared.commands.want();
         } else {
             self.shared.status.reachable();
@@ -193,50 +218,105 @@ impl Handler for Upstream {
 
     fn lost(&mut self, reason: &str) {
         match &mut self.purpose {
-            Purpose::Tracked { source, incarnation } => {
+            Purpose::Tracked { source, incarnation, .. } => {
                 if let Some(incarnation) = incarnation.take() {
                     self.shared.kernel().lost(*source, incarnation);
                 }
-                self.shared.status.tracked_down(&format!("the tracked connection was lost: {reason}"));
+                self.tracked_down(&format!("the tracked connection was lost: {reason}"));
             }
             Purpose::Relay => {}
             Purpose::Pinned(owner) => tell(owner, Delivery::PinnedLost(reason.to_owned())),
         }
+        self.shared.doubt_slots();
     }
 
     fn refused(&mut self, error: &Arc<ConnectError>) {
         match &self.purpose {
-            Purpose::Tracked { .. } => self.shared.status.tracked_down(&error.to_string()),
+            Purpose::Tracked { .. } => self.tracked_down(&error.to_string()),
             // Redis answered: there is no such database.
             Purpose::Relay if matches!(**error, ConnectError::Select { .. }) => {}
             Purpose::Relay => self.shared.status.unreachable(&error.to_string()),
             Purpose::Pinned(owner) => tell(owner, Delivery::PinnedLost(error.to_string())),
         }
+        self.shared.doubt_slots();
+    }
+}
+
+impl Drop for Upstream {
+    /// A lane ends when its node has left the cluster, or with the sidecar.
+    fn drop(&mut self) {
+        if let Purpose::Tracked { source, .. } = self.purpose {
+            self.shared.kernel().release(source);
+        }
     }
 }
 
 impl Upstream {
-    /// A node proves its copies current only while it says that it is a primary: replicas and demoted primaries answer
-    /// too, and push nothing of what they miss.
-    fn probed(&self, sent: Sent, frame: &[u8]) {
-        let info = Value::decode(frame).ok().and_then(|(value, _)| ServerInfo::from_hello(&value));
-        match info {
-            Some(info) if info.role != Role::Replica || !hold(Guard::ProbeRole) => {
-                self.shared.kernel().proved(&sent, self.shared.now());
-                if !self.shared.status.get().coherent {
-                    self.shared.status.tracked_up(Some(&info));
-                }
-            }
-            other => {
-                let reason = other.map_or_else(
-                    || format!("the probe was answered by {}", String::from_utf8_lossy(frame).trim_end()),
-                    |_| "Redis became a replica; point the endpoint at the primary".to_owned(),
-                );
-                self.shared.kernel().lapse(sent.source());
-                self.shared.status.tracked_down(&reason);
-            }
+    fn tracked_down(&self, reason: &str) {
+        // A node that has left the cluster is missed by nobody.
+        if self.node.strong_count() > 0 {
+            self.shared.status.tracked_down(self.id, reason);
         }
     }
+
+    fn finish_relay(&self, relay: Relay, outcome: Result<(), Loss>) {
+        let Relay { to, effect, reply, request } = relay;
+        // Whatever the answer is, also a loss: the command may have been executed.
+        effect.apply(&self.shared);
+        let bytes = match (outcome, reply) {
+            (Ok(()), Some(reply)) => reply,
+            (Err(loss), _) => error_reply(&loss),
+            (Ok(()), None) => Bytes::from_static(b"-ERR the relay ended without a reply\r\n"),
+        };
+        if let Some((request, hops)) = request
+            && bytes.first() == Some(&b'-')
+            && let Some(redirect) = self.redirection(&bytes)
+        {
+            let place = to.place;
+            let redirected = Redirected { place, request, effect, redirect, reply: bytes, hops };
+            to.mailbox.deliver(Delivery::Redirected(Box::new(redirected)));
+            return;
+        }
+        let held = HeldReply { to, bytes };
+        if effect.barrier
+            && let Some(node) = self.node.upgrade()
+        {
+            barrier(&node, held);
+        }
+    }
+
+    /// Where an error of this node in a cluster sends the request; what it says of the slot map is noted.
+    fn redirection(&self, error: &[u8]) -> Option<Redirect> {
+        let L3::Redis(redis) = &self.shared.l3 else { return None };
+        let cluster = redis.cluster()?;
+        let redirect = Redirect::parse(error, &self.target.endpoint);
+        let contradicts = match &redirect {
+            Some(Redirect::Moved { slot, to }) => {
+                self.shared.metrics.moved.inc();
+                let map = cluster.map();
+                map.is_none_or(|map| map.owner(*slot).is_none_or(|owner| owner.target.endpoint != *to))
+            }
+            Some(Redirect::Ask { .. }) => {
+                self.shared.metrics.asked.inc();
+                false
+            }
+            None => error.starts_with(b"-CLUSTERDOWN"),
+        };
+        if contradicts {
+            cluster.refresh();
+        }
+        redirect
+    }
+}
+
+/// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; the reply
+/// goes out when the last PONG is in.
+fn barrier(node: &Node, held: HeldReply) {
+    let held = Arc::new(held);
+    node.for_each_tracked(|lane| {
+        let bytes = Bytes::from_static(b"*1\r\n$4\r\nPING\r\n");
+        let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Barrier(held.clone()) });
+    });
 }
 
 pub(crate) fn integer(frame: &[u8]) -> Option<i64> {
@@ -272,21 +352,6 @@ fn invalidate_later(shared: Arc<Shared>, source: SourceId, frame: Bytes) {
     });
 }
 
-fn finish_relay(shared: &Shared, relay: Relay, outcome: Result<(), Loss>) {
-    let Relay { to, seq, effect, reply } = relay;
-    // Whatever the answer is, also a loss: the command may have been executed.
-    effect.apply(shared);
-    let bytes = match (outcome, reply) {
-        (Ok(()), Some(reply)) => reply,
-        (Err(loss), _) => error_reply(&loss),
-        (Ok(()), None) => Bytes::from_static(b"-ERR the relay ended without a reply\r\n"),
-    };
-    let held = HeldReply { to, seq, bytes };
-    if effect.barrier {
-        shared.barrier(held);
-    }
-}
-
 /// What an app is told about a command that Redis did not answer.
 fn error_reply(loss: &Loss) -> Bytes {
     let mut out = Vec::new();
@@ -310,6 +375,12 @@ fn error_reply(loss: &Loss) -> Bytes {
 fn finish_fill(shared: &Shared, fill: Fill) {
     let (Some(reply), Some(landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
     let value = Cached::from_reply(landed.key.read, &reply);
+    if value.is_none() && is_elsewhere(shared, &reply) {
+        for waiter in landed.waiters {
+            waiter.to.bypass();
+        }
+        return;
+    }
     if let Some(value) = value.as_ref().filter(|_| fill.keep) {
         keep(shared, landed.key, &landed.token, value.clone(), fill.pttl);
     }
@@ -317,9 +388,15 @@ fn finish_fill(shared: &Shared, fill: Fill) {
         match &value {
             Some(value) => waiter.answer(value),
             // An error (WRONGTYPE, NOPERM): the same bytes in both protocols.
-            None => waiter.to.reply(waiter.seq, reply.clone()),
+            None => waiter.to.reply(reply.clone()),
         }
     }
+}
+
+/// Whether an error says that another node of a cluster has, or may have, the key: a relay finds it there.
+fn is_elsewhere(shared: &Shared, error: &[u8]) -> bool {
+    let L3::Redis(redis) = &shared.l3 else { return false };
+    redis.cluster().is_some() && [&b"-MOVED "[..], b"-ASK ", b"-TRYAGAIN "].iter().any(|kind| error.starts_with(kind))
 }
 
 fn finish_fill_many(shared: &Shared, many: FillMany) {
@@ -338,9 +415,10 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
                 }
             }
         }
+        _ if is_elsewhere(shared, &reply) => return waiter.to.bypass(),
         _ => out.extend_from_slice(&reply),
     }
-    waiter.to.reply(waiter.seq, out);
+    waiter.to.reply(out);
 }
 
 /// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.
@@ -349,8 +427,15 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
 pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: Cached, pttl: Option<i64>) {
     let keyspaces = shared.keyspaces();
     let rule = keyspaces.rule(key.as_ref().key());
+    let absent_until = match &shared.l3 {
+        // A slot that moves takes no absent key with it: nothing is pushed when that key is then written elsewhere.
+        L3::Redis(redis) if redis.cluster().is_some() && hold(Guard::AbsentKeysExpire) => {
+            token.sent().at() + shared.kernel().max_staleness()
+        }
+        _ => Moment::NEVER,
+    };
     if rule.caches()
-        && let Some(deadline) = deadline(key.read, &value, pttl, token)
+        && let Some(deadline) = deadline(key.read, &value, pttl, token, absent_until)
         && value.reply_len() <= shared.config().limits.max_value_bytes.as_usize()
     {
         let expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
@@ -364,12 +449,12 @@ pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: 
 
 /// When a copy expires, on this host's clock: counted from before the read was sent, so never after L3's own expiry.
 /// `None`: the two replies do not belong together (the key came or went between them); not to be kept.
-fn deadline(read: Read, value: &Cached, pttl: Option<i64>, token: &FillToken) -> Option<Moment> {
+fn deadline(read: Read, value: &Cached, pttl: Option<i64>, token: &FillToken, absent_until: Moment) -> Option<Moment> {
     match (value, pttl?) {
         // GET says nil of absent keys only.
         (Cached::Nil, -1 | 0..) if read == Read::Get => None,
         (_, -1) => Some(Moment::NEVER),
-        (value, -2) if value.looks_absent() => Some(Moment::NEVER),
+        (value, -2) if value.looks_absent() => Some(absent_until),
         (_, ttl @ 1..) => Some(token.sent().at() + std::time::Duration::from_millis(ttl.unsigned_abs())),
         _ => None,
     }
@@ -394,38 +479,15 @@ pub(crate) fn fill_many_request<'a>(keys: impl ExactSizeIterator<Item = &'a [u8]
     Request { bytes: out.into(), replies, tag }
 }
 
-/// Asks a tracked connection for its node's role; the answer is the currency proof.
-pub(crate) fn probe(lane: &LaneHandle<Tag>, sent: Sent) {
-    let bytes = Bytes::from_static(b"*1\r\n$5\r\nHELLO\r\n");
-    // An ended lane has no copies left to prove.
-    let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Probe(sent) });
-}
-
-impl Shared {
-    /// Sends a PING behind whatever the command caused, on every tracked connection; the reply goes out when the last
-    /// PONG is in.
-    fn barrier(&self, held: HeldReply) {
-        let held = Arc::new(held);
-        self.for_each_tracked(|lane| {
-            let bytes = Bytes::from_static(b"*1\r\n$4\r\nPING\r\n");
-            let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Barrier(held.clone()) });
-        });
-    }
-}
-
 impl Waiter {
-    pub(crate) fn bypass(&self) {
-        self.to.deliver(Delivery::Bypass { seq: self.seq });
-    }
-
     pub(crate) fn answer(&self, value: &Cached) {
         match value {
-            Cached::Bulk(bytes) | Cached::Same(bytes) => self.to.reply(self.seq, bytes.clone()),
-            Cached::Nil => self.to.reply(self.seq, Bytes::from_static(nil(self.protocol))),
+            Cached::Bulk(bytes) | Cached::Same(bytes) => self.to.reply(bytes.clone()),
+            Cached::Nil => self.to.reply(Bytes::from_static(nil(self.protocol))),
             other @ Cached::Resp3(_) => {
                 let mut out = Vec::new();
                 other.encode(self.protocol, &mut out);
-                self.to.reply(self.seq, out);
+                self.to.reply(out);
             }
         }
     }

@@ -16,7 +16,8 @@ use crate::{
     cache::{Cached, TierKey},
     hub::Addition,
     mailbox::Mailbox,
-    shared::{RedisL3, Shared},
+    nodes::{Node, NodeId},
+    shared::{L3, Shared},
     supervisor::Supervisor,
     tally::WorkerTally,
     upstream::{Purpose, Tag, Upstream},
@@ -42,7 +43,7 @@ pub(crate) struct Worker {
     pub(crate) read_buffer: RefCell<Vec<u8>>,
     /// Lent to the session that has something to write.
     output: RefCell<Vec<u8>>,
-    relays: RefCell<HashMap<(u32, Protocol), LaneHandle<Tag>>>,
+    relays: RefCell<HashMap<(NodeId, u32, Protocol), LaneHandle<Tag>>>,
     hub: mpsc::UnboundedSender<Addition>,
     idle: RefCell<Vec<PinnedLane>>,
     pinned: Rc<Cell<usize>>,
@@ -53,6 +54,7 @@ pub(crate) struct Worker {
 pub(crate) struct PinnedLane {
     handle: LaneHandle<Tag>,
     owner: Arc<Mutex<Option<Arc<Mailbox>>>>,
+    pub(crate) node: NodeId,
     database: u32,
     protocol: Protocol,
     _count: PinnedCount,
@@ -106,33 +108,44 @@ impl Worker {
         }
     }
 
-    /// The shared connection of this worker for a database and protocol; it connects when first used.
-    pub(crate) fn relay(&self, redis: &RedisL3, database: u32, protocol: Protocol) -> LaneHandle<Tag> {
+    /// The shared connection of this worker to a node, for a database and protocol; it connects when first used.
+    pub(crate) fn relay(&self, node: &Arc<Node>, database: u32, protocol: Protocol) -> LaneHandle<Tag> {
         let mut relays = self.relays.borrow_mut();
-        let relay = relays.entry((database, protocol)).or_insert_with(|| {
-            let setup = Setup { protocol, database, tracked: false, timed: true };
-            let (handle, lane) = self.lane(redis, setup, Purpose::Relay);
-            // Without a hub the worker is ending, and the handle says so at the first submit.
-            let _ = self.hub.send(Addition::Relay(lane));
-            handle
-        });
-        relay.clone()
+        if let Some(relay) = relays.get(&(node.id, database, protocol)) {
+            return relay.clone();
+        }
+        // Seldom enough to look for those to nodes that have left.
+        relays.retain(|(node, ..), _| self.is_there(*node));
+        let setup = Setup { protocol, database, tracked: false, timed: true };
+        let (handle, lane) = self.lane(node, setup, Purpose::Relay);
+        // Without a hub the worker is ending, and the handle says so at the first submit.
+        let _ = self.hub.send(Addition::Relay(lane));
+        relays.insert((node.id, database, protocol), handle.clone());
+        handle
     }
 
-    fn lane(&self, redis: &RedisL3, setup: Setup, purpose: Purpose) -> (LaneHandle<Tag>, Lane<Upstream>) {
-        lane(redis.target.clone(), setup, Upstream { shared: self.shared.clone(), purpose })
+    fn lane(&self, node: &Arc<Node>, setup: Setup, purpose: Purpose) -> (LaneHandle<Tag>, Lane<Upstream>) {
+        lane(node.target.clone(), setup, Upstream::new(&self.shared, node, purpose))
+    }
+
+    fn is_there(&self, node: NodeId) -> bool {
+        match &self.shared.l3 {
+            L3::Embedded(_) => false,
+            L3::Redis(redis) => redis.nodes().iter().any(|there| there.id == node),
+        }
     }
 
     /// A connection for one session alone: a clean one from the pool, or a new one.
     pub(crate) fn pin(
         &self,
-        redis: &RedisL3,
+        node: &Arc<Node>,
         database: u32,
         protocol: Protocol,
         mailbox: &Arc<Mailbox>,
     ) -> Result<PinnedLane, String> {
         let mut idle = self.idle.borrow_mut();
-        if let Some(at) = idle.iter().position(|lane| lane.database == database && lane.protocol == protocol) {
+        let fits = |lane: &PinnedLane| lane.node == node.id && lane.database == database && lane.protocol == protocol;
+        if let Some(at) = idle.iter().position(fits) {
             let lane = idle.swap_remove(at);
             *lane.owner.lock() = Some(mailbox.clone());
             return Ok(lane);
@@ -147,15 +160,15 @@ impl Worker {
         let count = PinnedCount(self.pinned.clone());
         let owner = Arc::new(Mutex::new(Some(mailbox.clone())));
         let setup = Setup { protocol, database, tracked: false, timed: false };
-        let (handle, mut lane) = self.lane(redis, setup, Purpose::Pinned(owner.clone()));
+        let (handle, mut lane) = self.lane(node, setup, Purpose::Pinned(owner.clone()));
         self.supervisor.spawn_local("pinned connection", async move { std::future::poll_fn(|cx| lane.poll(cx)).await });
-        Ok(PinnedLane { handle, owner, database, protocol, _count: count })
+        Ok(PinnedLane { handle, owner, node: node.id, database, protocol, _count: count })
     }
 
     /// Takes back a connection that holds no state of its session.
     pub(crate) fn unpin(&self, lane: PinnedLane, database: u32) {
         let mut idle = self.idle.borrow_mut();
-        if lane.database == database && idle.len() < MAX_IDLE_PINNED {
+        if lane.database == database && idle.len() < MAX_IDLE_PINNED && self.is_there(lane.node) {
             *lane.owner.lock() = None;
             idle.push(lane);
         }

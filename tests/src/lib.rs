@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod chaos;
+pub mod cluster_scenarios;
 pub mod e2e;
 pub mod history;
 pub mod origin;
@@ -9,6 +10,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod random;
 pub mod redis;
+pub mod redis_cluster;
 pub mod scenarios;
 pub mod sidecar;
 pub mod wire;

@@ -16,6 +16,7 @@ use crate::{
     e2e::eventually,
     proxy::{Class, Proxy},
     redis::RedisServer,
+    redis_cluster::RedisCluster,
     sidecar::{Sidecar, SidecarOptions},
     wire::Wire,
 };
@@ -157,7 +158,15 @@ impl Subject {
 
     /// How to start it in front of a Redis on `socket`.
     pub fn options(&self, socket: &Path) -> SidecarOptions {
-        let mut options = SidecarOptions::redis(socket);
+        self.set(SidecarOptions::redis(socket))
+    }
+
+    /// The same in front of a cluster.
+    pub fn cluster_options(&self, cluster: &RedisCluster) -> SidecarOptions {
+        self.set(SidecarOptions::cluster(&cluster.endpoints()))
+    }
+
+    fn set(&self, mut options: SidecarOptions) -> SidecarOptions {
         if let Some(program) = &self.program {
             options = options.program(program);
         }

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path, sync::Arc};
 
 use caddy_remote::embedded::Embedded;
 use caddy_resp::{Protocol, Value};
-use caddy_sidecar::commands::{Class, Effect, Pin, Row, rows};
+use caddy_sidecar::commands::{Class, Effect, Merge, Pin, Row, Spread, rows};
 use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
 
 const REFRESH: &str = "UPDATE_GOLDEN=1 cargo test -p caddy-tests --test commands_doc";
@@ -68,6 +68,42 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
 * With the embedded L3 only commands marked *yes* in the last column work; the others answer
   `-ERR '…' needs a Redis L3: start with --redis URL, or set spec.l3.redis`.
 ";
+
+const CLUSTER: &str = "
+## In front of a Redis Cluster
+
+An app sees one Redis, and its client must not be told of a cluster. A request goes to the node of its first key; redirections
+are followed, and the app sees none of them. What concerns several nodes:
+
+| In a cluster | Commands |
+|---|---|
+";
+
+const AFTER_CLUSTER: &str = "
+* Other commands on keys of several slots get Redis's own `-CROSSSLOT`: `MSET`, `RENAME`, `SUNION`, … cannot be split without
+  becoming another command. So does a transaction, also within one node; hash tags (`{user:7}:cart`) put keys into one slot.
+* What is gathered from several nodes is not of one moment; an error of one node is the reply, whatever the others did.
+* `MULTI` is for the node of the first command behind it, `WATCH` and blocking commands for that of their first key, `SSUBSCRIBE`
+  for that of its first channel. A slot that moves within a transaction ends that with an error; repeating it helps.
+* A command on several keys of one slot that is on its way gets Redis's own `-TRYAGAIN`.
+* Commands without keys (`PUBLISH`, `SUBSCRIBE`, `INFO`, `TIME`, `CONFIG GET`, …) go to one node, for a session always the same.
+* `SELECT` knows database 0 only. `CLUSTER` answers as a server without a cluster does, `INFO` says `cluster_enabled:0`, and
+  `CLIENT TRACKING` is refused.
+";
+
+/// What a cluster's nodes do together.
+fn spread(spread: Spread) -> Option<&'static str> {
+    Some(match spread {
+        Spread::One => return None,
+        Spread::Keys(Merge::InOrder) => "split by slots; the values in the order of the keys",
+        Spread::Keys(_) => "split by slots; the sum",
+        Spread::All(Merge::Sum) => "all primaries; the sum",
+        Spread::All(Merge::Join) => "all primaries; all replies in one",
+        Spread::All(Merge::Every) => "all primaries; what is so on all of them",
+        Spread::All(_) => "all primaries; the reply that they agree in",
+        Spread::Cursor => "one primary after the other; the cursor says which",
+    })
+}
 
 /// Who answers: in a row of the list, and at length.
 fn answered(class: Class) -> (&'static str, &'static str) {
@@ -154,6 +190,16 @@ fn document() -> String {
         writeln!(text, "| {short} | {long} | {count} |").unwrap();
     }
     text.push_str(AFTER_CLASSES);
+    text.push_str(CLUSTER);
+    let mut spreads: Vec<&str> = commands.iter().filter_map(|(_, row)| spread(row.spread)).collect();
+    spreads.sort_unstable();
+    spreads.dedup();
+    for what in spreads {
+        let names = commands.iter().filter(|(_, row)| spread(row.spread) == Some(what));
+        let names: Vec<String> = names.map(|(name, _)| format!("`{name}`")).collect();
+        writeln!(text, "| {what} | {} |", names.join(", ")).unwrap();
+    }
+    text.push_str(AFTER_CLUSTER);
     text.push_str("\n## Refused\n\n");
     for (name, row) in &commands {
         if let Class::Refused(hint) = row.class {

@@ -8,6 +8,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Result, bail, ensure};
 use caddy_tests::{
     chaos::{self, Run},
+    cluster_scenarios,
     scenarios::{self, Scenario},
     world::{Subject, Violation},
 };
@@ -36,50 +37,58 @@ fn catches(guard: &str, scenario: Scenario) -> Result<()> {
 }
 
 macro_rules! mutations {
-    ($($test:ident: $guard:literal => $scenario:ident;)*) => {
+    ($($test:ident: $guard:literal => $scenario:path;)*) => {
         /// The guards that have a test here.
         const TESTED: &[&str] = &[$($guard),*];
 
         $(
             #[test]
             fn $test() -> Result<()> {
-                catches($guard, scenarios::$scenario)
+                catches($guard, $scenario)
             }
         )*
     };
 }
 
 mutations! {
-    bump: "Bump" => writes_are_seen_by_the_other_worker;
-    bump_before_answer: "BumpBeforeAnswer" => own_write_is_read_back;
-    bump_relayed_reads: "BumpRelayedReads" => no_step_back_after_a_relayed_read;
-    bump_pinned_reads: "BumpPinned" => no_step_back_after_a_read_in_a_transaction;
-    bump_pinned_transactions: "BumpPinned" => a_write_in_a_transaction_is_read_back;
-    bump_pinned_writes: "BumpPinned" => a_write_while_watching_is_read_back;
-    barrier: "Barrier" => a_script_write_is_read_back;
-    barrier_in_transactions: "Barrier" => a_script_write_in_a_transaction_is_read_back;
-    flush_on_swap: "FlushOnSwap" => a_swapped_database_is_read_as_it_is;
-    reads_follow_relay: "ReadsFollowRelay" => pipelined_read_follows_the_write;
-    reads_follow_relayed_reads: "ReadsFollowRelay" => pipelined_read_follows_the_relayed_read;
-    reads_follow_own_reads: "ReadsFollowOwnReads" => pipelined_read_follows_the_read_of_many;
-    reads_follow_own_other_reads: "ReadsFollowOwnReads" => pipelined_read_follows_another_read_of_the_key;
-    writes_wait_for_fills: "WritesWaitForFills" => pipelined_write_waits_for_the_read;
-    push_inline: "PushInline" => a_barrier_brings_every_foreign_write;
-    tracked_fill: "TrackedFill" => a_barrier_brings_every_foreign_write;
-    probe_role: "ProbeRole" => a_replica_proves_nothing;
-    fill_token: "FillToken" => a_dead_fill_is_not_kept;
-    join_only_live_flights: "JoinOnlyLiveFlights" => a_dead_flight_is_not_joined;
-    joiner_age_limit: "JoinerAgeLimit" => an_old_flight_is_not_joined;
-    flush_on_loss: "FlushOnLoss" => a_loss_kills_every_copy;
-    currency_check: "CurrencyCheck" => a_half_open_link_keeps_the_bound;
-    proof_from_sending: "ProofFromSending" => a_late_proof_counts_from_its_sending;
-    expiry: "Expiry" => a_copy_expires_with_its_key;
+    bump: "Bump" => scenarios::writes_are_seen_by_the_other_worker;
+    bump_before_answer: "BumpBeforeAnswer" => scenarios::own_write_is_read_back;
+    bump_relayed_reads: "BumpRelayedReads" => scenarios::no_step_back_after_a_relayed_read;
+    bump_pinned_reads: "BumpPinned" => scenarios::no_step_back_after_a_read_in_a_transaction;
+    bump_pinned_transactions: "BumpPinned" => scenarios::a_write_in_a_transaction_is_read_back;
+    bump_pinned_writes: "BumpPinned" => scenarios::a_write_while_watching_is_read_back;
+    barrier: "Barrier" => scenarios::a_script_write_is_read_back;
+    barrier_in_transactions: "Barrier" => scenarios::a_script_write_in_a_transaction_is_read_back;
+    flush_on_swap: "FlushOnSwap" => scenarios::a_swapped_database_is_read_as_it_is;
+    reads_follow_relay: "ReadsFollowRelay" => scenarios::pipelined_read_follows_the_write;
+    reads_follow_relayed_reads: "ReadsFollowRelay" => scenarios::pipelined_read_follows_the_relayed_read;
+    reads_follow_own_reads: "ReadsFollowOwnReads" => scenarios::pipelined_read_follows_the_read_of_many;
+    reads_follow_own_other_reads: "ReadsFollowOwnReads" => scenarios::pipelined_read_follows_another_read_of_the_key;
+    writes_wait_for_fills: "WritesWaitForFills" => scenarios::pipelined_write_waits_for_the_read;
+    push_inline: "PushInline" => scenarios::a_barrier_brings_every_foreign_write;
+    tracked_fill: "TrackedFill" => scenarios::a_barrier_brings_every_foreign_write;
+    probe_role: "ProbeRole" => scenarios::a_replica_proves_nothing;
+    fill_token: "FillToken" => scenarios::a_dead_fill_is_not_kept;
+    join_only_live_flights: "JoinOnlyLiveFlights" => scenarios::a_dead_flight_is_not_joined;
+    joiner_age_limit: "JoinerAgeLimit" => scenarios::an_old_flight_is_not_joined;
+    flush_on_loss: "FlushOnLoss" => scenarios::a_loss_kills_every_copy;
+    currency_check: "CurrencyCheck" => scenarios::a_half_open_link_keeps_the_bound;
+    proof_from_sending: "ProofFromSending" => scenarios::a_late_proof_counts_from_its_sending;
+    expiry: "Expiry" => scenarios::a_copy_expires_with_its_key;
+    probe_own_key: "ProbeOwnKey" => cluster_scenarios::a_node_without_its_cluster_proves_nothing;
+    probe_slots: "ProbeSlots" => cluster_scenarios::a_dropped_slot_is_read_at_its_new_owner;
+    absent_keys_expire: "AbsentKeysExpire" => cluster_scenarios::an_absent_key_is_found_where_its_slot_goes;
+    slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 
 /// Guards that cannot be seen over a socket, and what shows them instead.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("DeadFlag", "a push always comes before a newer fill on the one tracked connection; it is for memory"),
     ("CurrencyBeforeStamp", "the order of two loads: the engine's interleavings"),
+    (
+        "OneMapAtATime",
+        "a redirection that a newer slot map overtakes: no server can be made to answer so late on demand",
+    ),
     ("IncarnationCheck", "a probe's reply does not outlive its connection: the kernel's own tests"),
 ];
 

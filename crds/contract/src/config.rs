@@ -101,7 +101,7 @@ pub enum L3 {
 pub struct Redis {
     /// How its nodes form one store.
     pub mode: RedisMode,
-    /// At least one; exactly one in mode `Standalone`.
+    /// At least one; exactly one in mode `Standalone`, in mode `Cluster` those to ask for the others, in order.
     pub endpoints: Vec<Endpoint>,
     /// User for AUTH; none means Redis's default user.
     pub username: Option<String>,
@@ -416,6 +416,11 @@ impl Reader {
                 raw.endpoints.len() == 1,
                 "l3.redis.endpoints",
                 format!("has {}; mode Standalone takes exactly one", raw.endpoints.len()),
+            ),
+            RedisMode::Cluster => self.check(
+                !raw.endpoints.is_empty(),
+                "l3.redis.endpoints",
+                "is empty; mode Cluster takes one or more nodes to ask for the others",
             ),
         }
         self.check(

@@ -110,7 +110,7 @@ pub struct RawEmbedded {}
 pub struct RawRedis {
     /// How its nodes form one store.
     pub mode: RedisMode,
-    /// `host:port` or `unix:/path`; exactly one in mode `Standalone`.
+    /// `host:port` or `unix:/path`; exactly one in mode `Standalone`, in mode `Cluster` nodes to ask for the others.
     pub endpoints: Vec<String>,
     /// User for AUTH; empty means Redis's default user.
     pub username: String,
@@ -147,6 +147,8 @@ pub enum RedisMode {
     /// One server.
     #[default]
     Standalone,
+    /// A Redis Cluster.
+    Cluster,
 }
 
 /// When entries move between L1 and L2.

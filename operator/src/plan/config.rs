@@ -146,6 +146,7 @@ fn raw_redis(redis: &cluster::Redis) -> RawRedis {
     RawRedis {
         mode: match redis.mode {
             cluster::Mode::Standalone => RedisMode::Standalone,
+            cluster::Mode::Cluster => RedisMode::Cluster,
         },
         endpoints: redis.endpoints.clone(),
         username: redis.username.clone().unwrap_or_default(),
@@ -237,6 +238,16 @@ mod tests {
             (certificate.to_str(), key.to_str()),
             (Some("/etc/caddy/redis-tls/tls.crt"), Some("/etc/caddy/redis-tls/tls.key"))
         );
+    }
+
+    #[test]
+    fn a_redis_cluster_has_any_number_of_endpoints() {
+        let endpoints = json!(["redis-0.redis.shop:6379", "redis-1.redis.shop:6379"]);
+        let map =
+            config_map(&cluster_with(&json!({"l3": {"redis": {"mode": "Cluster", "endpoints": endpoints}}}))).unwrap();
+        let config = caddy_contract::parse(text(&map)).unwrap().config;
+        let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
+        assert_eq!((redis.mode, redis.endpoints.len()), (RedisMode::Cluster, 2));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use caddy_resp::{FrameKind, Protocol, ReplyScanner, Value, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{Endpoint, Setup, Target, TlsError, stream::Stream, target::Answers};
+use crate::{Endpoint, Mode, Setup, Target, TlsError, stream::Stream, target::Answers};
 
 /// What a server is to its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,15 +156,17 @@ pub enum ConnectError {
         /// The server's own error.
         message: String,
     },
-    /// The server is a node of a cluster, or a Sentinel.
+    /// The server is not what the configuration says: a node of a cluster, a Sentinel, or no node of a cluster.
     #[error(
-        "Redis at {endpoint} runs in {mode} mode and l3.redis.mode is Standalone; nothing is cached. Name a standalone server"
+        "Redis at {endpoint} runs in {mode} mode and l3.redis.mode is {wanted}; nothing is cached. Name another server, or another mode"
     )]
     OtherMode {
         /// Where to.
         endpoint: String,
-        /// `cluster` or `sentinel`.
+        /// `standalone`, `cluster` or `sentinel`.
         mode: String,
+        /// What is configured.
+        wanted: Mode,
     },
     /// The server is a replica: what it holds may be older than what its primary acknowledged.
     #[error("Redis at {endpoint} is a replica; nothing is cached from it. Point the endpoint at the primary")]
@@ -258,10 +260,15 @@ async fn log_in(target: &Target, setup: Setup, answers: Option<&Answers>) -> Res
     if setup.tracked
         && let Some(server) = &server
     {
-        if server.mode != "standalone" {
-            return Err(ConnectError::OtherMode { endpoint: endpoint(), mode: server.mode.clone() });
+        if !server.mode.eq_ignore_ascii_case(&target.mode.to_string()) {
+            return Err(ConnectError::OtherMode {
+                endpoint: endpoint(),
+                mode: server.mode.clone(),
+                wanted: target.mode,
+            });
         }
-        if server.role == Role::Replica {
+        // In a cluster roles change hands; the probe asks for them.
+        if server.role == Role::Replica && target.mode == Mode::Standalone {
             return Err(ConnectError::NotPrimary { endpoint: endpoint() });
         }
     }
@@ -269,9 +276,13 @@ async fn log_in(target: &Target, setup: Setup, answers: Option<&Answers>) -> Res
 }
 
 /// Why no reply could be read.
-enum Unreadable {
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error(transparent)]
     Io(io::Error),
+    #[error("the server closed the connection")]
     Closed,
+    #[error("{0}")]
     NotResp(String),
 }
 
@@ -284,11 +295,7 @@ fn unanswered(target: &Target, error: Unreadable) -> ConnectError {
     {
         return ConnectError::Tls { endpoint, source };
     }
-    let mut reason = match error {
-        Unreadable::Io(error) => error.to_string(),
-        Unreadable::Closed => "the server closed the connection".to_owned(),
-        Unreadable::NotResp(reason) => reason,
-    };
+    let mut reason = error.to_string();
     match &target.tls {
         None if matches!(target.endpoint, Endpoint::Tcp { .. }) => {
             reason.push_str("; does it want TLS (l3.redis.tls, rediss://)?");
@@ -351,7 +358,7 @@ fn refused(step: Step, endpoint: String, message: String) -> ConnectError {
     }
 }
 
-async fn read_reply(stream: &mut Stream, unread: &mut BytesMut) -> Result<Bytes, Unreadable> {
+pub(crate) async fn read_reply(stream: &mut Stream, unread: &mut BytesMut) -> Result<Bytes, Unreadable> {
     let mut scanner = ReplyScanner::default();
     loop {
         if let Some(frame) = scanner.scan(unread).map_err(|error| Unreadable::NotResp(error.to_string()))? {

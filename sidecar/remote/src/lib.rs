@@ -7,6 +7,7 @@
 //! Lanes are polled, not spawned. Whoever owns several of them decides the order in which they are read, and the
 //! sidecar's promise that pushes are applied before replies of other connections are handed on rests on that order.
 
+pub mod cluster;
 pub mod embedded;
 mod files;
 mod handshake;
@@ -18,5 +19,5 @@ mod tls;
 
 pub use handshake::{ConnectError, Role, ServerInfo};
 pub use lane::{Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};
-pub use target::{Credential, Endpoint, Login, Target};
+pub use target::{Credential, Endpoint, Login, Mode, Target};
 pub use tls::{Tls, TlsError, TlsOptions};

@@ -10,7 +10,7 @@ use std::{
 use crate::{ConnectError, Tls};
 
 /// The address of one Redis server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// Over TCP; the host is resolved anew at each connect.
     Tcp {
@@ -48,6 +48,24 @@ impl fmt::Debug for Credential {
             Self::Inline(_) => f.write_str("Inline(…)"),
             Self::File(path) => write!(f, "File({})", path.display()),
         }
+    }
+}
+
+/// How a server and others form one store: a server that says otherwise is not the one that was meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is the whole store.
+    Standalone,
+    /// It has a part of the slots.
+    Cluster,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Standalone => "Standalone",
+            Self::Cluster => "Cluster",
+        })
     }
 }
 
@@ -106,6 +124,8 @@ impl Login {
 pub struct Target {
     /// Its address.
     pub endpoint: Endpoint,
+    /// What it has to be.
+    pub mode: Mode,
     /// As whom.
     pub login: Login,
     /// TLS for connections over TCP; `None`: plain text.

@@ -10,7 +10,7 @@ use caddy_resp::{Protocol, Value};
 
 use smallvec::SmallVec;
 
-use super::{Class, Effect, Pin, Positions, Row, lookup, specs::KeySpec};
+use super::{Class, Effect, Pin, Positions, Row, Spread, lookup, specs::KeySpec};
 
 /// Rows that one process learns at most, all servers and versions together; further commands stay unknown.
 const MAX_ROWS: usize = 4096;
@@ -155,6 +155,7 @@ fn row(fields: &[Value<'_>]) -> Option<Row> {
         keys: if specs.is_empty() { Positions::None } else { Positions::Specs(specs.leak()) },
         class: if has("blocking") { Class::Pinned(Pin::Blocking) } else { Class::Relayed },
         effect,
+        spread: Spread::One,
         subcommands: &[],
         since: "",
     })

@@ -15,15 +15,17 @@ use caddy_resp::{Protocol, encode};
 use super::{
     args::Args,
     client::Client,
+    gather::{self, Gathering},
     pinned::{self, Pinned, QueuedSelect},
     replies::Replies,
+    routing::{self, Home},
     under_way::{OwnRead, ReadsUnderWay},
 };
 use crate::{
     cache::Cached,
     commands::{self, Class, Pin, Row},
     guards::{Guard, hold},
-    mailbox::{Delivery, Mailbox},
+    mailbox::{Delivery, Mailbox, Place, ReplyTo},
     shared::L3,
     upstream::{Effect, Relay, Tag},
     worker::Worker,
@@ -49,6 +51,10 @@ pub(crate) enum Pending {
     Refused(Bytes),
     /// INFO: our own section goes behind it.
     Info,
+    /// Several nodes of a cluster answer it together.
+    Gathering(Box<Gathering>),
+    /// SCAN of one of a cluster's nodes: which, and the next one.
+    Scanning { at: usize, next: Option<usize> },
     /// SELECT: the database before it, should it fail.
     Selecting(u32),
     /// EXEC: the SELECTs that were queued.
@@ -59,6 +65,15 @@ pub(crate) enum Pending {
     /// The same of several keys at one moment.
     FillingMany { request: Bytes, effect: Effect },
 }
+
+/// Whether a node of a cluster has to be told that it was named by another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asking {
+    Yes,
+    No,
+}
+
+const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 
 const CONNECTION_HINT: &str =
     "it is about the very connection to Redis, and connections are shared here; send it to Redis directly";
@@ -106,8 +121,11 @@ pub(crate) struct Conversation {
     pub(super) pinned: Option<Pinned>,
     /// The moment of the present batch, read after the batch was.
     pub(super) now: Moment,
-    /// A read had to change its stream while others were under way: until all are answered nothing else is taken.
-    mixed: bool,
+    /// A request had to change its stream, or its node, while others were under way: until all are answered nothing else
+    /// is taken.
+    pub(super) mixed: bool,
+    /// The slot map that what is under way was sent by.
+    pub(super) map_version: u64,
     /// Nothing more is read; the connection closes when everything due has been written.
     pub(super) closing: bool,
 }
@@ -125,6 +143,7 @@ impl Conversation {
             pinned: None,
             now: Moment::ZERO,
             mixed: false,
+            map_version: 0,
             closing: false,
         }
     }
@@ -157,7 +176,7 @@ impl Conversation {
         }
         if !row.accepts(args.len()) {
             // Redis says what is wrong with it, in its own words; if a later one takes it, it does what the row says.
-            return self.relay(args, effect(row, args), Pending::Relayed);
+            return self.relay(row, args, effect(row, args), Pending::Relayed);
         }
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Fill => self.read(row, args),
@@ -167,7 +186,7 @@ impl Conversation {
             Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
             Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
             Class::Refused(hint) => self.refuse(args, hint),
-            Class::FillFields | Class::Relayed => self.relay(args, effect(row, args), Pending::Relayed),
+            Class::FillFields | Class::Relayed => self.relay(row, args, effect(row, args), Pending::Relayed),
             Class::CrossProtocol => {
                 tracing::warn!(peer = self.client.shown().peer, "a web browser spoke HTTP to the socket; closing");
                 self.closing = true;
@@ -224,9 +243,10 @@ impl Conversation {
     // === passing on ===
 
     /// Passes a request on as bytes, behind whatever of this session is under way there.
-    pub(super) fn relay(&mut self, args: Args<'_>, effect: Effect, pending: Pending) -> Flow {
+    pub(super) fn relay(&mut self, row: &'static Row, args: Args<'_>, effect: Effect, pending: Pending) -> Flow {
         let worker = self.worker.clone();
-        match &worker.shared.l3 {
+        let redis = match &worker.shared.l3 {
+            L3::Redis(redis) => redis,
             L3::Embedded(store) => {
                 let (database, protocol) = (self.client.database, self.client.protocol);
                 let args: Vec<&[u8]> = args.iter().collect();
@@ -235,26 +255,65 @@ impl Conversation {
                 let seq = self.replies.expect(pending);
                 effect.apply(&worker.shared);
                 self.complete(seq, reply.into());
-                Flow::Done
+                return Flow::Done;
             }
-            L3::Redis(redis) => {
-                let (database, protocol) = (self.client.database, self.client.protocol);
-                let stream = Stream::Relay(database, protocol);
-                if self.is_under_way_elsewhere(stream) {
-                    return Flow::Hold;
-                }
-                self.stream = stream;
-                let seq = self.replies.expect(pending);
-                self.send_relayed(&worker.relay(redis, database, protocol), args.to_bytes(), seq, effect);
-                Flow::Done
+        };
+        if redis.cluster().is_some() {
+            if routing::is_about_clusters(args) {
+                self.reply_error(routing::NO_CLUSTER);
+                return Flow::Done;
+            }
+            if let Some(flow) = self.scatter(redis, row, args, &effect) {
+                return flow;
             }
         }
+        let node = match self.home(redis, Self::routing_key(row, args)) {
+            Home::Node(node) => node,
+            Home::Hold => return Flow::Hold,
+            Home::Unknown(reason) => return self.reply_not_ready(&reason),
+        };
+        let (database, protocol) = (self.client.database, self.client.protocol);
+        let stream = Stream::Relay(database, protocol);
+        if self.is_under_way_elsewhere(stream) {
+            return Flow::Hold;
+        }
+        self.stream = stream;
+        let place = self.expect(pending);
+        self.send_relayed(&worker.relay(&node, database, protocol), args.to_bytes(), place, effect);
+        Flow::Done
     }
 
-    pub(super) fn send_relayed(&self, lane: &LaneHandle<Tag>, bytes: Bytes, seq: u64, effect: Effect) {
-        let tag = Tag::Relay(Relay { to: self.mailbox.clone(), seq, effect, reply: None });
-        if lane.submit(Request { bytes, replies: 1, tag }).is_err() {
-            self.mailbox.reply(seq, &b"-NOTREADY the sidecar is shutting down\r\n"[..]);
+    /// A place for a reply that is yet to come.
+    pub(super) fn expect(&mut self, pending: Pending) -> Place {
+        Place { seq: self.replies.expect(pending), part: 0 }
+    }
+
+    pub(super) fn send_relayed(&self, lane: &LaneHandle<Tag>, bytes: Bytes, place: Place, effect: Effect) {
+        self.send_on(lane, bytes, Asking::No, place, effect, 0);
+    }
+
+    /// As [`send_relayed`](Self::send_relayed), where redirections have led before.
+    pub(super) fn send_on(
+        &self,
+        lane: &LaneHandle<Tag>,
+        bytes: Bytes,
+        asking: Asking,
+        place: Place,
+        effect: Effect,
+        hops: u8,
+    ) {
+        let is_cluster = matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some());
+        let to = ReplyTo { mailbox: self.mailbox.clone(), place };
+        let request = is_cluster.then(|| (bytes.clone(), hops));
+        let tag = Tag::Relay(Relay { to, effect, reply: None, request });
+        let request = match asking {
+            Asking::No => Request { bytes, replies: 1, tag },
+            // Contiguous: it counts for the next command of the connection.
+            Asking::Yes => Request { bytes: [ASKING, &bytes].concat().into(), replies: 2, tag },
+        };
+        if lane.submit(request).is_err() {
+            let reply = Bytes::from_static(b"-NOTREADY the sidecar is shutting down\r\n");
+            self.mailbox.deliver(Delivery::Reply { place, bytes: reply });
         }
     }
 
@@ -263,18 +322,22 @@ impl Conversation {
     /// Takes what was delivered.
     pub(crate) fn deliver(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Reply { seq, bytes } => self.complete(seq, bytes),
-            Delivery::Bypass { seq } => self.bypass(seq),
+            Delivery::Reply { place, bytes } => self.complete_part(place, bytes),
+            Delivery::Bypass { place } => self.bypass(place),
+            Delivery::Redirected(redirected) => self.redirected(*redirected),
             Delivery::Push(bytes) => self.pushed(&bytes),
             Delivery::PinnedLost(reason) => self.pinned_lost(&reason),
         }
     }
 
-    fn complete(&mut self, seq: u64, bytes: Bytes) {
+    pub(super) fn complete(&mut self, seq: u64, bytes: Bytes) {
         let failed = bytes.first() == Some(&b'-');
         let bytes = match self.replies.pending_mut(seq) {
             Some(Pending::Info) if !failed => self.worker.shared.with_info_section(&bytes),
             Some(Pending::Refused(refusal)) => std::mem::take(refusal),
+            Some(Pending::Scanning { at, next }) => {
+                gather::scanned(&bytes, *at, *next, self.client.protocol).unwrap_or(bytes)
+            }
             _ => bytes,
         };
         match self.replies.complete(seq, bytes.clone()) {
@@ -295,27 +358,40 @@ impl Conversation {
     }
 
     /// A fill failed: the read goes over the relay, unless the rules for unproven copies say otherwise.
-    fn bypass(&mut self, seq: u64) {
-        let (request, effect, unproven) = match self.replies.pending_mut(seq) {
-            Some(Pending::Filling { request, effect, unproven }) => (request, effect, unproven.take()),
-            Some(Pending::FillingMany { request, effect }) => (request, effect, None),
+    fn bypass(&mut self, place: Place) {
+        let (request, effect, unproven) = match self.replies.pending_mut(place.seq) {
+            Some(Pending::Filling { request, effect, unproven }) => {
+                (std::mem::take(request), std::mem::take(effect), unproven.take())
+            }
+            Some(Pending::FillingMany { request, effect }) => (std::mem::take(request), std::mem::take(effect), None),
+            Some(Pending::Gathering(gathering)) => {
+                let Some((request, effect)) = gathering.fallback(place.part) else { return };
+                (request, effect, None)
+            }
             _ => return,
         };
-        let (request, effect) = (std::mem::take(request), std::mem::take(effect));
         self.under_way.remove(&effect.keys);
         if let Some(answer) = unproven.and_then(|copy| self.answer_unproven(&copy)) {
-            self.complete(seq, answer);
+            self.complete(place.seq, answer);
             return;
         }
-        if let Some(pending) = self.replies.pending_mut(seq) {
-            *pending = Pending::Relayed;
+        match self.replies.pending_mut(place.seq) {
+            Some(Pending::Gathering(_)) | None => self.mixed = true,
+            Some(pending) => {
+                *pending = Pending::Relayed;
+                self.mixed = self.replies.waiting() > 1;
+            }
         }
-        self.mixed = self.replies.waiting() > 1;
         let worker = self.worker.clone();
         let L3::Redis(redis) = &worker.shared.l3 else { return };
         let (database, protocol) = (self.client.database, self.client.protocol);
         self.stream = Stream::Relay(database, protocol);
-        self.send_relayed(&worker.relay(redis, database, protocol), request, seq, effect);
+        let key = routing::key_of(&request);
+        // Also by a newer map than the other requests: `mixed` holds back what comes now.
+        match key.and_then(|key| redis.owner(&key)) {
+            Some(node) => self.send_relayed(&worker.relay(&node, database, protocol), request, place, effect),
+            None => self.complete_part(place, Bytes::from_static(b"-NOTREADY the key's node is not known\r\n")),
+        }
     }
 
     /// SELECT: the relay of the other database says whether there is such a database.
@@ -328,6 +404,10 @@ impl Conversation {
             self.reply_error("ERR DB index is out of range");
             return Flow::Done;
         };
+        if database != 0 && matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
+            self.reply_error("ERR SELECT is not allowed in cluster mode");
+            return Flow::Done;
+        }
         if database == self.client.database && self.replies.waiting() == 0 {
             self.reply_ok();
             return Flow::Done;
@@ -337,7 +417,7 @@ impl Conversation {
         }
         let previous = self.client.database;
         self.client.set_database(database);
-        self.relay(args, effect(row, args), Pending::Selecting(previous))
+        self.relay(row, args, effect(row, args), Pending::Selecting(previous))
     }
 
     /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for.

@@ -29,9 +29,9 @@ impl Conversation {
                 self.closing = true;
             }
             "reset" => self.reset(),
-            "info" => return self.relay(args, effect(row, args), Pending::Info),
+            "info" => return self.relay(row, args, effect(row, args), Pending::Info),
             name if name.starts_with("cache.") => self.cache_command(name, args),
-            _ => return self.relay(args, effect(row, args), Pending::Relayed),
+            _ => return self.relay(row, args, effect(row, args), Pending::Relayed),
         }
         Flow::Done
     }
@@ -138,7 +138,7 @@ impl Conversation {
                 let name = String::from_utf8_lossy(&name[..name.len().min(128)]).into_owned();
                 self.reply_error(&format!("ERR unknown subcommand '{name}'. Try CLIENT HELP."));
             }
-            _ => return self.relay(args, effect(row, args), Pending::Relayed),
+            _ => return self.relay(row, args, effect(row, args), Pending::Relayed),
         }
         Flow::Done
     }

@@ -6,17 +6,21 @@
 //! answered. A connection that is clean again goes back to its worker's pool. If it is lost, its state is lost, and the
 //! app's connection closes, as it would have without us.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use caddy_remote::Request;
+use caddy_remote::{LaneHandle, Request};
 use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, Stream, effect, refusal_text},
+    routing::Home,
 };
 use crate::{
     commands::{Class, Pin, Row},
     guards::{Guard, hold},
+    nodes::{Node, RedisL3},
     shared::L3,
     upstream::{Effect, Tag},
     worker::PinnedLane,
@@ -25,7 +29,10 @@ use crate::{
 /// A session's own connection, and what keeps it.
 #[derive(Debug)]
 pub(crate) struct Pinned {
-    lane: PinnedLane,
+    /// `None`: MULTI was answered, and the first command behind it tells which node of the cluster the transaction is for.
+    lane: Option<PinnedLane>,
+    /// How many requests went over it.
+    sent: usize,
     /// Between MULTI and EXEC or DISCARD.
     transaction: Option<Transaction>,
     watching: bool,
@@ -85,15 +92,21 @@ impl Conversation {
             self.reply_error(&format!("ERR '{name}' needs a Redis L3: start with --redis URL, or set spec.l3.redis"));
             return Flow::Done;
         };
-        let lane = match worker.pin(redis, self.client.database, self.client.protocol, &self.mailbox) {
-            Ok(lane) => lane,
-            Err(message) => {
-                self.reply_error(&message);
-                return Flow::Done;
+        if redis.cluster().is_some() && row.class == Class::Pinned(Pin::Tracking) {
+            return self.refuse(args, CLUSTER_TRACKING);
+        }
+        let opens = redis.cluster().is_some() && row.name == "multi" && row.accepts(args.len());
+        let lane = if opens {
+            None
+        } else {
+            match self.own_lane(redis, row, args) {
+                Ok(lane) => Some(lane),
+                Err(flow) => return flow,
             }
         };
         self.pinned = Some(Pinned {
             lane,
+            sent: 0,
             transaction: None,
             watching: false,
             for_good: false,
@@ -101,11 +114,101 @@ impl Conversation {
             confirming: 0,
             subscriptions: 0,
         });
+        if opens {
+            if let Some(pinned) = &mut self.pinned {
+                pinned.transaction = Some(Transaction::default());
+            }
+            self.reply_ok();
+            return Flow::Done;
+        }
         self.pinned_request(row, args)
+    }
+
+    /// A connection of the session's own to the node that a request is for.
+    fn own_lane(&mut self, redis: &RedisL3, row: &Row, args: Args<'_>) -> Result<PinnedLane, Flow> {
+        let node = match self.home(redis, Self::routing_key(row, args)) {
+            Home::Node(node) => node,
+            Home::Hold => return Err(Flow::Hold),
+            Home::Unknown(reason) => return Err(self.reply_not_ready(&reason)),
+        };
+        let lane = self.worker.pin(&node, self.client.database, self.client.protocol, &self.mailbox);
+        lane.map_err(|message| {
+            self.reply_error(&message);
+            Flow::Done
+        })
+    }
+
+    /// Whether a command has nothing to do with what this session's connection watches or subscribed: in a cluster it may
+    /// be another node's.
+    fn goes_by_slot(&self, row: &Row, args: Args<'_>) -> bool {
+        let Some(pinned) = &self.pinned else { return false };
+        let is_relayed = matches!(
+            row.class_of(args.len(), |index| args.get(index)),
+            Class::Fill | Class::FillFields | Class::Derived | Class::Relayed
+        );
+        is_relayed
+            && pinned.transaction.is_none()
+            && !pinned.subscribed_resp2
+            && row.accepts(args.len())
+            && matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some())
+    }
+
+    /// The only request under way on the session's own connection has to go to another node: the session moves there, if
+    /// nothing keeps it.
+    pub(super) fn move_own_lane(&mut self, node: &Arc<Node>) -> Option<LaneHandle<Tag>> {
+        let is_free = |pinned: &&mut Pinned| pinned.is_clean() || (pinned.sent == 1 && !pinned.for_good);
+        let pinned = self.pinned.as_mut().filter(is_free).filter(|_| self.replies.waiting() == 1)?;
+        let lane = self.worker.pin(node, self.client.database, self.client.protocol, &self.mailbox).ok()?;
+        let handle = lane.handle().clone();
+        pinned.lane = Some(lane);
+        Some(handle)
+    }
+
+    /// The first command behind a MULTI that no node has heard of yet; `None`: now one has.
+    fn open_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Option<Flow> {
+        match row.name {
+            "quit" | "reset" if args.is(0, row.name) => return None,
+            "exec" | "discard" if row.accepts(args.len()) => {
+                self.pinned = None;
+                match row.name {
+                    "exec" => self.reply(|out| encode::array_header(out, 0)),
+                    _ => self.reply_ok(),
+                }
+                return Some(Flow::Done);
+            }
+            _ => {}
+        }
+        let worker = self.worker.clone();
+        let L3::Redis(redis) = &worker.shared.l3 else { return None };
+        let lane = match self.own_lane(redis, row, args) {
+            Ok(lane) => lane,
+            Err(flow) => {
+                if flow == Flow::Done {
+                    // The app was told why; there is no transaction.
+                    self.pinned = None;
+                }
+                return Some(flow);
+            }
+        };
+        // The app has its answer.
+        let multi = Request { bytes: Bytes::from_static(b"*1\r\n$5\r\nMULTI\r\n"), replies: 1, tag: Tag::Forward };
+        let _ = lane.handle().submit(multi);
+        if let Some(pinned) = &mut self.pinned {
+            pinned.lane = Some(lane);
+        }
+        None
     }
 
     /// A request of a pinned session.
     pub(super) fn pinned_request(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        if self.pinned.as_ref().is_some_and(|pinned| pinned.lane.is_none())
+            && let Some(flow) = self.open_transaction(row, args)
+        {
+            return flow;
+        }
+        if self.is_under_way_elsewhere(Stream::Pinned) && !self.goes_by_slot(row, args) {
+            return Flow::Hold;
+        }
         let protocol = self.client.protocol;
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         match row.name {
@@ -162,6 +265,9 @@ impl Conversation {
                 return Flow::Done;
             }
             _ => {}
+        }
+        if self.goes_by_slot(row, args) {
+            return self.relay(row, args, effect(row, args), Pending::Relayed);
         }
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Local | Class::Session => self.own_command(row, args),
@@ -222,21 +328,24 @@ impl Conversation {
     }
 
     fn send_with(&mut self, bytes: Bytes, effect: Effect, pending: Pending) -> Flow {
-        let seq = self.replies.expect(pending);
+        let place = self.expect(pending);
         self.stream = Stream::Pinned;
         let effect = if hold(Guard::BumpPinned) { effect } else { Effect::default() };
-        if let Some(pinned) = &self.pinned {
-            self.send_relayed(pinned.lane.handle(), bytes, seq, effect);
+        if let Some(pinned) = &mut self.pinned {
+            pinned.sent += 1;
+        }
+        if let Some(lane) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()) {
+            self.send_relayed(lane.handle(), bytes, place, effect);
         }
         Flow::Done
     }
 
     /// A command whose answers are pushes.
     fn forward(&self, args: Args<'_>) -> Flow {
-        if let Some(pinned) = &self.pinned {
+        if let Some(lane) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()) {
             let request = Request { bytes: args.to_bytes(), replies: 0, tag: Tag::Forward };
             // A lane that has ended has told the session so.
-            let _ = pinned.lane.handle().submit(request);
+            let _ = lane.handle().submit(request);
         }
         Flow::Done
     }
@@ -300,9 +409,14 @@ impl Conversation {
     pub(super) fn unpin_if_clean(&mut self) {
         if self.replies.waiting() == 0
             && let Some(pinned) = self.pinned.take_if(|pinned| pinned.is_clean())
+            && let Some(lane) = pinned.lane
         {
-            self.worker.clone().unpin(pinned.lane, self.client.database);
+            self.worker.clone().unpin(lane, self.client.database);
         }
+    }
+
+    pub(super) fn is_in_transaction(&self) -> bool {
+        self.pinned.as_ref().is_some_and(|pinned| pinned.transaction.is_some())
     }
 
     /// Whether the session has a connection of its own.
@@ -315,6 +429,9 @@ impl Conversation {
         self.out.is_empty() && matches!(self.replies.pending().next(), Some(Pending::Blocking))
     }
 }
+
+const CLUSTER_TRACKING: &str =
+    "invalidations of a cluster come from all its nodes; let the cache in front of it track them";
 
 /// No command of any server.
 const UNKNOWN: Bytes = Bytes::from_static(b"*1\r\n$13\r\nCADDY.REFUSED\r\n");

@@ -4,9 +4,11 @@
 //! A hit touches nothing but the worker's own L1 and the shared L2. A miss becomes a flight on the tracked connection,
 //! or joins one; where there is no tracked connection, or the key's rule says `cache: Off`, the read is relayed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use caddy_contract::OnUncertain;
-use caddy_engine::{Counter, Currency, FillToken, Joined, KeyHash, Lookup, Moment};
+use caddy_engine::{Counter, Currency, Joined, KeyHash, Lookup, Moment};
 use caddy_remote::{LaneHandle, LaneState};
 use caddy_resp::{Protocol, encode};
 use smallvec::SmallVec;
@@ -14,15 +16,20 @@ use smallvec::SmallVec;
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, Stream, effect},
+    gather::{Gathering, Group, groups},
+    routing::{Home, effect_of_part},
     under_way::OwnRead,
 };
 use crate::{
     cache::{Cached, KeyRef, Read, TierKey, Waiter, request_name},
-    commands::Row,
+    commands::{Merge, Row},
     guards::{Guard, hold},
-    shared::{L3, Tracked},
+    mailbox::ReplyTo,
+    nodes::{Node, Tracked},
+    probe::probe,
+    shared::L3,
     tally::Count,
-    upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep, probe},
+    upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep},
 };
 
 /// MGETs of more keys are relayed: their fills would crowd out what single reads keep warm.
@@ -30,12 +37,22 @@ const MAX_FILL_KEYS: usize = 256;
 
 /// Where a miss is read.
 enum FillPath {
-    /// On the tracked connection.
-    Lane(Tracked),
+    /// On the tracked connection of its node.
+    Lane(Arc<Node>, Tracked),
     /// There, once what is under way elsewhere is answered.
     Hold,
     /// In this process.
     Embedded,
+    /// Over the relay, leaving no copy.
+    None,
+}
+
+/// Where misses of several keys are read.
+enum FillPaths<'a> {
+    /// Each group on its node's tracked connection.
+    Lanes(Vec<(Group<'a>, Arc<Node>, Tracked)>),
+    /// There, once what is under way elsewhere is answered.
+    Hold,
     /// Over the relay, leaving no copy.
     None,
 }
@@ -77,7 +94,7 @@ impl Conversation {
     /// A command of the class `Fill`.
     pub(super) fn read(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if self.is_behind_relay() {
-            return self.relay(args, effect(row, args), Pending::Relayed);
+            return self.relay(row, args, effect(row, args), Pending::Relayed);
         }
         let database = self.client.database;
         match row.name {
@@ -85,7 +102,7 @@ impl Conversation {
             "mget" => self.mget(row, args),
             // Its two protocols do not differ in writing alone.
             _ if args.from(2).any(|arg| arg.eq_ignore_ascii_case(b"WITHSCORES")) => {
-                self.relay(args, effect(row, args), Pending::Relayed)
+                self.relay(row, args, effect(row, args), Pending::Relayed)
             }
             name => {
                 let mut request = SmallVec::new();
@@ -151,7 +168,7 @@ impl Conversation {
 
     fn miss(&mut self, row: &'static Row, args: Args<'_>, name: KeyRef<'_>, key: KeyHash, missed: Missed) -> Flow {
         match self.fill_path(&[args.get(1)]) {
-            FillPath::Lane(lane) => self.fill(&lane, args, name, key, missed),
+            FillPath::Lane(node, lane) => self.fill(&node, &lane, args, name, key, missed),
             FillPath::Hold => Flow::Hold,
             FillPath::Embedded if name.read == Read::Get => self.fill_embedded(args.get(1), key, missed.keep),
             FillPath::Embedded | FillPath::None => self.read_unfilled(row, args, missed.unproven),
@@ -214,7 +231,7 @@ impl Conversation {
         };
         drop(tiers);
         if probe_due {
-            self.send_probe();
+            self.send_probe(name.key());
         }
         found
     }
@@ -232,29 +249,31 @@ impl Conversation {
         count
     }
 
-    fn send_probe(&self) {
+    fn send_probe(&self, key: &[u8]) {
         let L3::Redis(redis) = &self.worker.shared.l3 else { return };
-        if let Some(tracked) = redis.tracked(self.client.database)
+        if let Some(node) = redis.owner(key)
+            && let Some(tracked) = node.tracked(self.client.database)
             && tracked.lane.state() == LaneState::Ready
         {
-            self.probe_if_due(&tracked);
+            self.probe_if_due(&node, &tracked);
         }
     }
 
-    fn probe_if_due(&self, tracked: &Tracked) {
+    fn probe_if_due(&self, node: &Node, tracked: &Tracked) {
         let kernel = self.worker.shared.kernel();
         if kernel.currency(tracked.source, self.now) != Currency::Proven
             && let Some(sent) = kernel.claim_probe(tracked.source, self.now)
         {
-            probe(&tracked.lane, sent);
+            probe(node, &tracked.lane, sent);
         }
     }
 
     // === misses ===
 
-    /// How a miss of these keys may be filled now.
-    fn fill_path(&self, keys: &[&[u8]]) -> FillPath {
-        let shared = &self.worker.shared;
+    /// How a miss of these keys, which are of one node, may be filled now.
+    fn fill_path(&mut self, keys: &[&[u8]]) -> FillPath {
+        let worker = self.worker.clone();
+        let shared = &worker.shared;
         let redis = match &shared.l3 {
             L3::Embedded(_) => return FillPath::Embedded,
             L3::Redis(redis) => redis,
@@ -262,29 +281,41 @@ impl Conversation {
         if !shared.keyspaces().may_cache(keys) {
             return FillPath::None;
         }
-        match redis.tracked_or_open(shared, self.client.database) {
+        let node = match self.home(redis, keys.first().copied()) {
+            Home::Node(node) => node,
+            Home::Hold => return FillPath::Hold,
+            Home::Unknown(_) => return FillPath::None,
+        };
+        match redis.tracked_or_open(shared, &node, self.client.database) {
             Some(tracked) if tracked.lane.state() == LaneState::Ready => {
                 if self.is_under_way_elsewhere(Stream::Tracked(self.client.database)) {
                     FillPath::Hold
                 } else {
-                    FillPath::Lane(tracked)
+                    FillPath::Lane(node, tracked)
                 }
             }
             _ => FillPath::None,
         }
     }
 
-    fn fill(&mut self, tracked: &Tracked, args: Args<'_>, name: KeyRef<'_>, key: KeyHash, missed: Missed) -> Flow {
+    fn fill(
+        &mut self,
+        node: &Arc<Node>,
+        tracked: &Tracked,
+        args: Args<'_>,
+        name: KeyRef<'_>,
+        key: KeyHash,
+        missed: Missed,
+    ) -> Flow {
         let shared = self.worker.shared.clone();
         // In front of the fill: what it brings can then be served at once.
-        self.probe_if_due(tracked);
+        self.probe_if_due(node, tracked);
         let effect = Effect { keys: SmallVec::from_slice(&[key]), ..Effect::default() };
         let request = args.to_bytes();
         self.under_way.add(key, &request);
         let pending = Pending::Filling { request: request.clone(), effect, unproven: missed.unproven };
         self.stream = Stream::Tracked(self.client.database);
-        let seq = self.replies.expect(pending);
-        let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
+        let waiter = self.waiter(pending);
         let wanted = caddy_engine::Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
         match shared.flights.join(shared.kernel(), &wanted, |name| name.to_tier_key(), waiter, self.now, Moment::NEVER)
         {
@@ -292,25 +323,29 @@ impl Conversation {
             Joined::Lead(flight, _) => {
                 shared.cache.count(Counter::FlightLed);
                 let fill = Tag::Fill(Fill { flight, keep: missed.keep, reply: None, pttl: None });
-                if self.fill_lane(tracked).submit(fill_request(&request, args.get(1), fill)).is_err() {
-                    shared.flights.abandon(flight).iter().for_each(Waiter::bypass);
+                if self.fill_lane(node, tracked).submit(fill_request(&request, args.get(1), fill)).is_err() {
+                    shared.flights.abandon(flight).iter().for_each(|waiter| waiter.to.bypass());
                 }
             }
             Joined::Refused(waiter) => {
                 shared.cache.count(Counter::FlightRefused);
-                waiter.bypass();
+                waiter.to.bypass();
             }
         }
         Flow::Done
     }
 
+    fn waiter(&mut self, pending: Pending) -> Waiter {
+        let to = ReplyTo { mailbox: self.mailbox.clone(), place: self.expect(pending) };
+        Waiter { to, protocol: self.client.protocol }
+    }
+
     /// The tracked connection, always.
-    fn fill_lane(&self, tracked: &Tracked) -> LaneHandle<Tag> {
-        match &self.worker.shared.l3 {
-            L3::Redis(redis) if !hold(Guard::TrackedFill) => {
-                self.worker.relay(redis, self.client.database, Protocol::Resp3)
-            }
-            _ => tracked.lane.clone(),
+    fn fill_lane(&self, node: &Arc<Node>, tracked: &Tracked) -> LaneHandle<Tag> {
+        if hold(Guard::TrackedFill) {
+            tracked.lane.clone()
+        } else {
+            self.worker.relay(node, self.client.database, Protocol::Resp3)
         }
     }
 
@@ -321,7 +356,7 @@ impl Conversation {
                 self.reply(|out| out.extend_from_slice(&answer));
                 Flow::Done
             }
-            None => self.relay(args, effect(row, args), Pending::Relayed),
+            None => self.relay(row, args, effect(row, args), Pending::Relayed),
         }
     }
 
@@ -386,37 +421,73 @@ impl Conversation {
             });
             return Flow::Done;
         }
-        let path = if keys.len() <= MAX_FILL_KEYS { self.fill_path(&keys) } else { FillPath::None };
+        let path = if keys.len() <= MAX_FILL_KEYS { self.fill_paths(&keys) } else { FillPaths::None };
         match path {
-            FillPath::Hold => Flow::Hold,
-            FillPath::Lane(tracked) => self.fill_many(&tracked, row, args, &keys, !all_hit),
-            FillPath::Embedded | FillPath::None => self.relay(args, effect(row, args), Pending::Relayed),
+            FillPaths::Hold => Flow::Hold,
+            FillPaths::Lanes(lanes) => self.fill_many(&lanes, row, args, !all_hit),
+            FillPaths::None => self.relay(row, args, effect(row, args), Pending::Relayed),
         }
     }
 
-    fn fill_many(&mut self, tracked: &Tracked, row: &'static Row, args: Args<'_>, keys: &[&[u8]], keep: bool) -> Flow {
-        self.probe_if_due(tracked);
-        let kernel = self.worker.shared.kernel();
-        let tokens: Vec<(TierKey, FillToken)> = keys
-            .iter()
-            .map(|key| {
-                let token = kernel.begin_fill(tracked.source, KeyHash::of(key), self.now);
-                (TierKey::get(self.client.database, key), token)
-            })
-            .collect();
-        let effect = effect(row, args);
+    /// How misses of these keys may be filled now, together: for each slot of a cluster apart.
+    fn fill_paths<'a>(&mut self, keys: &[&'a [u8]]) -> FillPaths<'a> {
+        let is_cluster = matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some());
+        let groups = if is_cluster { groups(keys.iter().copied()) } else { vec![Group::all(keys)] };
+        let mut lanes = Vec::with_capacity(groups.len());
+        for group in groups {
+            match self.fill_path(&group.keys) {
+                FillPath::Hold => return FillPaths::Hold,
+                FillPath::Embedded | FillPath::None => return FillPaths::None,
+                FillPath::Lane(node, tracked) => lanes.push((group, node, tracked)),
+            }
+        }
+        FillPaths::Lanes(lanes)
+    }
+
+    fn fill_many(
+        &mut self,
+        lanes: &[(Group<'_>, Arc<Node>, Tracked)],
+        row: &'static Row,
+        args: Args<'_>,
+        keep: bool,
+    ) -> Flow {
+        let whole = effect(row, args);
         self.stream = Stream::Tracked(self.client.database);
-        self.under_way.add_many(&effect.keys);
-        let seq = self.replies.expect(Pending::FillingMany { request: args.to_bytes(), effect });
-        let waiter = Waiter { to: self.mailbox.clone(), seq, protocol: self.client.protocol };
-        let many = FillMany { keys: tokens, keep, waiter, reply: None, pttls: Vec::with_capacity(keys.len()) };
-        let request = fill_many_request(keys.iter().copied(), Tag::FillMany(Box::new(many)));
+        self.under_way.add_many(&whole.keys);
+        let pending = if lanes.len() == 1 {
+            Pending::FillingMany { request: args.to_bytes(), effect: whole }
+        } else {
+            let fallback = |group: &Group<'_>| (group.request(args.get(0)), effect_of_part(&whole, &group.keys));
+            let fallbacks = lanes.iter().map(|(group, ..)| fallback(group)).collect();
+            let places = lanes.iter().map(|(group, ..)| group.places.clone()).collect();
+            let gathering = Gathering::new(Merge::InOrder, self.client.protocol, places);
+            Pending::Gathering(Box::new(gathering.filling(&whole.keys, fallbacks)))
+        };
+        let waiter = self.waiter(pending);
+        for (part, (group, node, tracked)) in (0..).zip(lanes) {
+            let mut waiter = waiter.clone();
+            waiter.to.place.part = part;
+            let fill =
+                FillMany { keys: Vec::new(), keep, waiter, reply: None, pttls: Vec::with_capacity(group.keys.len()) };
+            self.fill_group(group, node, tracked, fill);
+        }
+        Flow::Done
+    }
+
+    fn fill_group(&self, group: &Group<'_>, node: &Node, tracked: &Tracked, mut many: FillMany) {
+        self.probe_if_due(node, tracked);
+        let kernel = self.worker.shared.kernel();
+        let token = |key: &&[u8]| {
+            let token = kernel.begin_fill(tracked.source, KeyHash::of(key), self.now);
+            (TierKey::get(self.client.database, key), token)
+        };
+        many.keys = group.keys.iter().map(token).collect();
+        let request = fill_many_request(group.keys.iter().copied(), Tag::FillMany(Box::new(many)));
         if let Err(request) = tracked.lane.submit(request)
             && let Tag::FillMany(many) = request.tag
         {
-            many.waiter.bypass();
+            many.waiter.to.bypass();
         }
-        Flow::Done
     }
 
     // === derived reads ===
@@ -446,7 +517,7 @@ impl Conversation {
                 return self.relay_observed(row, args);
             }
         }
-        self.relay(args, effect(row, args), Pending::Relayed)
+        self.relay(row, args, effect(row, args), Pending::Relayed)
     }
 
     /// Whether the read is relayed in any case and has to wait for that: it is to be counted once, and so later.
@@ -465,7 +536,7 @@ impl Conversation {
         let observed: SmallVec<[KeyHash; 2]> =
             args.from(1).filter(|key| keyspaces.rule(key).observes()).map(KeyHash::of).collect();
         effect.keys.retain(|key| !observed.contains(key));
-        self.relay(args, effect, Pending::Relayed)
+        self.relay(row, args, effect, Pending::Relayed)
     }
 }
 

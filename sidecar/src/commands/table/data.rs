@@ -1,11 +1,16 @@
 //! Keys of any type, strings, bits, scripts' keys, and transactions over them.
 
-use crate::commands::{Class, Effect, Pin, Positions, Row, cached, flush, harmless, read, unknown, write};
+use crate::commands::{
+    Class, Effect, Merge, Pin, Positions, Row, Spread, cached, flush, harmless, read, unknown, write,
+};
+
+/// How many of the keys there are.
+const SUM_OF_KEYS: Spread = Spread::Keys(Merge::Sum);
 
 pub(in crate::commands) const DATA: &[Row] = &[
     // Strings
     read("get", 2, Positions::ONE).class(Class::Fill),
-    read("mget", -2, Positions::ALL).class(Class::Fill),
+    read("mget", -2, Positions::ALL).class(Class::Fill).spread(Spread::Keys(Merge::InOrder)),
     read("strlen", 2, Positions::ONE).class(Class::Derived),
     write("set", -3, Positions::ONE),
     write("setex", 4, Positions::ONE),
@@ -45,16 +50,16 @@ pub(in crate::commands) const DATA: &[Row] = &[
     write("pfdebug", 3, Positions::SECOND),
     harmless("pfselftest", 1),
     // Keys of any type
-    read("exists", -2, Positions::ALL).class(Class::Derived),
+    read("exists", -2, Positions::ALL).class(Class::Derived).spread(SUM_OF_KEYS),
     read("ttl", 2, Positions::ONE).class(Class::Derived),
     read("pttl", 2, Positions::ONE).class(Class::Derived),
     read("expiretime", 2, Positions::ONE),
     read("pexpiretime", 2, Positions::ONE),
     read("type", 2, Positions::ONE),
-    read("touch", -2, Positions::ALL),
+    read("touch", -2, Positions::ALL).spread(SUM_OF_KEYS),
     read("dump", 2, Positions::ONE),
-    write("del", -2, Positions::ALL),
-    write("unlink", -2, Positions::ALL),
+    write("del", -2, Positions::ALL).spread(SUM_OF_KEYS),
+    write("unlink", -2, Positions::ALL).spread(SUM_OF_KEYS),
     write("expire", -3, Positions::ONE),
     write("pexpire", -3, Positions::ONE),
     write("expireat", -3, Positions::ONE),
@@ -72,14 +77,14 @@ pub(in crate::commands) const DATA: &[Row] = &[
     unknown("sort", -2).keys_at(Positions::Sort),
     unknown("sort_ro", -2).keys_at(Positions::ONE),
     // Their replies show which keys there are.
-    unknown("keys", 2),
-    unknown("scan", -2),
+    unknown("keys", 2).spread(Spread::All(Merge::Join)),
+    unknown("scan", -2).spread(Spread::Cursor),
     unknown("clusterscan", -2).since("valkey 9.1"),
     unknown("randomkey", 1),
-    unknown("dbsize", 1),
+    unknown("dbsize", 1).spread(Spread::All(Merge::Sum)),
     // No server pushes anything for SWAPDB; the others push a null.
-    flush("flushall", -1),
-    flush("flushdb", -1),
+    flush("flushall", -1).spread(Spread::All(Merge::Same)),
+    flush("flushdb", -1).spread(Spread::All(Merge::Same)),
     flush("sflush", -3).since("8.0"),
     flush("swapdb", 3),
     // Scripts name keys, and may use others.

@@ -1,6 +1,6 @@
 //! Connections, pub/sub, scripts as such, and the server itself.
 
-use crate::commands::{Class, Effect, Pin, Positions, Row, container, flush, harmless, read, unknown};
+use crate::commands::{Class, Effect, Merge, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown};
 
 const MONITOR: &str = "MONITOR would show what one sidecar relays, not what Redis executes: run it on Redis directly";
 const CONNECTIONS: &str =
@@ -62,11 +62,11 @@ pub(in crate::commands) const SERVER: &[Row] = &[
         -2,
         &[
             harmless("debug", 3).pinned(Pin::Connection),
-            harmless("exists", -3),
-            harmless("flush", -2),
+            harmless("exists", -3).spread(Spread::All(Merge::Every)),
+            harmless("flush", -2).spread(Spread::All(Merge::Same)),
             harmless("help", 2),
             harmless("kill", 2),
-            harmless("load", 3),
+            harmless("load", 3).spread(Spread::All(Merge::Same)),
             harmless("show", 3).since("valkey 8.0"),
         ],
     ),
@@ -74,14 +74,14 @@ pub(in crate::commands) const SERVER: &[Row] = &[
         "function",
         -2,
         &[
-            harmless("delete", 3),
+            harmless("delete", 3).spread(Spread::All(Merge::Same)),
             harmless("dump", 2),
-            harmless("flush", -2),
+            harmless("flush", -2).spread(Spread::All(Merge::Same)),
             harmless("help", 2),
             harmless("kill", 2),
             harmless("list", -2),
-            harmless("load", -3),
-            harmless("restore", -3),
+            harmless("load", -3).spread(Spread::All(Merge::Same)),
+            harmless("restore", -3).spread(Spread::All(Merge::Same)),
             harmless("stats", 2),
         ],
     ),
@@ -133,9 +133,9 @@ pub(in crate::commands) const SERVER: &[Row] = &[
         &[
             harmless("get", -3),
             harmless("help", 2),
-            harmless("resetstat", 2),
+            harmless("resetstat", 2).spread(Spread::All(Merge::Same)),
             harmless("rewrite", 2),
-            harmless("set", -4),
+            harmless("set", -4).spread(Spread::All(Merge::Same)),
         ],
     ),
     container(

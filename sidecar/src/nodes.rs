@@ -1,0 +1,258 @@
+//! The Redis servers behind a sidecar, and the tracked connections to them.
+//!
+//! A standalone Redis is one [`Node`] for ever; of a cluster there are as many as own slots, and [`Cluster`] says which
+//! keys are whose. Everything that belongs to one server is kept here, per database: its tracked connection, the source
+//! of its copies in the kernel, and how it is probed. Never reads or routes a request.
+
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use caddy_engine::{Kernel, SourceId, SourceKind};
+use caddy_remote::{
+    Credential, Endpoint, LaneHandle, LaneState, Login, Mode, Setup, Target, Tls, TlsOptions, cluster::slot_of, lane,
+};
+use caddy_resp::{Protocol, encode};
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+
+use crate::{
+    cluster::Cluster,
+    hub::Addition,
+    shared::Shared,
+    upstream::{Purpose, Tag, Upstream},
+};
+
+/// Databases of a node that may be cached at a time; reads of further ones are relayed.
+const MAX_TRACKED: usize = 16;
+
+/// The Redis behind the sidecar.
+pub(crate) struct RedisL3 {
+    servers: Servers,
+    /// Worker 0, which owns the tracked connections.
+    hub: mpsc::UnboundedSender<Addition>,
+}
+
+enum Servers {
+    One(Arc<Node>),
+    Cluster(Box<Cluster>),
+}
+
+/// Tells nodes apart, also those that are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct NodeId(pub(crate) u32);
+
+/// One server.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) target: Arc<Target>,
+    tracked: RwLock<BTreeMap<u32, Tracked>>,
+    probe: ArcSwap<Probing>,
+}
+
+/// The tracked connection of one database.
+#[derive(Clone)]
+pub(crate) struct Tracked {
+    pub(crate) lane: LaneHandle<Tag>,
+    pub(crate) source: SourceId,
+}
+
+/// What a node is asked to prove that its copies are current.
+#[derive(Debug, Clone)]
+pub(crate) struct Probing {
+    pub(crate) bytes: Bytes,
+    pub(crate) replies: u16,
+}
+
+// === impl RedisL3 ===
+
+impl RedisL3 {
+    pub(crate) fn new(
+        redis: &caddy_contract::Redis,
+        password: Option<String>,
+        hub: mpsc::UnboundedSender<Addition>,
+    ) -> Self {
+        let login = Login {
+            username: redis
+                .username
+                .clone()
+                .map(Credential::Inline)
+                .or_else(|| redis.username_file.clone().map(Credential::File)),
+            password: password.map(Credential::Inline).or_else(|| redis.password_file.clone().map(Credential::File)),
+        };
+        let tls = redis.tls.as_ref().map(|tls| {
+            Arc::new(Tls::new(TlsOptions {
+                ca_file: tls.ca_file.clone(),
+                client_certificate: tls.client_certificate.clone(),
+                server_name: tls.server_name.clone(),
+            }))
+        });
+        let mut endpoints = redis.endpoints.iter().map(|endpoint| match endpoint {
+            caddy_contract::Endpoint::Tcp { host, port } => Endpoint::Tcp { host: host.clone(), port: *port },
+            caddy_contract::Endpoint::Unix(path) => Endpoint::Unix(path.clone()),
+        });
+        let target = |endpoint, mode| Target {
+            endpoint,
+            mode,
+            login: login.clone(),
+            tls: tls.clone(),
+            connect_timeout: redis.connect_timeout,
+            response_timeout: redis.timeout,
+        };
+        // The contract refuses a Redis without an endpoint.
+        let first = endpoints.next().unwrap_or_else(|| Endpoint::Unix("/".into()));
+        let servers = match redis.mode {
+            caddy_contract::RedisMode::Standalone => {
+                Servers::One(Arc::new(Node::new(NodeId(0), target(first, Mode::Standalone))))
+            }
+            caddy_contract::RedisMode::Cluster => {
+                let seeds = std::iter::once(first).chain(endpoints);
+                Servers::Cluster(Box::new(Cluster::new(
+                    seeds.map(|endpoint| Arc::new(target(endpoint, Mode::Cluster))).collect(),
+                )))
+            }
+        };
+        Self { servers, hub }
+    }
+
+    /// The cluster, if it is one.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        match &self.servers {
+            Servers::One(_) => None,
+            Servers::Cluster(cluster) => Some(cluster),
+        }
+    }
+
+    /// The only server, if there is only one.
+    pub(crate) fn only(&self) -> Option<&Arc<Node>> {
+        match &self.servers {
+            Servers::One(node) => Some(node),
+            Servers::Cluster(_) => None,
+        }
+    }
+
+    /// The node that a key belongs to; `None`: that is not known yet.
+    pub(crate) fn owner(&self, key: &[u8]) -> Option<Arc<Node>> {
+        match &self.servers {
+            Servers::One(node) => Some(node.clone()),
+            Servers::Cluster(cluster) => cluster.map()?.owner(slot_of(key)).cloned(),
+        }
+    }
+
+    /// The nodes there are now.
+    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+        match &self.servers {
+            Servers::One(node) => vec![node.clone()],
+            Servers::Cluster(cluster) => cluster.map().map_or_else(Vec::new, |map| map.nodes().to_vec()),
+        }
+    }
+
+    /// Where it is, for people.
+    pub(crate) fn address(&self) -> String {
+        match &self.servers {
+            Servers::One(node) => node.target.endpoint.to_string(),
+            Servers::Cluster(cluster) => format!("cluster by {}", cluster.seeds()),
+        }
+    }
+
+    /// The tracked connection of a node's database; opened at the first read of it.
+    pub(crate) fn tracked_or_open(&self, shared: &Arc<Shared>, node: &Arc<Node>, database: u32) -> Option<Tracked> {
+        if let Some(tracked) = node.tracked(database) {
+            return Some(tracked);
+        }
+        let mut all = node.tracked.write();
+        if let Some(tracked) = all.get(&database) {
+            return Some(tracked.clone());
+        }
+        if all.len() >= MAX_TRACKED {
+            return None;
+        }
+        let source = shared.kernel().register(SourceKind::Tracked).ok()?;
+        let setup = Setup { protocol: Protocol::Resp3, database, tracked: true, timed: true };
+        let handler = Upstream::new(shared, node, Purpose::tracked(source));
+        let (handle, lane) = lane(node.target.clone(), setup, handler);
+        self.hub.send(Addition::Tracked(lane)).ok()?;
+        let tracked = Tracked { lane: handle, source };
+        all.insert(database, tracked.clone());
+        Some(tracked)
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    pub(crate) fn new(id: NodeId, target: Target) -> Self {
+        Self {
+            id,
+            target: Arc::new(target),
+            tracked: RwLock::default(),
+            probe: ArcSwap::from_pointee(Probing::of_one()),
+        }
+    }
+
+    /// The tracked connection of a database, if it was opened before.
+    pub(crate) fn tracked(&self, database: u32) -> Option<Tracked> {
+        self.tracked.read().get(&database).cloned()
+    }
+
+    /// Calls `visit` for every tracked connection that is up.
+    pub(crate) fn for_each_tracked(&self, visit: impl FnMut(&LaneHandle<Tag>)) {
+        let tracked = self.tracked.read();
+        tracked.values().map(|tracked| &tracked.lane).filter(|lane| lane.state() == LaneState::Ready).for_each(visit);
+    }
+
+    /// Its right to answer for its keys is in doubt: copies from it die, and are served again only when it was probed.
+    pub(crate) fn lapse(&self, kernel: &Kernel) {
+        self.tracked.read().values().for_each(|tracked| kernel.lapse(tracked.source));
+    }
+
+    pub(crate) fn probing(&self) -> arc_swap::Guard<Arc<Probing>> {
+        self.probe.load()
+    }
+
+    /// Which slots it has, for its probe.
+    pub(crate) fn owns(&self, slots: &[RangeInclusive<u16>]) {
+        self.probe.store(Arc::new(Probing::of_slots(slots)));
+    }
+}
+
+// === impl Probing ===
+
+impl Probing {
+    /// HELLO tells the role; a PONG would say nothing of it.
+    fn of_one() -> Self {
+        Self { bytes: Bytes::from_static(b"*1\r\n$5\r\nHELLO\r\n"), replies: 1 }
+    }
+
+    /// Besides, whether it answers at all for a key of its own (it does not while the cluster is down), and what it
+    /// believes its slots to be.
+    fn of_slots(slots: &[RangeInclusive<u16>]) -> Self {
+        let mut out = Self::of_one().bytes.to_vec();
+        encode::command(&mut out, ["GET", &canary(slots)]);
+        encode::command(&mut out, ["CLUSTER", "NODES"]);
+        Self { bytes: out.into(), replies: 3 }
+    }
+}
+
+/// A key in one of the slots that nobody writes.
+fn canary(slots: &[RangeInclusive<u16>]) -> String {
+    let name = |n: u32| format!("caddy:canary:{{{n}}}");
+    let is_own = |name: &String| slots.iter().any(|range| range.contains(&slot_of(name.as_bytes())));
+    // Every slot is hit by one of these; a test counts them.
+    (0..300_000).map(name).find(is_own).unwrap_or_else(|| name(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_a_canary() {
+        let mut seen = vec![false; usize::from(caddy_remote::cluster::SLOTS)];
+        (0..300_000).for_each(|n| seen[usize::from(slot_of(format!("{n}").as_bytes()))] = true);
+        assert!(seen.iter().all(|seen| *seen));
+        for slot in [0, 8191, 16383] {
+            assert_eq!(slot_of(canary(&[slot..=slot]).as_bytes()), slot);
+        }
+    }
+}

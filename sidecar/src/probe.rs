@@ -1,0 +1,128 @@
+//! The currency proof: what a node is asked, and whether its answers prove that its copies are current.
+//!
+//! A reply on a tracked connection shows that every push before it has been applied. That its sender may be asked at all
+//! is shown by what it replies: replicas, demoted primaries and nodes that have lost their cluster or some of their slots
+//! answer as well, and push nothing of what they miss. Whatever is not proved kills the node's copies.
+
+use bytes::Bytes;
+use caddy_engine::Sent;
+use caddy_remote::{LaneHandle, Request, Role, ServerInfo, cluster::Standing};
+use caddy_resp::Value;
+
+use crate::{
+    guards::{Guard, hold},
+    nodes::{Node, NodeId},
+    shared::Shared,
+    upstream::Tag,
+};
+
+/// A probe that is under way.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    sent: Sent,
+    pub(crate) replies: Vec<Bytes>,
+}
+
+/// Asks a node on a tracked connection of its own whether copies from it are current.
+pub(crate) fn probe(node: &Node, lane: &LaneHandle<Tag>, sent: Sent) {
+    let probing = node.probing();
+    let tag = Tag::Probe(Box::new(Probe { sent, replies: Vec::new() }));
+    // An ended lane has no copies left to prove.
+    let _ = lane.submit(Request { bytes: probing.bytes.clone(), replies: probing.replies, tag });
+}
+
+/// What one connection has been told so far.
+#[derive(Debug, Default)]
+pub(crate) struct Prover {
+    /// The node's standing in its cluster when it was last probed.
+    standing: Option<Standing>,
+}
+
+/// Why a probe proves nothing.
+#[derive(Debug, thiserror::Error)]
+enum Unproven {
+    #[error("the probe was answered by {0}")]
+    NoHello(String),
+    #[error("Redis became a replica; point the endpoint at the primary")]
+    Replica,
+    #[error("the node does not answer for its own slots: {0}")]
+    NotServing(String),
+    #[error("the node is no primary of its cluster any more")]
+    Demoted,
+    #[error("the node does not tell its slots: {0}; allow the user +cluster|nodes")]
+    NoStanding(String),
+}
+
+impl Prover {
+    /// Takes the replies to a probe as what they prove.
+    pub(crate) fn judge(&mut self, shared: &Shared, node: NodeId, probe: &Probe) {
+        let proved = match probe.replies.as_slice() {
+            [hello] => role(hello).map(|info| (info, None)),
+            [hello, own, nodes] => in_cluster(hello, own, nodes),
+            _ => return,
+        };
+        let kernel = shared.kernel();
+        match proved {
+            Ok((info, standing)) => {
+                if let Some(standing) = standing
+                    && self.standing.as_ref() != Some(&standing)
+                {
+                    // It had other slots when those copies were read, or may have had.
+                    kernel.lapse(probe.sent.source());
+                    if self.standing.replace(standing).is_some() {
+                        shared.doubt_slots();
+                    }
+                }
+                kernel.proved(&probe.sent, shared.now());
+                if !shared.status.get().coherent {
+                    shared.status.tracked_up(node, Some(&info));
+                }
+            }
+            Err(unproven) => {
+                kernel.lapse(probe.sent.source());
+                shared.status.tracked_down(node, &unproven.to_string());
+                shared.doubt_slots();
+            }
+        }
+    }
+}
+
+fn in_cluster(hello: &[u8], own: &[u8], nodes: &[u8]) -> Result<(ServerInfo, Option<Standing>), Unproven> {
+    let info = match role(hello) {
+        Err(Unproven::Replica) => return Err(Unproven::Demoted),
+        info => info?,
+    };
+    serves(own)?;
+    Ok((info, standing(nodes)?))
+}
+
+fn role(hello: &[u8]) -> Result<ServerInfo, Unproven> {
+    let info = Value::decode(hello).ok().and_then(|(value, _)| ServerInfo::from_hello(&value));
+    match info {
+        Some(info) if info.role != Role::Replica || !hold(Guard::ProbeRole) => Ok(info),
+        Some(_) => Err(Unproven::Replica),
+        None => Err(Unproven::NoHello(text(hello))),
+    }
+}
+
+/// The key is absent; where its slot is on its way the node says who else might know.
+fn serves(own: &[u8]) -> Result<(), Unproven> {
+    let fails = own.first() == Some(&b'-') && !own.starts_with(b"-ASK ");
+    if fails && hold(Guard::ProbeOwnKey) { Err(Unproven::NotServing(text(own))) } else { Ok(()) }
+}
+
+fn standing(nodes: &[u8]) -> Result<Option<Standing>, Unproven> {
+    if !hold(Guard::ProbeSlots) {
+        return Ok(None);
+    }
+    let value = Value::decode(nodes).ok().map(|(value, _)| value);
+    match value.as_ref().and_then(Value::as_bytes).and_then(Standing::parse) {
+        Some(standing) if standing.is_primary => Ok(Some(standing)),
+        Some(_) => Err(Unproven::Demoted),
+        None => Err(Unproven::NoStanding(text(nodes))),
+    }
+}
+
+fn text(reply: &[u8]) -> String {
+    String::from_utf8_lossy(&reply[..reply.len().min(200)]).trim_end().to_owned()
+}

@@ -1,0 +1,126 @@
+//! What commands do that concern more than one node.
+
+use anyhow::{Result, ensure};
+
+use super::Shop;
+
+#[test]
+fn keys_of_several_slots_are_gathered_where_one_server_would_answer_alike() -> Result<()> {
+    let shop = Shop::open()?;
+    let mut client = shop.connect()?;
+    let [a, b, c] = [0, 1, 2].map(|node| shop.cluster.key_of(node, 0));
+    for (key, value) in [(&a, "1"), (&b, "2")] {
+        ensure!(client.ask(&format!("SET {key} {value}"))? == "OK", "SET");
+    }
+    let mut ask = |command: String, expected: &str| -> Result<()> {
+        for _ in 0..3 {
+            let reply = client.ask(&command)?;
+            ensure!(reply == expected, "{command} answers {reply}, not {expected}");
+        }
+        Ok(())
+    };
+    ask(format!("MGET {a} {c} {b} {a}"), "[1, (nil), 2, 1]")?;
+    ask(format!("EXISTS {a} {b} {c} {a}"), "3")?;
+    ask(format!("TOUCH {a} {b} {c}"), "2")?;
+    ask("DBSIZE".into(), "2")?;
+    ask(format!("MSET {a} 1 {b} 2"), "(error) CROSSSLOT Keys in request don't hash to the same slot")?;
+    ask(format!("SINTER {a} {b}"), "(error) CROSSSLOT Keys in request don't hash to the same slot")?;
+    ask("SELECT 1".into(), "(error) ERR SELECT is not allowed in cluster mode")?;
+    ask("SELECT 0".into(), "OK")?;
+    ask("CLUSTER SLOTS".into(), "(error) ERR This instance has cluster support disabled")?;
+    let reply = client.ask(&format!("DEL {a} {c} {b}"))?;
+    ensure!(reply == "2", "DEL answers {reply}");
+    ensure!(client.ask(&format!("MGET {a} {b}"))? == "[(nil), (nil)]", "they are gone");
+    Ok(())
+}
+
+#[test]
+fn all_primaries_are_scanned_and_flushed() -> Result<()> {
+    let shop = Shop::open()?;
+    let mut client = shop.connect()?;
+    let mut keys: Vec<String> = (0..200).map(|n| shop.cluster.key_of(n % 3, n)).collect();
+    let sets: Vec<String> = keys.iter().map(|key| format!("SET {key} v")).collect();
+    client.pipeline(&sets.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
+    loop {
+        let reply = client.ask(&format!("SCAN {cursor} COUNT 20"))?;
+        let mut words = reply.split(|c: char| "[], ".contains(c)).filter(|word| !word.is_empty()).map(str::to_owned);
+        cursor = words.next().unwrap_or_default();
+        found.extend(words);
+        if cursor == "0" {
+            break;
+        }
+    }
+    keys.sort();
+    found.sort();
+    found.dedup();
+    ensure!(found == keys, "SCAN finds {} of {} keys", found.len(), keys.len());
+    ensure!(client.ask("KEYS *")?.split(", ").count() == 200, "KEYS");
+    ensure!(client.ask("FLUSHALL")? == "OK", "FLUSHALL");
+    ensure!(client.ask("DBSIZE")? == "0", "DBSIZE");
+    Ok(())
+}
+
+#[test]
+fn transactions_scripts_and_subscriptions_find_their_node() -> Result<()> {
+    let shop = Shop::open()?;
+    for node in 0..3 {
+        let mut client = shop.connect()?;
+        let key = shop.cluster.key_of(node, 0);
+        let other = shop.cluster.key_of((node + 1) % 3, 1);
+        ensure!(client.ask("MULTI")? == "OK", "MULTI");
+        ensure!(client.ask(&format!("INCR {key}"))? == "QUEUED", "INCR");
+        ensure!(client.ask(&format!("GET {key}"))? == "QUEUED", "GET");
+        let reply = client.ask("EXEC")?;
+        ensure!(reply == "[1, 1]", "EXEC answers {reply}");
+        ensure!(client.pipeline(&["MULTI", "EXEC", "MULTI", "DISCARD"])? == ["OK", "[]", "OK", "OK"], "empty ones");
+        let replies = client.pipeline(&["MULTI", &format!("GET {key}"), &format!("GET {other}"), "EXEC"])?;
+        ensure!(replies[2].starts_with("(error) CROSSSLOT"), "another node's key is answered {}", replies[2]);
+        ensure!(replies[3].starts_with("(error) EXECABORT"), "EXEC answers {}", replies[3]);
+        ensure!(client.ask(&format!("WATCH {key}"))? == "OK", "WATCH");
+        ensure!(client.ask(&format!("SET {other} x"))? == "OK", "another node's key while watching");
+        ensure!(shop.cluster.ask(&format!("SET {key} 7"))? == "OK", "a foreign write of a watched key");
+        let replies = client.pipeline(&["MULTI", &format!("INCR {key}"), "EXEC"])?;
+        ensure!(replies == ["OK", "QUEUED", "(nil)"], "{replies:?}");
+        let reply = client.ask(&format!("EVAL 'return redis.call(\"INCR\", KEYS[1])' 1 {key}"))?;
+        ensure!(reply == "8", "EVAL answers {reply}");
+        let sha = client.ask("SCRIPT LOAD 'return redis.call(\"GET\", KEYS[1])'")?;
+        let reply = client.ask(&format!("EVALSHA {sha} 1 {key}"))?;
+        ensure!(reply == "8", "EVALSHA answers {reply}");
+        ensure!(
+            client.ask(&format!("SCRIPT EXISTS {sha} 0123456789012345678901234567890123456789"))? == "[1, 0]",
+            "EXISTS"
+        );
+        ensure!(client.ask(&format!("LPUSH list:{{{key}}} a b"))? == "2", "LPUSH");
+        ensure!(client.ask(&format!("BLPOP list:{{{key}}} 1"))? == format!("[list:{{{key}}}, b]"), "BLPOP");
+        let mut subscriber = shop.connect()?;
+        for (subscribe, publish) in [("SUBSCRIBE", "PUBLISH"), ("SSUBSCRIBE", "SPUBLISH")] {
+            let mut subscriber = if subscribe == "SUBSCRIBE" {
+                shop.connect()?
+            } else {
+                std::mem::replace(&mut subscriber, shop.connect()?)
+            };
+            let reply = subscriber.ask(&format!("{subscribe} {key}"))?;
+            ensure!(reply.ends_with("1]"), "{subscribe} answers {reply}");
+            let reply = client.ask(&format!("{publish} {key} hello"))?;
+            ensure!(!reply.starts_with("(error)"), "{publish} answers {reply}");
+            let message = subscriber.reply()?;
+            ensure!(message.ends_with(&format!("{key}, hello]")), "{subscribe} gets {message}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn clients_do_not_find_a_cluster() -> Result<()> {
+    let shop = Shop::open()?;
+    let mut client = shop.connect()?;
+    let info = client.ask("INFO")?;
+    ensure!(info.contains("cluster_enabled:0") && info.contains("redis_mode:standalone"), "INFO says {info}");
+    ensure!(info.contains("caddy_l3:redis cluster") && info.contains("caddy_l3_nodes:3"), "INFO says {info}");
+    let hello = client.ask("HELLO 3")?;
+    ensure!(!hello.contains("cluster"), "HELLO says {hello}");
+    let refusal = client.ask("CLIENT TRACKING ON")?;
+    ensure!(refusal.contains("not available through the cache"), "CLIENT TRACKING answers {refusal}");
+    Ok(())
+}
