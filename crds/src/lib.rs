@@ -12,4 +12,4 @@ pub mod rules;
 pub mod status;
 
 pub use cluster::{CacheCluster, CacheClusterSpec};
-pub use status::{CacheClusterStatus, PodCounts};
+pub use status::{CacheClusterStatus, MemberCounts, PodCounts};

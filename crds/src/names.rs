@@ -27,6 +27,17 @@ pub const REDIS_AUTH_VOLUME: &str = "caddy-redis-auth";
 
 /// Volume that holds the certificates for Redis.
 pub const REDIS_TLS_VOLUME: &str = "caddy-redis-tls";
+/// Volume that holds the sidecar's identity.
+pub const IDENTITY_VOLUME: &str = "caddy-identity";
+
+/// ServiceAccount of a namespace's sidecars, and name of its RoleBinding. Fixed: the operator's rights are limited to it.
+pub const SIDECAR_ACCOUNT: &str = "caddy-sidecar";
+/// Secret that holds its token. Fixed for the same reason.
+pub const TOKEN_SECRET: &str = "caddy-sidecar-token";
+/// Annotation of that Secret: when the token is to be replaced, RFC 3339.
+pub const RENEW_AFTER_ANNOTATION: &str = "cache.caddy.dev/renew-after";
+/// Owner of the token's fields in that Secret.
+pub const TOKEN_MANAGER: &str = "caddy-operator-token";
 
 /// Directory of the socket in every container of the pod.
 pub const SOCKET_DIR: &str = "/run/caddy";

@@ -23,6 +23,23 @@ pub struct CacheClusterStatus {
     /// Pods that ask for this CacheCluster.
     #[serde(default)]
     pub pods: PodCounts,
+
+    /// Sidecars that report to the operator.
+    #[serde(default)]
+    pub members: MemberCounts,
+}
+
+/// Running sidecars, as they report themselves through their Leases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MemberCounts {
+    /// Sidecars that were heard of lately. Those without an identity, or without a way to the API server, serve and are
+    /// not counted.
+    #[schemars(range(min = 0, max = i32::MAX))]
+    pub ready: i32,
+    /// Those of them that learn of every write, so that they cache.
+    #[schemars(range(min = 0, max = i32::MAX))]
+    pub coherent: i32,
 }
 
 /// Pods that carry the label of a CacheCluster and have not ended.
@@ -35,8 +52,8 @@ pub struct PodCounts {
     /// Those of them that have a sidecar. The others were created while no operator answered, or could not get one.
     #[schemars(range(min = 0, max = i32::MAX))]
     pub injected: i32,
-    /// Injected pods whose sidecar differs from what a new pod would get today (image, resources, volumes). They
-    /// are never restarted unasked.
+    /// Injected pods whose sidecar differs from what a new pod would get today (image, resources, volumes), or reports
+    /// an older configuration. They are never restarted unasked.
     #[schemars(range(min = 0, max = i32::MAX))]
     pub stale: i32,
 }

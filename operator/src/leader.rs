@@ -45,7 +45,10 @@ impl Leadership {
     pub fn begins(&self) -> impl Stream<Item = ()> + Send + Sync + 'static {
         let standing = self.0.as_ref().map(Tenure::standing);
         stream::unfold((standing, 0), |(standing, seen)| async move {
-            let Some(mut standing) = standing else { return std::future::pending().await };
+            let Some(mut standing) = standing else {
+                // Alone, it leads from the start on.
+                return if seen == 0 { Some(((), (None, 1))) } else { std::future::pending().await };
+            };
             loop {
                 if standing.changed().await.is_err() {
                     return None;

@@ -7,14 +7,22 @@
 use crate::{
     admin::Readiness,
     context::Context,
+    identity::{Identities, IdentityError},
     inject::{Shape, template_hash},
+    leader::Leadership,
+    members::{MemberTally, Members},
     metrics,
-    plan::{self, Note, NoteKind, Outcome, PodTally},
+    plan::{self, Note, NoteKind, Outcome, PodTally, World},
 };
+use caddy_contract::coordination::MEMBER_LABEL;
 use caddy_crds::{CacheCluster, CacheClusterStatus, names};
-use futures::{Stream, StreamExt as _, future};
+use caddy_lease::boottime;
+use futures::{Stream, StreamExt as _, future, stream};
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod},
+    api::{
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Pod},
+    },
     jiff::Timestamp,
 };
 use kube::{
@@ -39,6 +47,8 @@ const WRITE: Duration = Duration::from_secs(15);
 const LISTED: Duration = Duration::from_secs(10);
 /// Quiet time that a CacheCluster's pods get before they are counted: a rollout is one reconciliation, not hundreds.
 const DEBOUNCE: Duration = Duration::from_millis(200);
+/// Pause between two looks at what members reported.
+const REPORTS: Duration = Duration::from_secs(2);
 /// CacheClusters at work at one time.
 const CONCURRENCY: u16 = 16;
 /// First and longest pause after failures.
@@ -58,6 +68,9 @@ pub enum ReconcileError {
     /// Nothing can be said of the pods yet; a status that counts none would be wrong.
     #[error("pods are not listed yet; may the operator list and watch them?")]
     PodsNotListed,
+    /// The sidecars' identity is not what it should be; their data plane does not need it.
+    #[error(transparent)]
+    Identity(#[from] crate::identity::IdentityError),
     /// The status cannot be written.
     #[error("failed to write the status: {reason}")]
     PatchStatus {
@@ -69,7 +82,10 @@ pub enum ReconcileError {
 /// Everything that reconciling needs.
 struct Reconciler {
     context: Context,
+    clusters: Store<CacheCluster>,
     pods: Store<Pod>,
+    members: Arc<Mutex<Members>>,
+    identities: Identities,
     /// Failures in a row.
     failures: Mutex<HashMap<ObjectRef<CacheCluster>, u32>>,
 }
@@ -103,7 +119,15 @@ impl Default for Caches {
 pub async fn run(context: Context, caches: Caches, readiness: Arc<Readiness>, shutdown: CancellationToken) {
     let Caches { clusters, pods, clusters_writer, pods_writer } = caches;
     let client = context.client.clone();
-    let reconciler = Arc::new(Reconciler { context, pods: pods.clone(), failures: Mutex::default() });
+    let members = Arc::new(Mutex::new(Members::default()));
+    let reconciler = Arc::new(Reconciler {
+        identities: Identities::new(client.clone(), context.settings.sidecar_role.clone()),
+        context,
+        clusters: clusters.clone(),
+        pods: pods.clone(),
+        members: members.clone(),
+        failures: Mutex::default(),
+    });
     let told = reconciler.clone();
     let deleted = move |event: &Result<watcher::Event<CacheCluster>, watcher::Error>| {
         if let Ok(watcher::Event::Delete(cluster)) = event {
@@ -117,7 +141,8 @@ pub async fn run(context: Context, caches: Caches, readiness: Arc<Readiness>, sh
         .inspect(log_watch_error)
         .reflect(clusters_writer)
         .applied_objects();
-    let pod_stream = triggers(client, pods_writer);
+    let pod_stream = triggers(client.clone(), pods_writer);
+    let member_stream = reports(client, members, &reconciler.context.leadership);
     let synced = async {
         let both = future::join(clusters.wait_until_ready(), pods.wait_until_ready());
         if matches!(both.await, (Ok(()), Ok(()))) {
@@ -129,6 +154,7 @@ pub async fn run(context: Context, caches: Caches, readiness: Arc<Readiness>, sh
     let controller = Controller::for_stream(cluster_stream, clusters.clone())
         .with_config(controller::Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
         .reconcile_on(pod_stream)
+        .reconcile_on(member_stream)
         .reconcile_all_on(begins)
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(Reconciler::reconcile, Reconciler::error_policy, reconciler)
@@ -151,6 +177,31 @@ fn triggers(
         .reflect(writer)
         .touched_objects()
         .filter_map(|pod| future::ready(pod.ok().as_ref().and_then(cluster_of)))
+}
+
+/// CacheClusters whose members' reports changed what their status tells, a few times a minute at most. Only the leader
+/// watches them.
+fn reports(
+    client: Client,
+    members: Arc<Mutex<Members>>,
+    leadership: &Leadership,
+) -> impl Stream<Item = ObjectRef<CacheCluster>> + Send + 'static {
+    let (index, only) = (members.clone(), watcher::Config::default().any_semantic().labels(MEMBER_LABEL));
+    let seen = move |event: Result<watcher::Event<Lease>, watcher::Error>| {
+        if let Ok(event) = event {
+            index.lock().apply(&event, boottime());
+        }
+        future::ready(None)
+    };
+    let watch = leadership.begins().take(1).flat_map(move |()| {
+        watcher(Api::<Lease>::all(client.clone()), only.clone()).default_backoff().inspect(log_watch_error).boxed()
+    });
+    let looks = stream::unfold((), |()| async {
+        tokio::time::sleep(REPORTS).await;
+        Some(((), ()))
+    });
+    let changes = looks.flat_map(move |()| stream::iter(members.lock().changes(boottime())));
+    stream::select(watch.filter_map(seen), changes)
 }
 
 /// Keeps of a pod what is counted; a large cluster's pods must fit into memory.
@@ -188,27 +239,41 @@ impl Reconciler {
             // All are looked at when this replica begins to lead.
             return Ok(Action::await_change());
         }
-        let outcome = this.apply(&cluster).await;
+        let listed = matches!(timeout(LISTED, this.pods.wait_until_ready()).await, Ok(Ok(())));
+        let members =
+            this.members.lock().tally(&ObjectRef::from_obj(&*cluster), cluster.metadata.generation.unwrap_or(0));
+        let pods = listed.then(|| this.tally(&cluster, &members));
+        let outcome = this.apply(&cluster, pods.as_ref()).await;
         let word = match &outcome {
             Outcome::Applied => "applied",
             Outcome::Invalid(_) => "invalid",
             Outcome::Failed(_) => "failed",
         };
         this.context.metrics.reconciliations.get_or_create(&metrics::Outcome { outcome: word }).inc();
-        if !matches!(timeout(LISTED, this.pods.wait_until_ready()).await, Ok(Ok(()))) {
-            return Err(ReconcileError::PodsNotListed);
-        }
-        let status = plan::status(&cluster, &outcome, &this.tally(&cluster), Timestamp::now());
+        let identity = this.identify(&cluster).await;
+        let Some(pods) = pods else { return Err(ReconcileError::PodsNotListed) };
+        let identity_fault = identity.as_ref().err().map(ToString::to_string);
+        let world = World { pods, members, identity_fault };
+        let status = plan::status(&cluster, &outcome, &world, Timestamp::now());
         this.report(&cluster, status).await?;
         if let Outcome::Failed(reason) = outcome {
             return Err(ReconcileError::ApplyConfigMap { name: names::config_map(&cluster.name_any()), reason });
         }
+        identity?;
         this.failures.lock().remove(&ObjectRef::from_obj(&*cluster));
         Ok(Action::requeue(this.context.settings.resync()))
     }
 
-    async fn apply(&self, cluster: &CacheCluster) -> Outcome {
-        let map = match plan::config_map(cluster) {
+    /// Gives the sidecars of the CacheCluster's namespace their identity.
+    async fn identify(&self, cluster: &CacheCluster) -> Result<(), IdentityError> {
+        let namespace = cluster.namespace().unwrap_or_default();
+        let clusters = self.clusters.state_filter(|other| other.metadata.namespace.as_ref() == Some(&namespace));
+        self.identities.ensure(&namespace, &clusters, Timestamp::now()).await
+    }
+
+    async fn apply(&self, cluster: &CacheCluster, pods: Option<&PodTally>) -> Outcome {
+        let members = plan::members_hint(pods.map(|pods| pods.counts.injected));
+        let map = match plan::config_map(cluster, members) {
             Ok(map) => map,
             Err(invalid) => return Outcome::Invalid(invalid),
         };
@@ -222,11 +287,11 @@ impl Reconciler {
         }
     }
 
-    fn tally(&self, cluster: &CacheCluster) -> PodTally {
+    fn tally(&self, cluster: &CacheCluster, members: &MemberTally) -> PodTally {
         let pods = self.pods_of(cluster);
         let defaults = self.context.settings.defaults();
         let template = template_hash(&Shape::of(cluster, &defaults));
-        plan::tally(pods.iter().map(AsRef::as_ref), &template, self.context.form())
+        plan::tally(pods.iter().map(AsRef::as_ref), &template, self.context.form(), &members.behind)
     }
 
     fn pods_of(&self, cluster: &CacheCluster) -> Vec<Arc<Pod>> {
@@ -267,7 +332,7 @@ impl Reconciler {
         if !self.context.leadership.is_held() {
             return;
         }
-        let serving = self.tally(cluster).counts.injected;
+        let serving = self.tally(cluster, &MemberTally::default()).counts.injected;
         let text = format!(
             "deleted; {serving} sidecars go on serving with their last configuration until their pods end. \
              New pods with its label are refused or, by choice, get no sidecar"
@@ -289,7 +354,7 @@ impl Reconciler {
 }
 
 /// What the server said, without the debug form that kube adds.
-fn words(error: &kube::Error) -> String {
+pub(crate) fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         other => other.to_string(),
@@ -337,7 +402,14 @@ mod tests {
             writer.apply_watcher_event(&watcher::Event::InitApply(pod));
         }
         writer.apply_watcher_event(&watcher::Event::InitDone);
-        (Arc::new(Reconciler { context, pods: store, failures: Mutex::default() }), queue)
+        (Arc::new(with_pods(context, store)), queue)
+    }
+
+    fn with_pods(context: Context, pods: Store<Pod>) -> Reconciler {
+        let (clusters, mut writer) = reflector::store();
+        writer.apply_watcher_event(&watcher::Event::Apply(cluster()));
+        let identities = Identities::new(context.client.clone(), context.settings.sidecar_role.clone());
+        Reconciler { context, clusters, pods, members: Arc::default(), identities, failures: Mutex::default() }
     }
 
     /// An API server that has the CacheCluster.
@@ -427,7 +499,7 @@ mod tests {
         let (api, client) = server();
         let (context, _queue) = context(client, &[]);
         let (pods, _writer) = reflector::store();
-        let reconciler = Arc::new(Reconciler { context, pods, failures: Mutex::default() });
+        let reconciler = Arc::new(with_pods(context, pods));
         let error = Reconciler::reconcile(Arc::new(cluster()), reconciler).await.unwrap_err();
         assert!(matches!(error, ReconcileError::PodsNotListed), "{error}");
         assert_eq!(paths(&api), [CONFIG], "the configuration is written, the status waits");

@@ -54,6 +54,10 @@ pub struct Settings {
     #[arg(long, default_value = "caddy-operator-ca")]
     pub ca_secret: String,
 
+    /// ClusterRole that sidecars are bound to in their namespace; without it they get no identity.
+    #[arg(long)]
+    pub sidecar_role: Option<String>,
+
     /// Lease, in --namespace, by which replicas elect the one that reconciles; without it this one does.
     #[arg(long, requires = "identity")]
     pub lease: Option<String>,

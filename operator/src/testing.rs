@@ -128,6 +128,13 @@ impl State {
         }
         self.writes.push((method.clone(), path.to_owned(), body.clone()));
         self.version += 1;
+        if path.ends_with("/token") {
+            let until = "1970-01-02T00:16:40Z"; // 24 h after the tests' 1,000
+            return (
+                200,
+                json!({"kind": "TokenRequest", "metadata": {}, "spec": body["spec"], "status": {"token": "t", "expirationTimestamp": until}}),
+            );
+        }
         let at = match *method {
             Method::POST => format!("{path}/{}", body["metadata"]["name"].as_str().unwrap()),
             _ => path.to_owned(),

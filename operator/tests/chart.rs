@@ -115,6 +115,7 @@ fn the_operator_takes_the_flags_that_the_chart_gives() {
         let named =
             |kind: &str, name: &str| assert!(objects.contains_key(&format!("{kind}/{name}")), "no {kind} {name}");
         named("Secret", &settings.ca_secret);
+        named("ClusterRole", settings.sidecar_role.as_deref().unwrap());
         named("Lease", settings.lease.as_deref().unwrap());
         named("MutatingWebhookConfiguration", &settings.webhook_configuration);
         let service = settings.webhook_hosts[0].strip_suffix(".caddy.svc").unwrap();

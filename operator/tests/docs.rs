@@ -2,10 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use caddy_crds::{CacheCluster, PodCounts};
+use caddy_crds::{CacheCluster, MemberCounts, PodCounts};
 use caddy_operator::{
+    members::MemberTally,
     metrics::Metrics,
-    plan::{InvalidSpec, Outcome, PodTally, notes, status},
+    plan::{InvalidSpec, Outcome, PodTally, World, notes, status},
 };
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -29,14 +30,22 @@ fn cluster(l3: &Value) -> CacheCluster {
 fn every_reason_is_documented() {
     let doc = file("docs/operator.md");
     let outcomes = [Outcome::Applied, Outcome::Invalid(InvalidSpec(vec!["x".into()])), Outcome::Failed("x".into())];
-    let tallies = [(2, 2, 0), (2, 2, 1), (2, 1, 0)].map(|(selected, injected, stale)| PodTally {
-        counts: PodCounts { selected, injected, stale },
-        missed: Vec::new(),
-    });
+    let pods = [(2, 2, 0, 0), (2, 2, 1, 0), (2, 2, 1, 1), (2, 1, 0, 0)];
+    let members = [(0, 0, 0), (2, 2, 2), (2, 1, 1)];
+    let faults = [None, Some("refused".to_owned())];
+    let worlds: Vec<World> = pods
+        .iter()
+        .flat_map(|pods| members.iter().flat_map(move |members| [(pods, members, 0), (pods, members, 1)]))
+        .map(|(&(selected, injected, stale, behind), &(ready, coherent, reaching), fault)| World {
+            pods: PodTally { counts: PodCounts { selected, injected, stale }, missed: Vec::new(), behind },
+            members: MemberTally { counts: MemberCounts { ready, coherent }, reaching, ..MemberTally::default() },
+            identity_fault: faults[fault].clone(),
+        })
+        .collect();
     let mut reasons = BTreeSet::new();
     for l3 in [json!({"embedded": {}}), json!({"redis": {"endpoints": ["r:1"]}})] {
-        for (outcome, tally) in outcomes.iter().flat_map(|outcome| tallies.iter().map(move |tally| (outcome, tally))) {
-            let status = status(&cluster(&l3), outcome, tally, Timestamp::UNIX_EPOCH);
+        for (outcome, world) in outcomes.iter().flat_map(|outcome| worlds.iter().map(move |world| (outcome, world))) {
+            let status = status(&cluster(&l3), outcome, world, Timestamp::UNIX_EPOCH);
             reasons.extend(notes(None, &status).into_iter().map(|note| note.reason.to_owned()));
             reasons.extend(status.conditions.into_iter().flat_map(|condition| [condition.type_, condition.reason]));
         }

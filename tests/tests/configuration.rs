@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use caddy_contract::{RawConfig, RawEmbedded, RawKeyspace, RawL3, RawLimits, RawRedis, RawTls};
+use caddy_contract::{RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawRedis, RawTls};
 use serde_json::{Value, json};
 
 const DOC: &str = include_str!("../../docs/configuration.md");
@@ -45,11 +45,13 @@ fn every_field_of_the_file_is_documented_with_its_default() {
     let everything = RawConfig {
         l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
         keyspaces: vec![RawKeyspace::default()],
+        kubernetes: Some(RawKubernetes::default()),
         ..RawConfig::default()
     };
     let mut tree = serde_json::to_value(everything).unwrap();
     tree["limits"] = serde_json::to_value(RawLimits::default()).unwrap();
     tree["configGeneration"] = json!("");
+    tree["cluster"]["uid"] = json!("");
     let mut real = BTreeMap::new();
     leaves("", &tree, &mut real);
     assert_eq!(documented("The configuration file"), real);

@@ -38,8 +38,19 @@ pub struct Config {
     pub consistency: Consistency,
     /// Rules for keys; the first match wins; keys that match none are `Auto`.
     pub keyspaces: Vec<Keyspace>,
+    /// How the API server is reached; none outside of Kubernetes.
+    pub kubernetes: Option<Kubernetes>,
     /// Bounds on everything that a client controls.
     pub limits: Limits,
+}
+
+/// How the sidecar speaks to the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// Directory with `token` and `ca.crt`, which may come later.
+    pub identity_dir: PathBuf,
+    /// How many sidecars the cluster has, rounded up.
+    pub members: u32,
 }
 
 /// Whose sidecar this is.
@@ -51,6 +62,8 @@ pub struct Cluster {
     pub namespace: String,
     /// Name under which sidecars share generations, locks and events.
     pub domain: String,
+    /// Uid of the CacheCluster, if there is one.
+    pub uid: Option<String>,
 }
 
 /// Where apps connect.
@@ -285,6 +298,10 @@ impl RawConfig {
                 allow_unmarked: self.consistency.allow_unmarked,
             },
             keyspaces: read.keyspaces(&self.keyspaces),
+            kubernetes: self.kubernetes.as_ref().map(|kubernetes| Kubernetes {
+                identity_dir: PathBuf::from(&kubernetes.identity_dir),
+                members: kubernetes.members.max(1),
+            }),
             limits: Limits {
                 max_connections: read.within("limits.maxConnections", self.limits.max_connections, 1, 1_000_000)
                     as usize,
@@ -382,7 +399,8 @@ impl Reader {
             "cluster.domain",
             format!("{domain:?} must be letters, digits, `-`, `_` and `.`, at most 253"),
         );
-        Cluster { name: cluster.name.clone(), namespace: cluster.namespace.clone(), domain }
+        let uid = (!cluster.uid.is_empty()).then(|| cluster.uid.clone());
+        Cluster { name: cluster.name.clone(), namespace: cluster.namespace.clone(), domain, uid }
     }
 
     fn l3(&mut self, raw: &RawL3) -> L3 {

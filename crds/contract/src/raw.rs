@@ -30,6 +30,9 @@ pub struct RawConfig {
     pub consistency: RawConsistency,
     /// Rules for keys; the first match wins.
     pub keyspaces: Vec<RawKeyspace>,
+    /// Where the sidecar takes part in what is agreed on through the API server; absent outside of Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<RawKubernetes>,
     /// Bounds on everything that a client controls.
     #[serde(skip_serializing_if = "RawLimits::is_default")]
     pub limits: RawLimits,
@@ -45,6 +48,9 @@ pub struct RawCluster {
     pub namespace: String,
     /// Name under which sidecars share generations, locks and events; empty means `<namespace>.<name>`.
     pub domain: String,
+    /// Uid of the CacheCluster, which owns what its sidecars make; empty outside of Kubernetes.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
 }
 
 /// Where apps connect.
@@ -236,6 +242,17 @@ pub enum CacheMode {
     Off,
 }
 
+/// How the sidecar speaks to the API server, whose address Kubernetes puts into every container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawKubernetes {
+    /// Directory with the sidecar's own `token` and the API server's `ca.crt`, both read anew for each request. They may
+    /// come later, or never.
+    pub identity_dir: String,
+    /// How many sidecars the cluster has, rounded up: each of them paces its requests by it.
+    pub members: u32,
+}
+
 /// Bounds on everything that a client controls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -274,6 +291,7 @@ impl Default for RawConfig {
             tiering: RawTiering::default(),
             consistency: RawConsistency::default(),
             keyspaces: Vec::new(),
+            kubernetes: None,
             limits: RawLimits::default(),
         }
     }
@@ -281,7 +299,7 @@ impl Default for RawConfig {
 
 impl Default for RawCluster {
     fn default() -> Self {
-        Self { name: "local".into(), namespace: "default".into(), domain: String::new() }
+        Self { name: "local".into(), namespace: "default".into(), domain: String::new(), uid: String::new() }
     }
 }
 
@@ -338,6 +356,12 @@ impl Default for RawConsistency {
             coherence: Coherence::Tracking,
             allow_unmarked: false,
         }
+    }
+}
+
+impl Default for RawKubernetes {
+    fn default() -> Self {
+        Self { identity_dir: crate::coordination::IDENTITY_DIR.into(), members: 50 }
     }
 }
 

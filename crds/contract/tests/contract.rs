@@ -50,6 +50,7 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!((users.pattern.as_str(), users.mode), ("user:*", KeyspaceMode::Observe));
     assert_eq!(users.ttl, Some(Duration::from_mins(5)));
     assert_eq!(users.negative_ttl, Some(Duration::from_secs(10)));
+    assert_eq!(config.kubernetes.unwrap().identity_dir, Path::new("/etc/caddy/identity"));
     assert_eq!(config.limits.max_value_bytes, ByteSize::mebi(2));
     assert_eq!(config.limits.slow_reader_timeout, Duration::from_secs(10));
 }

@@ -12,8 +12,8 @@ pub trait LeaseApi {
     /// Replaces the Lease's spec if its version is still `version`; the server must refuse it otherwise.
     fn swap(&self, version: &str, record: &Record) -> impl Future<Output = Reply> + Send;
 
-    /// How often a candidate should ask, if the Lease says so; asked with each Lease that comes in.
-    fn pace(&self, _lease: &Snapshot) -> Option<Duration> {
+    /// How often a candidate should ask, if that changes; asked with each Lease that comes in.
+    fn pace(&self) -> Option<Duration> {
         None
     }
 }

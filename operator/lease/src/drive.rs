@@ -127,8 +127,8 @@ pub async fn drive(
             }
         };
         let reply = reply.unwrap_or_else(|| Reply::Unknown("given up for the release".into()));
-        if let Reply::Lease(snapshot) = &reply
-            && let Some(pace) = api.pace(snapshot)
+        if matches!(reply, Reply::Lease(_))
+            && let Some(pace) = api.pace()
         {
             machine.set_pace(pace);
         }

@@ -2,7 +2,7 @@
 
 use super::{Defaults, Patcher, SidecarUser, files};
 use crate::{capabilities::SidecarForm, plan::needed_memory};
-use caddy_contract::ByteSize;
+use caddy_contract::{ByteSize, coordination};
 use caddy_crds::{CacheCluster, cluster::Amounts, names};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,12 @@ pub struct Shape<'a> {
     tcp_port: i32,
     /// The volumes of what is mounted from Secrets and ConfigMaps of the user's.
     files: Vec<Value>,
+    /// Counts what all pods get since some release; a higher number marks the pods of before stale.
+    edition: u32,
 }
+
+/// 1: the sidecar's own identity.
+const EDITION: u32 = 1;
 
 impl<'a> Shape<'a> {
     /// The shape that a pod injected now would get.
@@ -32,6 +37,7 @@ impl<'a> Shape<'a> {
             resources: resources(cluster),
             tcp_port: cluster.spec.listen.tcp_port,
             files: files::of(cluster).into_iter().map(|files| files.volume).collect(),
+            edition: EDITION,
         }
     }
 }
@@ -50,6 +56,11 @@ pub(super) fn volumes(patcher: &mut Patcher, cluster: &CacheCluster) {
         // a sidecar that still serves.
         json!({"name": names::CONFIG_VOLUME, "configMap": {"name": names::config_map(name(cluster))}}),
     ];
+    // Optional: a pod starts before its namespace has a token, and kubelet brings it later.
+    wanted.push(json!({
+        "name": names::IDENTITY_VOLUME,
+        "secret": {"secretName": names::TOKEN_SECRET, "optional": true, "defaultMode": 0o444},
+    }));
     wanted.extend(files::of(cluster).into_iter().map(|files| files.volume));
     for volume in wanted {
         let known = patcher.document()["spec"]["volumes"].as_array().into_iter().flatten();
@@ -64,6 +75,7 @@ pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, 
     let mut mounts = vec![
         json!({"name": names::SOCKET_VOLUME, "mountPath": names::SOCKET_DIR}),
         json!({"name": names::CONFIG_VOLUME, "mountPath": names::CONFIG_DIR, "readOnly": true}),
+        json!({"name": names::IDENTITY_VOLUME, "mountPath": coordination::IDENTITY_DIR, "readOnly": true}),
     ];
     mounts.extend(files::of(cluster).into_iter().map(|files| files.mount));
     let mut container = json!({
@@ -76,7 +88,11 @@ pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, 
             "--grace",
             format!("{}s", grace(pod)),
         ],
-        "env": [{"name": names::SOCKET_ENV, "value": caddy_contract::SOCKET_PATH}],
+        "env": [
+            {"name": names::SOCKET_ENV, "value": caddy_contract::SOCKET_PATH},
+            {"name": coordination::POD_NAME_ENV, "valueFrom": field("metadata.name")},
+            {"name": coordination::POD_UID_ENV, "valueFrom": field("metadata.uid")},
+        ],
         "ports": [{"name": "caddy-metrics", "containerPort": caddy_contract::ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(cluster),
         "securityContext": security(defaults.user),
@@ -98,6 +114,11 @@ pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, 
         }
     }
     container
+}
+
+/// Spelt out as the API server would complete it, so that a second look finds nothing to change.
+fn field(path: &str) -> Value {
+    json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}})
 }
 
 /// How long a terminating sidecar waits for the app: the pod's grace less what its own end takes.

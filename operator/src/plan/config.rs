@@ -5,7 +5,7 @@
 
 use caddy_contract::{
     ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
-    RawEmbedded, RawKeyspace, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RawTls, RedisMode,
+    RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RawTls, RedisMode,
 };
 use caddy_crds::{
     CacheCluster,
@@ -26,13 +26,26 @@ use std::collections::BTreeMap;
 #[error("{}", .0.join("; "))]
 pub struct InvalidSpec(pub Vec<String>);
 
-/// The ConfigMap that sidecars of `cluster` mount.
+/// Members are told their number in steps of this size, so that the ConfigMap does not follow each pod.
+const MEMBERS_STEP: u32 = 50;
+/// What they are told while nobody knows: a slow pace does no harm.
+const MEMBERS_UNKNOWN: u32 = 1000;
+
+/// How many members sidecars are told of when `injected` pods have one.
+pub fn members_hint(injected: Option<i32>) -> u32 {
+    injected.map_or(MEMBERS_UNKNOWN, |injected| {
+        injected.unsigned_abs().div_ceil(MEMBERS_STEP).max(1).saturating_mul(MEMBERS_STEP)
+    })
+}
+
+/// The ConfigMap that sidecars of `cluster` mount; `members` is what [`members_hint`] says.
 ///
 /// # Errors
 /// When the spec breaks a rule of the API or of the contract.
-pub fn config_map(cluster: &CacheCluster) -> Result<ConfigMap, InvalidSpec> {
+pub fn config_map(cluster: &CacheCluster, members: u32) -> Result<ConfigMap, InvalidSpec> {
     let name = cluster.name_any();
-    let text = serde_yaml::to_string(&checked(cluster)?).map_err(|error| InvalidSpec(vec![error.to_string()]))?;
+    let text =
+        serde_yaml::to_string(&checked(cluster, members)?).map_err(|error| InvalidSpec(vec![error.to_string()]))?;
     Ok(ConfigMap {
         metadata: ObjectMeta {
             name: Some(names::config_map(&name)),
@@ -58,9 +71,9 @@ fn owner(cluster: &CacheCluster) -> Option<OwnerReference> {
 }
 
 /// The configuration, when neither the API's rules nor the contract have anything against it.
-fn checked(cluster: &CacheCluster) -> Result<RawConfig, InvalidSpec> {
+fn checked(cluster: &CacheCluster, members: u32) -> Result<RawConfig, InvalidSpec> {
     let mut reasons = rules::broken(cluster);
-    let raw = raw_config(cluster);
+    let raw = raw_config(cluster, members);
     if let Err(faults) = raw.parse() {
         // A fault of the contract in a field whose rule is broken already would say the same thing twice.
         let told = |path: &str| reasons.iter().any(|reason| reason.contains(path.rsplit('.').next().unwrap_or(path)));
@@ -97,7 +110,7 @@ pub fn needed_memory(cluster: &CacheCluster) -> ByteSize {
 }
 
 /// The spec in the contract's words, unchecked.
-pub fn raw_config(cluster: &CacheCluster) -> RawConfig {
+pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
     let spec = &cluster.spec;
     RawConfig {
         config_generation: Some(cluster.metadata.generation.unwrap_or(0).unsigned_abs()),
@@ -105,6 +118,7 @@ pub fn raw_config(cluster: &CacheCluster) -> RawConfig {
             name: cluster.name_any(),
             namespace: cluster.namespace().unwrap_or_default(),
             domain: format!("{}.{}", cluster.namespace().unwrap_or_default(), cluster.name_any()),
+            uid: cluster.uid().unwrap_or_default(),
         },
         listen: RawListen {
             socket: caddy_contract::SOCKET_PATH.to_owned(),
@@ -136,6 +150,7 @@ pub fn raw_config(cluster: &CacheCluster) -> RawConfig {
             allow_unmarked: spec.consistency.allow_unmarked,
         },
         keyspaces: spec.keyspaces.iter().map(raw_keyspace).collect(),
+        kubernetes: Some(RawKubernetes { members, ..RawKubernetes::default() }),
         ..RawConfig::default()
     }
 }
@@ -213,7 +228,7 @@ mod tests {
                 {"name": "users", "match": "user:*", "mode": "Observe", "ttl": "5m", "negativeTtl": "1s"},
             ],
         }));
-        let map = config_map(&cluster).unwrap();
+        let map = config_map(&cluster, 50).unwrap();
         let parsed = caddy_contract::parse(text(&map)).unwrap();
         assert_eq!(parsed.ignored, Vec::<String>::new());
         let config = parsed.config;
@@ -244,15 +259,24 @@ mod tests {
     fn a_redis_cluster_has_any_number_of_endpoints() {
         let endpoints = json!(["redis-0.redis.shop:6379", "redis-1.redis.shop:6379"]);
         let map =
-            config_map(&cluster_with(&json!({"l3": {"redis": {"mode": "Cluster", "endpoints": endpoints}}}))).unwrap();
+            config_map(&cluster_with(&json!({"l3": {"redis": {"mode": "Cluster", "endpoints": endpoints}}})), 50).unwrap();
         let config = caddy_contract::parse(text(&map)).unwrap().config;
         let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
         assert_eq!((redis.mode, redis.endpoints.len()), (RedisMode::Cluster, 2));
     }
 
     #[test]
+    fn members_are_told_their_number_in_steps() {
+        assert_eq!([0, 1, 50, 51, 1000].map(|injected| members_hint(Some(injected))), [50, 50, 50, 100, 1000]);
+        assert_eq!(members_hint(None), 1000);
+        let map = config_map(&cluster(), 150).unwrap();
+        let config = caddy_contract::parse(text(&map)).unwrap().config;
+        assert_eq!((config.kubernetes.unwrap().members, config.cluster.uid.as_deref()), (150, Some("uid-1")));
+    }
+
+    #[test]
     fn it_is_owned_and_blocks_nothing() {
-        let map = config_map(&cluster()).unwrap();
+        let map = config_map(&cluster(), 50).unwrap();
         let owner = &map.metadata.owner_references.unwrap()[0];
         assert_eq!((owner.kind.as_str(), owner.uid.as_str(), owner.controller), ("CacheCluster", "uid-1", Some(true)));
         assert_eq!(owner.block_owner_deletion, None);
@@ -266,7 +290,7 @@ mod tests {
             "listen": {"tcpPort": 9464},
             "consistency": {"maxStaleness": "1ms"},
         }));
-        let InvalidSpec(reasons) = config_map(&cluster).unwrap_err();
+        let InvalidSpec(reasons) = config_map(&cluster, 50).unwrap_err();
         assert_eq!(
             reasons,
             [
@@ -282,7 +306,7 @@ mod tests {
     fn a_memory_limit_that_kills_is_refused() {
         let with = |limit: &str, request: &str| {
             let resources = json!({"limits": {"memory": limit}, "requests": {"memory": request}});
-            config_map(&cluster_with(&json!({"l3": {"embedded": {}}, "resources": resources})))
+            config_map(&cluster_with(&json!({"l3": {"embedded": {}}, "resources": resources})), 50)
         };
         assert!(with("112Mi", "64Mi").is_ok());
         let told = |result: Result<ConfigMap, InvalidSpec>| result.unwrap_err().to_string();

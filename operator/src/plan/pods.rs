@@ -4,6 +4,7 @@ use crate::{capabilities::SidecarForm, inject::unfit};
 use caddy_crds::{PodCounts, names};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use std::collections::BTreeSet;
 
 /// Pods named in a condition's message; status stays bounded.
 const NAMED: usize = 5;
@@ -15,6 +16,8 @@ pub struct PodTally {
     pub counts: PodCounts,
     /// Some of the pods without a sidecar, by name.
     pub missed: Vec<String>,
+    /// Those of the stale pods that only have an older configuration, which will reach them.
+    pub behind: i32,
 }
 
 impl PodTally {
@@ -25,8 +28,13 @@ impl PodTally {
 }
 
 /// Counts pods that have not ended and can have a sidecar. `template` is what a pod injected today would carry, `form`
-/// how the sidecar would stand in it.
-pub fn tally<'a>(pods: impl Iterator<Item = &'a Pod>, template: &str, form: SidecarForm) -> PodTally {
+/// how the sidecar would stand in it, `behind` who reports an older configuration, by uid.
+pub fn tally<'a>(
+    pods: impl Iterator<Item = &'a Pod>,
+    template: &str,
+    form: SidecarForm,
+    behind: &BTreeSet<String>,
+) -> PodTally {
     let mut tally = PodTally::default();
     let mut missed = Vec::new();
     for pod in pods.filter(|pod| lives(pod)) {
@@ -42,6 +50,9 @@ pub fn tally<'a>(pods: impl Iterator<Item = &'a Pod>, template: &str, form: Side
         tally.counts.injected = tally.counts.injected.saturating_add(1);
         if pod.annotations().get(names::TEMPLATE_ANNOTATION).is_none_or(|found| found != template) {
             tally.counts.stale = tally.counts.stale.saturating_add(1);
+        } else if pod.metadata.uid.as_ref().is_some_and(|uid| behind.contains(uid)) {
+            tally.counts.stale = tally.counts.stale.saturating_add(1);
+            tally.behind = tally.behind.saturating_add(1);
         }
     }
     missed.sort_unstable();
@@ -74,7 +85,8 @@ mod tests {
     use serde_json::json;
 
     fn counts(pods: &[Pod]) -> (i32, i32, i32) {
-        let PodCounts { selected, injected, stale } = tally(pods.iter(), "today", SidecarForm::Plain).counts;
+        let PodCounts { selected, injected, stale } =
+            tally(pods.iter(), "today", SidecarForm::Plain, &BTreeSet::new()).counts;
         (selected, injected, stale)
     }
 
@@ -101,6 +113,17 @@ mod tests {
     }
 
     #[test]
+    fn an_older_configuration_is_stale_too_and_told_apart() {
+        let mut late = injected("today");
+        late.metadata.uid = Some("late".into());
+        let mut both = injected("yesterday");
+        both.metadata.uid = Some("both".into());
+        let behind = BTreeSet::from(["late".to_owned(), "both".to_owned()]);
+        let tally = tally([&late, &both].into_iter(), "today", SidecarForm::Plain, &behind);
+        assert_eq!((tally.counts.stale, tally.behind), (2, 1));
+    }
+
+    #[test]
     fn pods_that_ended_or_are_ending_do_not_count() {
         let bare = json!({"spec": {"containers": [{"name": "app"}]}});
         let with = |path: &str, value: serde_json::Value| {
@@ -120,8 +143,8 @@ mod tests {
     #[test]
     fn pods_that_cannot_have_a_sidecar_are_not_missed() {
         let job = pod(&json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "app"}]}}));
-        assert_eq!(tally([&job].into_iter(), "today", SidecarForm::Plain).missing(), 0);
-        assert_eq!(tally([&job].into_iter(), "today", SidecarForm::Native).missing(), 1);
+        assert_eq!(tally([&job].into_iter(), "today", SidecarForm::Plain, &BTreeSet::new()).missing(), 0);
+        assert_eq!(tally([&job].into_iter(), "today", SidecarForm::Native, &BTreeSet::new()).missing(), 1);
     }
 
     #[test]
@@ -129,7 +152,7 @@ mod tests {
         let bare =
             |n: i32| pod(&json!({"metadata": {"name": format!("p{n}")}, "spec": {"containers": [{"name": "app"}]}}));
         let pods: Vec<Pod> = (0..9).rev().map(bare).collect();
-        let tally = tally(pods.iter(), "today", SidecarForm::Plain);
+        let tally = tally(pods.iter(), "today", SidecarForm::Plain, &BTreeSet::new());
         assert_eq!((tally.missing(), tally.missed.join(" ").as_str()), (9, "p0 p1 p2 p3 p4"));
     }
 }

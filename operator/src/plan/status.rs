@@ -1,6 +1,7 @@
 //! Status and Events: what came of a reconciliation, as conditions that change only when something changed.
 
 use super::{InvalidSpec, PodTally};
+use crate::members::MemberTally;
 use caddy_crds::{CacheCluster, CacheClusterStatus};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -16,6 +17,17 @@ pub enum Outcome {
     Invalid(InvalidSpec),
     /// The API server refused or did not answer; it is tried again.
     Failed(String),
+}
+
+/// What was seen around a CacheCluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Its pods.
+    pub pods: PodTally,
+    /// Its sidecars' reports.
+    pub members: MemberTally,
+    /// Why its sidecars have no identity, or will not have it much longer.
+    pub identity_fault: Option<String>,
 }
 
 /// Whether an Event is good or bad news.
@@ -39,7 +51,7 @@ pub struct Note {
 }
 
 /// The status after `outcome`, with the transition times of conditions that did not change kept.
-pub fn status(cluster: &CacheCluster, outcome: &Outcome, pods: &PodTally, now: Timestamp) -> CacheClusterStatus {
+pub fn status(cluster: &CacheCluster, outcome: &Outcome, world: &World, now: Timestamp) -> CacheClusterStatus {
     let before = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
     let generation = cluster.metadata.generation;
     // Kubernetes writes these times in whole seconds.
@@ -57,8 +69,9 @@ pub fn status(cluster: &CacheCluster, outcome: &Outcome, pods: &PodTally, now: T
     };
     CacheClusterStatus {
         observed_generation: generation,
-        conditions: told(cluster, outcome, pods).into_iter().map(merge).collect(),
-        pods: pods.counts,
+        conditions: told(cluster, outcome, world).into_iter().map(merge).collect(),
+        pods: world.pods.counts,
+        members: world.members.counts,
     }
 }
 
@@ -107,9 +120,9 @@ impl Verdict {
     }
 }
 
-fn told(cluster: &CacheCluster, outcome: &Outcome, pods: &PodTally) -> [Told; 6] {
-    let (coherent, reachable) = beyond_the_pod(cluster, outcome);
-    [ready(outcome), progressing(outcome), degraded(outcome, pods), coherent, reachable, injection(pods)]
+fn told(cluster: &CacheCluster, outcome: &Outcome, world: &World) -> [Told; 6] {
+    let (coherent, reachable) = beyond_the_pod(cluster, outcome, &world.members);
+    [ready(outcome), progressing(outcome), degraded(outcome, world), coherent, reachable, injection(&world.pods)]
 }
 
 fn ready(outcome: &Outcome) -> Told {
@@ -137,14 +150,20 @@ fn progressing(outcome: &Outcome) -> Told {
     }
 }
 
-fn degraded(outcome: &Outcome, pods: &PodTally) -> Told {
+fn degraded(outcome: &Outcome, world: &World) -> Told {
     match outcome {
-        Outcome::Applied if pods.missing() == 0 => {
-            ("Degraded", Verdict::False, "AsExpected", "all is as it should be".into())
-        }
-        Outcome::Applied => {
+        Outcome::Applied if world.pods.missing() > 0 => {
             ("Degraded", Verdict::True, "PodsNotInjected", "some pods have no sidecar; see InjectionSynced".into())
         }
+        Outcome::Applied => match &world.identity_fault {
+            None => ("Degraded", Verdict::False, "AsExpected", "all is as it should be".into()),
+            Some(fault) => {
+                let text = format!(
+                    "sidecars serve, but without an identity of their own they do not report and share no duties: {fault}"
+                );
+                ("Degraded", Verdict::True, "IdentityMissing", bounded(&text))
+            }
+        },
         Outcome::Invalid(_) => {
             ("Degraded", Verdict::True, "InvalidSpec", "sidecars keep their last configuration; see Ready".into())
         }
@@ -154,8 +173,8 @@ fn degraded(outcome: &Outcome, pods: &PodTally) -> Told {
     }
 }
 
-/// Coherent and L3Reachable: only sidecars can know, and they do not report to the operator yet.
-fn beyond_the_pod(cluster: &CacheCluster, outcome: &Outcome) -> (Told, Told) {
+/// Coherent and L3Reachable: what sidecars report.
+fn beyond_the_pod(cluster: &CacheCluster, outcome: &Outcome, members: &MemberTally) -> (Told, Told) {
     let unknown = |type_, reason, text: &str| (type_, Verdict::Unknown, reason, text.to_owned());
     if matches!(outcome, Outcome::Invalid(_)) {
         let text = "nothing can be said of a spec that cannot be used";
@@ -168,8 +187,23 @@ fn beyond_the_pod(cluster: &CacheCluster, outcome: &Outcome) -> (Told, Told) {
             ("L3Reachable", Verdict::True, "Embedded", "l3 is in the sidecar itself".into()),
         );
     }
-    let text = "sidecars do not report to the operator; ask their /metrics on port 9464";
-    (unknown("Coherent", "NotReported", text), unknown("L3Reachable", "NotReported", text))
+    let ready = members.counts.ready;
+    if ready == 0 {
+        let text = "no sidecar reports; one that has no way to the API server serves all the same, ask its /metrics";
+        return (unknown("Coherent", "NotReported", text), unknown("L3Reachable", "NotReported", text));
+    }
+    let by_all = |type_, good, bad, count: i32, what: &str| {
+        if count == ready {
+            return (type_, Verdict::True, good, format!("all of {ready} sidecars that report {what}"));
+        }
+        let troubles = members.troubles.join("; ");
+        let text = format!("{count} of {ready} sidecars that report {what}. {troubles}");
+        (type_, Verdict::False, bad, bounded(&text))
+    };
+    (
+        by_all("Coherent", "AllCoherent", "NotAllCoherent", members.counts.coherent, "learn of every write and cache"),
+        by_all("L3Reachable", "AllReachIt", "NotAllReachIt", members.reaching, "reach L3"),
+    )
 }
 
 fn injection(pods: &PodTally) -> Told {
@@ -184,13 +218,21 @@ fn injection(pods: &PodTally) -> Told {
         );
         return ("InjectionSynced", Verdict::False, "PodsNotInjected", bounded(&text));
     }
-    if counts.stale > 0 {
+    let old = counts.stale - pods.behind;
+    if old > 0 {
         let text = format!(
-            "{} of {} sidecars differ in image, resources or volumes from what a new pod would get. They are not \
+            "{old} of {} sidecars differ in image, resources or volumes from what a new pod would get. They are not \
              restarted unasked; use kubectl rollout restart when it suits",
-            counts.stale, counts.injected,
+            counts.injected,
         );
         return ("InjectionSynced", Verdict::False, "PodsStale", text);
+    }
+    if pods.behind > 0 {
+        let text = format!(
+            "{} of {} sidecars report an older configuration; kubelets bring the new one within about a minute",
+            pods.behind, counts.injected,
+        );
+        return ("InjectionSynced", Verdict::False, "ConfigurationOnItsWay", text);
     }
     let text = format!("{} pods ask for a sidecar, and all have the one of today", counts.selected);
     ("InjectionSynced", Verdict::True, "AllInjected", text)
@@ -210,15 +252,23 @@ pub fn bounded(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::testing::{cluster, cluster_with};
-    use caddy_crds::PodCounts;
+    use caddy_crds::{MemberCounts, PodCounts};
     use serde_json::json;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn pods(selected: i32, injected: i32, stale: i32) -> PodTally {
-        PodTally { counts: PodCounts { selected, injected, stale }, missed: vec!["app-1".into()] }
+    fn pods(selected: i32, injected: i32, stale: i32) -> World {
+        let counts = PodCounts { selected, injected, stale };
+        World { pods: PodTally { counts, missed: vec!["app-1".into()], behind: 0 }, ..World::default() }
+    }
+
+    fn members(ready: i32, coherent: i32, reaching: i32) -> World {
+        let troubles = vec!["app-1: tracking is refused".into()];
+        let members =
+            MemberTally { counts: MemberCounts { ready, coherent }, reaching, troubles, ..MemberTally::default() };
+        World { members, ..World::default() }
     }
 
     fn condition<'a>(status: &'a CacheClusterStatus, type_: &str) -> &'a Condition {
@@ -254,6 +304,32 @@ mod tests {
         let status = status(&cluster(), &Outcome::Applied, &pods(0, 0, 0), at(1));
         assert_eq!(condition(&status, "Coherent").status, "Unknown");
         assert_eq!(condition(&status, "L3Reachable").status, "Unknown");
+    }
+
+    #[test]
+    fn what_members_report_becomes_conditions() {
+        let told = |world: &World| {
+            let status = status(&cluster(), &Outcome::Applied, world, at(1));
+            ["Coherent", "L3Reachable"].map(|type_| condition(&status, type_).clone())
+        };
+        let [coherent, reachable] = told(&members(3, 3, 3));
+        assert_eq!((coherent.reason.as_str(), reachable.reason.as_str()), ("AllCoherent", "AllReachIt"));
+        let [coherent, reachable] = told(&members(3, 1, 3));
+        assert_eq!((coherent.status.as_str(), reachable.status.as_str()), ("False", "True"));
+        assert!(coherent.message.starts_with("1 of 3 sidecars") && coherent.message.ends_with("tracking is refused"));
+        assert_eq!(status(&cluster(), &Outcome::Applied, &members(3, 1, 3), at(1)).members.coherent, 1);
+    }
+
+    #[test]
+    fn a_missing_identity_and_a_configuration_on_its_way_are_told() {
+        let world = World { identity_fault: Some("refused".into()), ..pods(2, 2, 0) };
+        let status_of = |world: &World| status(&cluster(), &Outcome::Applied, world, at(1));
+        assert_eq!(condition(&status_of(&world), "Degraded").reason, "IdentityMissing");
+        let mut world = pods(2, 2, 2);
+        world.pods.behind = 2;
+        assert_eq!(condition(&status_of(&world), "InjectionSynced").reason, "ConfigurationOnItsWay");
+        world.pods.behind = 1;
+        assert_eq!(condition(&status_of(&world), "InjectionSynced").reason, "PodsStale");
     }
 
     #[test]

@@ -158,7 +158,7 @@ pub fn decide(review: &Review, lookup: Lookup, policy: &Policy) -> Answer {
         }
         Lookup::Failed(error) => return failed(policy, &error),
     };
-    if let Err(invalid) = plan::config_map(&cluster) {
+    if let Err(invalid) = plan::config_map(&cluster, plan::members_hint(None)) {
         let text =
             format!("the spec of CacheCluster {name:?} cannot be used: {invalid}. Mend it, or remove the pod's label");
         return missing(policy, "CacheClusterInvalid", text);
