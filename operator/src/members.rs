@@ -69,7 +69,9 @@ impl Members {
             watcher::Event::InitDone => {
                 let Some(listed) = self.listed.take() else { return };
                 let gone: Vec<_> = self.known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
-                gone.iter().for_each(|key| self.gone(key));
+                for key in gone {
+                    self.gone(&key);
+                }
             }
             watcher::Event::Apply(lease) => self.seen(lease, now),
             watcher::Event::Delete(lease) => self.gone(&key(lease)),

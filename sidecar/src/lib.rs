@@ -12,6 +12,7 @@ mod cache;
 mod cli;
 mod cluster;
 pub mod commands;
+mod coordination;
 mod files;
 mod guards;
 mod hub;

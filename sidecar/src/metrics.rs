@@ -59,7 +59,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         // Without labels it has no members, and is not written.
         registry.register(*name, *help, family);
     }
-    let own = &shared.metrics;
+    let (own, traffic) = (&shared.metrics, &shared.coordination.traffic);
     let counters = [
         ("pushed_keys", "Keys named by invalidation pushes", &own.pushed_keys),
         ("served_unproven", "Reads answered from a copy that could not be proved current", &own.served_unproven),
@@ -68,6 +68,9 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("config_errors", "New configurations that were not valid", &own.config_errors),
         ("connections", "Connections accepted", &own.connections),
         ("slot_map_reads", "Slot maps of a Redis Cluster read", &own.slot_map_reads),
+        ("kubernetes_reads", "Reads asked of the API server", &traffic.reads),
+        ("kubernetes_writes", "Writes asked of the API server", &traffic.writes),
+        ("kubernetes_failures", "Those of both that were refused or got no answer", &traffic.failures),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];
     for (name, help, counter) in counters {
@@ -82,7 +85,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         L3::Embedded(_) => 0,
         L3::Redis(redis) => redis.nodes().len(),
     };
-    let status = shared.status.get();
+    let (status, duties) = (shared.status.get(), shared.coordination.duties());
     let config = shared.config();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let gauges = [
@@ -94,6 +97,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("l3_reachable", "1 if the last connect to L3 succeeded", i64::from(status.reachable)),
         ("l3_nodes", "Redis servers that keys are read from: 1, or a cluster's primaries", count(nodes)),
         ("coherent", "1 if copies are tracked, so that reads may be cached", i64::from(status.coherent)),
+        ("duties_held", "1 while this sidecar does the cluster's duties", i64::from(duties.is_holder())),
         ("server_commands", "Commands of the server that the built-in table lacks", count(shared.commands.len())),
         ("config_generation", "The CacheCluster's generation in force", config.config_generation.cast_signed()),
         ("uptime_seconds", "Time since start", shared.now().since(shared.started).as_secs().cast_signed()),

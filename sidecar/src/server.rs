@@ -15,6 +15,7 @@ use crate::{
     admin,
     cli::Start,
     cluster::Cluster,
+    coordination::Running,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
     reload, server_commands,
@@ -99,6 +100,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         supervisor.spawn_vital("configuration watch", reload::watch(path, shared.clone()));
     }
     supervisor.spawn_vital("command table", server_commands::refresh(shared.clone()));
+    let coordination = Running::start(&shared, &supervisor);
     announce(&start, &shared, admin_address);
 
     let accepting = accept(&listeners, &shared, &workers);
@@ -106,7 +108,15 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         () = accepting => {}
         () = supervisor.shutdown().cancelled() => {}
         _ = interrupt.recv() => tracing::info!("interrupted; ending"),
-        () = async { terminate.recv().await; drain(&shared, start.grace).await } => {}
+        () = async {
+            terminate.recv().await;
+            // Another sidecar goes on with the duties while this one still serves its app.
+            coordination.iter().for_each(Running::leave);
+            drain(&shared, start.grace).await;
+        } => {}
+    }
+    if let Some(coordination) = coordination {
+        coordination.end().await;
     }
     supervisor.shutdown().cancel();
     drop(listeners);

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     cache::{Cached, TierKey, Waiter},
+    coordination::Coordination,
     files, guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) l3: L3,
     pub(crate) status: Status,
     pub(crate) metrics: Metrics,
+    /// What is agreed on with the other sidecars of the cluster.
+    pub(crate) coordination: Coordination,
     /// What the server has beyond the built-in command table.
     pub(crate) commands: ServerCommands,
     /// The source of copies from the embedded L3.
@@ -91,6 +94,7 @@ impl Shared {
         };
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
+        let coordination = Coordination::new(&config);
         let shared = Arc::new(Self {
             clock: BootClock,
             keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names)),
@@ -103,6 +107,7 @@ impl Shared {
             status: Status::new(is_embedded),
             metrics: Metrics::default(),
             commands: ServerCommands::default(),
+            coordination,
             embedded_source,
             started: BootClock.now(),
             sessions: Mutex::default(),
@@ -230,7 +235,7 @@ impl Shared {
     }
 
     fn info_section(&self) -> String {
-        let status = self.status.get();
+        let (status, duties) = (self.status.get(), self.coordination.duties());
         let stats = self.cache.stats();
         let config = self.config();
         let (l3, nodes) = match &self.l3 {
@@ -240,11 +245,13 @@ impl Shared {
         };
         let mut text = format!(
             "\r\n# Caddy\r\ncaddy_version:{}\r\ncaddy_l3:{l3}\r\ncaddy_l3_nodes:{nodes}\r\ncaddy_l3_reachable:{}\r\ncaddy_coherent:{}\r\n\
-             caddy_reason:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
+             caddy_reason:{}\r\ncaddy_duties_held:{}\r\ncaddy_duties_holder:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
             env!("CARGO_PKG_VERSION"),
             u8::from(status.reachable),
             u8::from(status.coherent),
             status.reason,
+            u8::from(duties.is_holder()),
+            duties.holder().unwrap_or_default(),
             config.config_generation,
             self.session_count(),
             stats.l2_entries,

@@ -25,7 +25,8 @@ mod raw;
 mod read;
 
 pub use config::{
-    Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, Limits, Listen, Redis, Tiering, Tls,
+    Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, Limits, Listen, Redis, Tiering,
+    Tls,
 };
 pub use fault::{Fault, Faults};
 pub use quantity::{ByteSize, QuantityError, parse_duration};

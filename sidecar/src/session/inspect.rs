@@ -68,6 +68,7 @@ impl Conversation {
     /// `CACHE.STATS`: the engine's counters and sizes.
     fn stats(&mut self) {
         let stats = self.worker.shared.cache.stats();
+        let duties = self.worker.shared.coordination.duties();
         let (l1_entries, l1_bytes) = self.worker.tiers.borrow().l1_sizes();
         let mut fields: Vec<(&str, Field)> = vec![
             ("l1_entries", l1_entries.into()),
@@ -75,6 +76,9 @@ impl Conversation {
             ("l2_entries", stats.l2_entries.into()),
             ("l2_bytes", stats.l2_bytes.into()),
         ];
+        fields.push(("duties_held", Field::Number(i64::from(duties.is_holder()))));
+        fields.push(("duties_holder", duties.holder().unwrap_or_default().into()));
+        fields.push(("duties_trouble", duties.trouble().unwrap_or_default().into()));
         fields.extend(stats.iter().map(|(counter, count)| (counter.name(), Field::Number(count.cast_signed()))));
         self.reply_fields(fields);
     }

@@ -45,6 +45,21 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Installs the chart, and makes a namespace with the Redis and the app of `tests/manifests/shop.yaml`, without the shop.
+pub fn install_beside_redis(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let text = std::fs::read_to_string(repository().join("tests/manifests/shop.yaml"))?;
+    let wanted =
+        |part: &&str| ["kind: Namespace", "kind: ConfigMap", "  name: redis\n"].iter().any(|mark| part.contains(mark));
+    let parts: Vec<_> = text.split("\n---\n").filter(wanted).collect();
+    ensure!(parts.len() == 4, "of shop.yaml {} parts were taken, not 4", parts.len());
+    let text = parts.join("\n---\n").replace("namespace: shop", &format!("namespace: {namespace}"));
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+    std::fs::write(file.path(), text.replace("name: shop", &format!("name: {namespace}")))?;
+    cluster.apply(file.path())?;
+    install(cluster)?;
+    cluster.kubectl(["-n", namespace, "rollout", "status", "deployment/redis", "--timeout=120s"]).map(drop)
+}
+
 /// Uninstalls the release and deletes namespaces; fine when nothing is there.
 pub fn remove(cluster: &Cluster, namespaces: &[&str]) -> Result<()> {
     // first, so that nothing is injected or counted while it goes

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use caddy_tests::e2e::{Cluster, Console, Namespace, Pod, SIDECAR, container, eventually, holds, product, repository};
+use caddy_tests::e2e::{Cluster, Console, Namespace, Pod, SIDECAR, container, eventually, holds, product};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, note, reads, step};
@@ -19,7 +19,7 @@ const KUBELETS_PACE: Duration = Duration::from_mins(3);
 /// Tells them one after another.
 pub(crate) fn tell(cluster: &Cluster) -> Result<()> {
     let edges = Edges(Namespace::new(cluster, EDGES));
-    step("a namespace with a Redis and an operator", || edges.set_up())?;
+    step("a namespace with a Redis and an operator", || product::install_beside_redis(cluster, EDGES))?;
     step("an invalid CacheCluster is refused with all its faults", || edges.invalid_specs())?;
     step("a pod whose CacheCluster does not exist is refused by name", || edges.missing_cluster())?;
     step("over TCP inside the pod", || edges.over_tcp())?;
@@ -33,23 +33,6 @@ pub(crate) fn tell(cluster: &Cluster) -> Result<()> {
 struct Edges<'a>(Namespace<'a>);
 
 impl Edges<'_> {
-    /// The shop's Redis and app, without the shop.
-    fn set_up(&self) -> Result<()> {
-        let text = std::fs::read_to_string(repository().join("tests/manifests/shop.yaml"))?;
-        let wanted = |part: &&str| {
-            ["kind: Namespace", "kind: ConfigMap", "  name: redis\n"].iter().any(|mark| part.contains(mark))
-        };
-        let parts: Vec<_> = text.split("\n---\n").filter(wanted).collect();
-        ensure!(parts.len() == 4, "of shop.yaml {} parts were taken, not 4", parts.len());
-        let text =
-            parts.join("\n---\n").replace("namespace: shop", "namespace: edges").replace("name: shop", "name: edges");
-        let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
-        std::fs::write(file.path(), text)?;
-        self.0.cluster.apply(file.path())?;
-        product::install(self.0.cluster)?;
-        self.0.kubectl(["rollout", "status", "deployment/redis", "--timeout=120s"]).map(drop)
-    }
-
     // === what is refused ===
 
     fn invalid_specs(&self) -> Result<()> {

@@ -2,8 +2,9 @@
 //!
 //! Runs where `CADDY_E2E_KUBECONFIG` names a kubeconfig, else says that it was skipped: `cargo xtask test` names one. On a
 //! Kubernetes of 1.29 or newer the sidecars are native, on an older one plain containers; the stories are the same. They own
-//! the namespaces `shop`, `edges` and `caddy-system` and leave none of them behind.
+//! the namespaces `shop`, `edges`, `agreed` and `caddy-system` and leave none of them behind.
 
+mod coordination;
 mod edges;
 mod shop;
 
@@ -31,6 +32,13 @@ fn an_app_pod_reads_through_its_sidecar_and_the_way_back_is_one_label() {
 #[test]
 fn whatever_goes_wrong_is_told_and_the_app_pod_lives() {
     if let Err(error) = on_a_cluster("edges", edges::tell) {
+        panic!("{error:#}");
+    }
+}
+
+#[test]
+fn replicas_and_sidecars_agree_through_leases_with_no_more_rights_than_that_needs() {
+    if let Err(error) = on_a_cluster("agreed", coordination::tell) {
         panic!("{error:#}");
     }
 }
