@@ -258,8 +258,8 @@ mod tests {
     #[test]
     fn a_redis_cluster_has_any_number_of_endpoints() {
         let endpoints = json!(["redis-0.redis.shop:6379", "redis-1.redis.shop:6379"]);
-        let map =
-            config_map(&cluster_with(&json!({"l3": {"redis": {"mode": "Cluster", "endpoints": endpoints}}})), 50).unwrap();
+        let map = config_map(&cluster_with(&json!({"l3": {"redis": {"mode": "Cluster", "endpoints": endpoints}}})), 50)
+            .unwrap();
         let config = caddy_contract::parse(text(&map)).unwrap().config;
         let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
         assert_eq!((redis.mode, redis.endpoints.len()), (RedisMode::Cluster, 2));
