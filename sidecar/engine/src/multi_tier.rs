@@ -150,6 +150,7 @@ struct Inner<K: CacheKey, V: CacheValue> {
     token: threads::Token,
     remote: Arc<dyn Remote<K, V>>,
     source: SourceId,
+    coherence: Coherence,
     timer: Arc<dyn Timer>,
     config: TierConfig,
     reads: Flights<K, read::Waiter<V>>,
@@ -176,7 +177,8 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         let cache = Cache::new(config.cache());
         let source = cache.kernel().register_first(remote.kind());
         let of = Arc::downgrade(&cache);
-        remote.attach(Coherence::new(of, source, timer.clone()));
+        let coherence = Coherence::new(of, source, timer.clone());
+        remote.attach(coherence.clone());
         let flights = FlightsConfig { max_waiters: config.max_waiters, ..FlightsConfig::default() };
         let loads = FlightsConfig { max_age: Some(config.loader_lease), ..flights.clone() };
         Self {
@@ -185,6 +187,7 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
                 token: Arc::new(()),
                 remote,
                 source,
+                coherence,
                 timer,
                 reads: Flights::new(flights),
                 loads: Flights::new(loads),

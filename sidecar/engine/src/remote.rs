@@ -7,8 +7,9 @@
 //!
 //! * Every invalidation it is told of is reported *inline*: before it hands on any later reply of the same stream.
 //! * A lost stream is reported ([`Coherence::lost`]) before any of the requests that waited on it fails.
-//! * [`Remote::read`] sends its request on the stream that carries the invalidations, after it was called; the reply of a
-//!   [`Tracked`](crate::SourceKind::Tracked) L3 is reported as a proof ([`Coherence::proved`]) before it is handed on.
+//! * [`Remote::read`] sends its request after it was called, on the stream that carries the invalidations.
+//! * Where copies are [`Tracked`](crate::SourceKind::Tracked), [`Remote::probe`] asks on that stream whether whoever answers
+//!   still has the right to, and reports a good answer ([`Sending::proved`]).
 //! * [`Remote::store`] stores only under the [`Claim`] that is still the key's own, and only if the key is as it was when
 //!   the claim was granted. Every write, removal and expiry through the same L3 ends the claim, in the same step.
 
@@ -127,8 +128,8 @@ pub trait Remote<K, V>: Send + Sync {
     /// Called once for every cache built over it: invalidations are reported to `coherence` from now on.
     fn attach(&self, coherence: Coherence);
 
-    /// Reads what is fresh or stale under `key`. `sent` is what the read is sent under, for [`Coherence::proved`].
-    fn read<'a>(&'a self, key: &'a K, sent: Sent) -> RemoteFuture<'a, Option<Fetched<V>>>;
+    /// Reads what is fresh or stale under `key`.
+    fn read<'a>(&'a self, key: &'a K) -> RemoteFuture<'a, Option<Fetched<V>>>;
 
     /// Stores `value` in place of whatever is there; a lifetime of zero removes it.
     fn write<'a>(&'a self, key: &'a K, value: &'a V, lifetime: Lifetime) -> RemoteFuture<'a, ()>;
@@ -159,10 +160,10 @@ pub trait Remote<K, V>: Send + Sync {
     /// away. Where it fails the lease runs out.
     fn release(&self, key: &K, lease: &LoadLease);
 
-    /// Sends a currency probe without waiting; its answer is reported to [`Coherence::proved`]. Nothing to do where
-    /// nothing has to be proved.
-    fn probe(&self, sent: Sent) {
-        let _ = sent;
+    /// Sends a currency probe without waiting, and reports its answer ([`Sending::proved`]). Nothing to do where nothing
+    /// has to be proved.
+    fn probe(&self, sending: Sending) {
+        drop(sending);
     }
 
     /// Entries and bytes it holds, where it can tell at once.
@@ -231,13 +232,22 @@ impl Coherence {
         self.tell(|kernel| kernel.lapse(self.source));
     }
 
-    /// The reply to what was sent under `sent` is in, and every invalidation before it has been reported.
-    pub fn proved(&self, sent: &Sent) {
-        self.tell(|kernel| kernel.proved(sent, self.timer.now()));
+    pub(crate) fn sending(&self, sent: Sent) -> Sending {
+        Sending { coherence: self.clone(), sent }
     }
+}
 
-    /// What a request about to be sent on the stream is sent under. `None`: the cache is gone.
-    pub fn sending(&self) -> Option<Sent> {
-        self.tell(|kernel| kernel.sending(self.source, self.timer.now()))
+/// What a request on the stream of invalidations is sent under: made just before.
+#[derive(Clone, Debug)]
+pub struct Sending {
+    coherence: Coherence,
+    sent: Sent,
+}
+
+impl Sending {
+    /// The reply is in, every invalidation before it has been reported, and whoever sent it has the right to answer: what
+    /// was overwritten before the request was sent is dead here.
+    pub fn proved(&self) {
+        self.coherence.tell(|kernel| kernel.proved(&self.sent, self.coherence.timer.now()));
     }
 }

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod embedded;
 mod files;
 mod handshake;
+mod l3;
 mod lane;
 pub mod stores;
 mod stream;
@@ -18,6 +19,7 @@ mod target;
 mod tls;
 
 pub use handshake::{ConnectError, Role, ServerInfo};
+pub use l3::{Driver, RedisNames, RedisRemote};
 pub use lane::{Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};
 pub use target::{Credential, Endpoint, Login, Mode, Target};
 pub use tls::{Tls, TlsError, TlsOptions};

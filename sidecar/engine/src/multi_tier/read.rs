@@ -12,10 +12,10 @@ use super::{CacheError, CacheKey, CacheTier, CacheValue, Inner, MultiTierCache, 
 use crate::clock::Moment;
 use crate::flights::{Joined, Wanted};
 use crate::hash::KeyHash;
-use crate::kernel::FillToken;
+use crate::kernel::{Currency, FillToken};
 use crate::name::Name;
 use crate::remote::Fetched;
-use crate::worker::{Doubt, Lookup, Tier};
+use crate::worker::{Lookup, Tier};
 
 /// What L3 said, as far as this cache goes: the fresh value, or one for when a load fails.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let (found, probe) = with_local(&self.token, &self.cache, |local| {
+        let (found, probe_due) = with_local(&self.token, &self.cache, |local| {
             local.sweep_if_due(now, self.config.maintenance_interval);
             match local.worker.lookup(key_hash.tier(0), key, now) {
                 Lookup::Hit(hit) => {
@@ -100,15 +100,22 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
                     let value = uncertain.entry.value().value.clone();
                     // Only who asked for stale answers gets them.
                     let value = value.filter(|_| !self.config.stale_if_error.is_zero());
-                    (Local::Nothing(value), uncertain.doubt == Doubt::Lapsed)
+                    (Local::Nothing(value), false)
                 }
                 Lookup::Miss(_) => (Local::Nothing(None), false),
             }
         });
-        if probe && let Some(sent) = self.cache.kernel().claim_probe(self.source, now) {
-            self.remote.probe(sent);
+        if probe_due {
+            self.probe(now);
         }
         found
+    }
+
+    /// Asks L3 for a proof of currency, unless somebody just did.
+    fn probe(&self, now: Moment) {
+        if let Some(sent) = self.cache.kernel().claim_probe(self.source, now) {
+            self.remote.probe(self.coherence.sending(sent));
+        }
     }
 
     /// One read of L3 for all who ask for `key` now; it fills L2.
@@ -149,7 +156,11 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
     }
 
     async fn read_and_fill(&self, key: &K, token: &FillToken) -> Result<Answer<V>, CacheError> {
-        let fetched = self.remote.read(key, token.sent()).await.map_err(|error| {
+        // What is about to be filled is only served once its source is proven current: on the same stream, just before.
+        if self.cache.kernel().currency(self.source, token.sent().at()) != Currency::Proven {
+            self.probe(token.sent().at());
+        }
+        let fetched = self.remote.read(key).await.map_err(|error| {
             Counts::add(&self.counts.l3_errors);
             CacheError::Read(error)
         })?;

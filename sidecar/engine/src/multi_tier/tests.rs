@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::clock::Clock;
-use crate::kernel::{Sent, SourceKind};
+use crate::kernel::SourceKind;
 use crate::remote::{Claim, Fetched, Lifetime, LoadLease, RemoteFuture};
 use crate::timer::ManualTimer;
 
@@ -48,9 +48,9 @@ impl Remote<String, String> for Faulty {
         self.inner.attach(coherence);
     }
 
-    fn read<'a>(&'a self, key: &'a String, sent: Sent) -> RemoteFuture<'a, Option<Fetched<String>>> {
+    fn read<'a>(&'a self, key: &'a String) -> RemoteFuture<'a, Option<Fetched<String>>> {
         self.reads.fetch_add(1, Ordering::SeqCst);
-        self.answer(self.inner.read(key, sent))
+        self.answer(self.inner.read(key))
     }
 
     fn write<'a>(&'a self, key: &'a String, value: &'a String, lifetime: Lifetime) -> RemoteFuture<'a, ()> {

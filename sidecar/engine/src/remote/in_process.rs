@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Claim, Coherence, Fetched, Lifetime, LoadLease, Remote, RemoteError, RemoteFuture};
 use crate::cache::{Cache, CacheConfig, FillRefused};
 use crate::clock::Moment;
-use crate::kernel::{FlushCause, KernelConfig, Sent, SourceId, SourceKind};
+use crate::kernel::{FlushCause, KernelConfig, SourceId, SourceKind};
 use crate::multi_tier::{CacheKey, CacheValue, TierSize};
 use crate::sync::Mutex;
 use crate::timer::Timer;
@@ -150,7 +150,7 @@ impl<K: CacheKey, V: CacheValue> Remote<K, V> for InProcess<K, V> {
         self.book.lock().readers.push(coherence);
     }
 
-    fn read<'a>(&'a self, key: &'a K, _: Sent) -> RemoteFuture<'a, Option<Fetched<V>>> {
+    fn read<'a>(&'a self, key: &'a K) -> RemoteFuture<'a, Option<Fetched<V>>> {
         Box::pin(async move {
             let now = self.timer.now();
             Ok(self.find(key, now).map(|kept| Fetched {
