@@ -200,6 +200,29 @@ fn what_was_loaded_before_a_write_is_not_stored_whoever_wrote() {
 }
 
 #[test]
+fn what_was_loaded_in_place_of_a_stale_value_is_not_stored_over_a_newer_one() {
+    let server = RedisServer::start().unwrap();
+    run(async {
+        let config = TierConfig { stale_if_error: Duration::from_mins(10), ..TierConfig::default() };
+        let cache = over(target(&server), config);
+        for foreign in [true, false] {
+            cache.insert("k".into(), 1).await.unwrap();
+            cache.expire("k").await.unwrap();
+            let load = async || {
+                if foreign {
+                    drop(server.command(&["SET", "n:k", "not ours"]).unwrap());
+                }
+                Ok::<_, std::convert::Infallible>(2)
+            };
+            assert_eq!(cache.get_or_load("k", load).await.unwrap().value, 2);
+            let stored = server.command(&["GET", "n:k"]).unwrap();
+            assert_eq!(stored == b"$8\r\nnot ours\r\n", foreign);
+        }
+        assert_eq!(cache.get("k").await.unwrap(), Some(2));
+    });
+}
+
+#[test]
 fn a_stale_value_outlives_its_ttl_in_redis_and_an_expire() {
     let server = RedisServer::start().unwrap();
     run(async {

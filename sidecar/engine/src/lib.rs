@@ -55,11 +55,12 @@
 //!
 //! # Where to go from here
 //!
-//! * [`remote`]: what an L3 has to be.
+//! * [`remote`]: what an L3 has to be. `RedisRemote` in `caddy-remote` is one over Redis or Valkey, coherent by tracking.
 //! * [`store`]: what the app's own database has to be; `caddy-remote` has HTTP and PostgreSQL.
 //! * [`codec`]: values as bytes, with checksums, compression and schema versions.
 //! * [`kernel`]: how coherence works, and the parts for programs that own their event loop, as the CADDY sidecar does: a
 //!   [`Worker`] per thread (L1) in front of a shared [`Cache`] (L2), and [`Flights`] for single flight.
+//! * `examples/stampede.rs` here, and `examples/shared.rs` in `caddy-remote`: programs to run and to change.
 //!
 //! # The parts, by hand
 //!

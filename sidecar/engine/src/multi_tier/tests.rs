@@ -22,6 +22,8 @@ struct Faulty {
     /// Reads and writes are executed and never answered.
     silent: AtomicBool,
     reads: AtomicUsize,
+    /// It tells nobody of writes, as an L3 without invalidations.
+    mute: bool,
 }
 
 impl Faulty {
@@ -41,11 +43,13 @@ impl Faulty {
 
 impl Remote<String, String> for Faulty {
     fn kind(&self) -> SourceKind {
-        self.inner.kind()
+        if self.mute { SourceKind::Timed } else { self.inner.kind() }
     }
 
     fn attach(&self, coherence: Coherence) {
-        self.inner.attach(coherence);
+        if !self.mute {
+            self.inner.attach(coherence);
+        }
     }
 
     fn read<'a>(&'a self, key: &'a String) -> RemoteFuture<'a, Option<Fetched<String>>> {
@@ -101,6 +105,15 @@ struct Fixture {
 
 impl Fixture {
     fn new(config: TierConfig) -> Self {
+        Self::over(config, false)
+    }
+
+    /// Over an L3 that tells nobody of writes.
+    fn mute(config: TierConfig) -> Self {
+        Self::over(config, true)
+    }
+
+    fn over(config: TierConfig, mute: bool) -> Self {
         let timer = Arc::new(ManualTimer::default());
         let inner = InProcess::new(config.l3, Arc::new(timer.clone()));
         let remote = Arc::new(Faulty {
@@ -108,6 +121,7 @@ impl Fixture {
             down: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             reads: AtomicUsize::new(0),
+            mute,
         });
         let cache = MultiTierCache::with_timer(config.clone(), remote.clone(), Arc::new(timer.clone()));
         Self { cache, remote, timer, config }

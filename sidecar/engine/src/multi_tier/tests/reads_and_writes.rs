@@ -137,6 +137,43 @@ async fn a_writer_that_goes_away_leaves_no_old_copy() {
 }
 
 #[tokio::test]
+async fn own_writes_are_seen_at_once_also_where_l3_tells_nobody_of_them() {
+    let f = Fixture::mute(TierConfig { stale_if_error: 60 * SECOND, ..TierConfig::default() });
+    let cache = &f.cache;
+    cache.insert_hot("k".into(), "1".into()).await.unwrap();
+    assert!(cache.get_local("k").is_some());
+    cache.insert("k".into(), "2".into()).await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap().as_deref(), Some("2"));
+    cache.expire("k").await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), None);
+    cache.insert_hot("k".into(), "3".into()).await.unwrap();
+    cache.remove("k").await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), None);
+    cache.insert_hot("k".into(), "4".into()).await.unwrap();
+    cache.clear().await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), None);
+    cache.get_or_load("k", async || Ok::<_, CacheError>("5".into())).await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap().as_deref(), Some("5"), "also over a copy of nothing");
+    f.remote.silent.store(true, Ordering::SeqCst);
+    assert!(poll!(Box::pin(cache.insert("k".into(), "6".into()))).is_pending(), "executed; then its caller goes away");
+    f.remote.silent.store(false, Ordering::SeqCst);
+    assert_eq!(cache.get("k").await.unwrap().as_deref(), Some("6"));
+}
+
+#[tokio::test]
+async fn where_l3_tells_nobody_of_writes_copies_are_as_old_as_allowed_and_no_older() {
+    let f = Fixture::mute(TierConfig::default());
+    let other = f.neighbour();
+    f.cache.insert("k".into(), "old".into()).await.unwrap();
+    assert_eq!(other.get("k").await.unwrap().as_deref(), Some("old"));
+    f.cache.insert("k".into(), "new".into()).await.unwrap();
+    f.timer.advance(Duration::from_millis(999));
+    assert_eq!(other.get("k").await.unwrap().as_deref(), Some("old"));
+    f.timer.advance(Duration::from_millis(1));
+    assert_eq!(other.get("k").await.unwrap().as_deref(), Some("new"));
+}
+
+#[tokio::test]
 async fn an_l3_that_fails_is_an_error_and_not_an_absent_key() {
     let f = fixture();
     f.cache.insert_hot("hot".into(), "v".into()).await.unwrap();
