@@ -15,7 +15,7 @@ use caddy_engine::{
     CacheError, CacheTier, Lifetime, LoadedFrom, MultiTierCache, RemoteError, TierConfig,
     codec::{BinaryCodec, CodecConfig},
 };
-use caddy_remote::{Endpoint, Password, RedisNames, RedisRemote, Target};
+use caddy_remote::{Credential, Endpoint, Login, RedisNames, RedisRemote, Target};
 use caddy_tests::{random::Random, redis::RedisServer};
 use futures::future::join_all;
 use tokio::task::{LocalSet, spawn_local};
@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn target(server: &RedisServer) -> Target {
     Target {
         endpoint: Endpoint::Unix(server.socket().to_owned()),
-        username: None,
-        password: None,
+        login: Login::default(),
+        tls: None,
         connect_timeout: Duration::from_secs(5),
         response_timeout: Duration::from_secs(5),
     }
@@ -139,8 +139,8 @@ fn a_server_that_refuses_tracking_is_not_read_from_unseen() {
     let server = RedisServer::start().unwrap();
     server.command(&["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-client"]).unwrap();
     run(async {
-        let password = Some(Password::Inline("secret".into()));
-        let target = Target { username: Some("app".into()), password, ..target(&server) };
+        let (username, password) = ["app", "secret"].map(|text| Some(Credential::Inline(text.into()))).into();
+        let target = Target { login: Login { username, password }, ..target(&server) };
         let cache = over(target, TierConfig::default());
         cache.insert("k".into(), 1).await.unwrap();
         until("it says why", async || match cache.get("k").await {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use caddy_engine::codec::{BinaryCodec, CodecConfig};
 use caddy_engine::{MultiTierCache, TierConfig};
-use caddy_remote::{Driver, Endpoint, RedisNames, RedisRemote, Target};
+use caddy_remote::{Driver, Endpoint, Login, RedisNames, RedisRemote, Target};
 use tokio::task::JoinSet;
 
 type Cache = MultiTierCache<String, String>;
@@ -48,8 +48,8 @@ fn open(address: &str, drivers: &mut JoinSet<()>) -> Result<Cache, Box<dyn Error
     };
     let target = Target {
         endpoint,
-        username: None,
-        password: None,
+        login: Login::default(),
+        tls: None,
         connect_timeout: Duration::from_secs(5),
         response_timeout: Duration::from_secs(5),
     };
