@@ -26,13 +26,7 @@ type Cache = MultiTierCache<String, u64>;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn target(server: &RedisServer) -> Target {
-    Target {
-        endpoint: Endpoint::Unix(server.socket().to_owned()),
-        login: Login::default(),
-        tls: None,
-        connect_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(5),
-    }
+    Target::new(Endpoint::Unix(server.socket().to_owned()))
 }
 
 fn over(target: Target, config: TierConfig) -> Cache {

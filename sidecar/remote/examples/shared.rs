@@ -5,11 +5,11 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use caddy_engine::codec::{BinaryCodec, CodecConfig};
 use caddy_engine::{MultiTierCache, TierConfig};
-use caddy_remote::{Driver, Endpoint, Login, RedisNames, RedisRemote, Target};
+use caddy_remote::{Driver, Endpoint, RedisNames, RedisRemote, Target};
 use tokio::task::JoinSet;
 
 type Cache = MultiTierCache<String, String>;
@@ -46,13 +46,7 @@ fn open(address: &str, drivers: &mut JoinSet<()>) -> Result<Cache, Box<dyn Error
         Some((host, port)) => Endpoint::Tcp { host: host.into(), port: port.parse()? },
         None => Endpoint::Unix(PathBuf::from(address)),
     };
-    let target = Target {
-        endpoint,
-        login: Login::default(),
-        tls: None,
-        connect_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(5),
-    };
+    let target = Target::new(endpoint);
     let names = RedisNames { database: 0, prefix: "example:".into() };
     let codec = BinaryCodec::<String>::new(CodecConfig::default());
     let (remote, driver): (RedisRemote<String, String, _>, Driver) = RedisRemote::new(target, names, codec);

@@ -137,6 +137,19 @@ pub struct Target {
 }
 
 impl Target {
+    /// A standalone server at `endpoint` as one finds it: no login, no TLS, five seconds for each thing.
+    pub fn new(endpoint: Endpoint) -> Self {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        Self {
+            endpoint,
+            mode: Mode::Standalone,
+            login: Login::default(),
+            tls: None,
+            connect_timeout: PATIENCE,
+            response_timeout: PATIENCE,
+        }
+    }
+
     /// The files that decide whether a connection can be had.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> + Clone {
         self.login.files().chain(self.tls.iter().flat_map(|tls| tls.files()))
