@@ -65,6 +65,10 @@ pub struct CacheClusterSpec {
     #[schemars(length(max = 64))]
     pub keyspaces: Vec<Keyspace>,
 
+    /// Locks that apps of this CacheCluster take on the socket (LOCK.ACQUIRE).
+    #[serde(default)]
+    pub locks: Locks,
+
     /// Requests and limits of the sidecar. Memory defaults to (L1 + L2 + 40Mi) / 0.85 for both, CPU to a request of
     /// 50m without a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -337,6 +341,35 @@ pub enum Cache {
     Off,
 }
 
+/// Locks that apps take on the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Locks {
+    /// How long a lock outlives an owner that died; 100ms to 24h. While the owner lives it is renewed.
+    pub lease: Period,
+    /// How long LOCK.ACQUIRE waits unless it says otherwise; at most 24h.
+    pub timeout: Period,
+    /// At which part of the lease it is renewed, percent. At 33, two more attempts fit.
+    #[schemars(range(min = 1, max = 70))]
+    pub renew_at_percent: i32,
+    /// Pause between two looks for deadlocks, each of which is broken within two of them; 100ms to 24h.
+    pub deadlock_check: Period,
+    /// Bounds for one sidecar.
+    pub limits: LockLimits,
+}
+
+/// Bounds on the locks of one sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LockLimits {
+    /// Locks held at a time.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_held: i32,
+    /// Acquisitions under way at a time, waiting ones included.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_waiters: i32,
+}
+
 /// Requests and limits of the sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -403,6 +436,24 @@ impl Default for Consistency {
             coherence: Coherence::default(),
             allow_unmarked: false,
         }
+    }
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self {
+            lease: "30s".into(),
+            timeout: "5s".into(),
+            renew_at_percent: 33,
+            deadlock_check: "1s".into(),
+            limits: LockLimits::default(),
+        }
+    }
+}
+
+impl Default for LockLimits {
+    fn default() -> Self {
+        Self { max_held: 10_000, max_waiters: 10_000 }
     }
 }
 

@@ -89,6 +89,24 @@ pub const RULES: &[Rule] = &[
         holds: |cluster| within(&cluster.spec.tiering.maintenance_interval.0, 100),
     },
     Rule {
+        at: &["spec", "locks"],
+        cel: "duration(self.lease) >= duration('100ms') && duration(self.lease) <= duration('24h')",
+        message: "lease must be 100ms to 24h",
+        holds: |cluster| within(&cluster.spec.locks.lease.0, 100),
+    },
+    Rule {
+        at: &["spec", "locks"],
+        cel: "duration(self.timeout) <= duration('24h')",
+        message: "timeout must be at most 24h",
+        holds: |cluster| within(&cluster.spec.locks.timeout.0, 0),
+    },
+    Rule {
+        at: &["spec", "locks"],
+        cel: "duration(self.deadlockCheck) >= duration('100ms') && duration(self.deadlockCheck) <= duration('24h')",
+        message: "deadlockCheck must be 100ms to 24h",
+        holds: |cluster| within(&cluster.spec.locks.deadlock_check.0, 100),
+    },
+    Rule {
         at: &["spec"],
         cel: "!has(self.keyspaces) || self.keyspaces.all(k, self.keyspaces.exists_one(o, o.name == k.name))",
         message: "names of keyspaces are unique",

@@ -37,6 +37,8 @@ pub enum Class {
     PinnedIfBlocking,
     /// The session: what the command changes or shows is the state of the app's connection.
     Session,
+    /// The sidecar's locks; they live in L3, and the session waits for the answer before it takes anything else.
+    Lock,
     /// Nobody; the text says what to do instead.
     Refused(&'static str),
     /// Nobody: a web browser was led here by somebody else's page. Close without a reply, as Redis does.

@@ -18,6 +18,7 @@ mod guards;
 mod hub;
 mod keyspaces;
 mod listener;
+mod locks;
 mod mailbox;
 mod metrics;
 mod nodes;

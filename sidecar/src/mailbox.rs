@@ -23,6 +23,8 @@ pub(crate) enum Delivery {
     Redirected(Box<Redirected>),
     /// A push, or a message to a subscriber: goes out at its place in the stream.
     Push(Bytes),
+    /// Locks of the session were lost; which, it is told by its own list of them.
+    LocksLost,
     /// The session's own upstream connection is gone, and its state with it.
     PinnedLost(String),
 }

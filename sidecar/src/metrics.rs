@@ -1,7 +1,7 @@
 //! What Prometheus sees. Engine counters are read when asked for; only what the engine cannot know is counted here.
 //! Never a key in a label.
 
-use caddy_engine::Counter as EngineCounter;
+use caddy_engine::{Counter as EngineCounter, locks::LockStats};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -77,6 +77,12 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         registry.register(name, help, counter.clone());
     }
     keyspaces(shared, &mut registry);
+    let locks = shared.locks.stats();
+    for (name, help, counted) in lock_counters(&locks) {
+        let counter: Counter = Counter::default();
+        counter.inc_by(counted);
+        registry.register(name, help, counter);
+    }
     let redirections = Family::<Vec<(&str, &str)>, Counter>::default();
     redirections.get_or_create(&vec![("kind", "moved")]).inc_by(own.moved.get());
     redirections.get_or_create(&vec![("kind", "ask")]).inc_by(own.asked.get());
@@ -94,6 +100,10 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("l2_bytes", "Bytes in L2: keys, values and metadata", count(stats.l2_bytes)),
         ("l2_max_bytes", "Budget of L2", count(config.l2.max_bytes.as_usize())),
         ("flights", "Reads of L3 under way", count(shared.flights.len())),
+        ("locks_held", "Locks held by apps of this sidecar", count(locks.held)),
+        ("lock_waiters", "Acquisitions that wait for their turn", count(locks.waiting)),
+        ("lock_epoch", "The epoch of the locks; 0 before the first one", shared.locks.epoch().epoch.cast_signed()),
+        ("lock_epoch_changes", "New epochs since the start", shared.locks.epoch().changes.cast_signed()),
         ("l3_reachable", "1 if the last connect to L3 succeeded", i64::from(status.reachable)),
         ("l3_nodes", "Redis servers that keys are read from: 1, or a cluster's primaries", count(nodes)),
         ("coherent", "1 if copies are tracked, so that reads may be cached", i64::from(status.coherent)),
@@ -133,6 +143,22 @@ fn keyspaces(shared: &Shared, registry: &mut Registry) {
     registry.register("keyspace_fills", "Copies put into L2, by keyspace", fills);
     registry.register("keyspace_entries", "Entries in L2, by keyspace", entries);
     registry.register("keyspace_bytes", "Bytes of the entries in L2, by keyspace", bytes);
+}
+
+/// What is counted about locks.
+fn lock_counters(locks: &LockStats) -> [(&'static str, &'static str, u64); 10] {
+    [
+        ("lock_acquired", "Locks that were had", locks.acquired),
+        ("lock_contended", "Acquisitions that had to wait", locks.contended),
+        ("lock_waited_milliseconds", "Time that they waited, together", locks.waited_millis),
+        ("lock_timed_out", "Acquisitions whose turn did not come in time", locks.timed_out),
+        ("lock_deadlocks", "Acquisitions failed to break a deadlock", locks.deadlocks),
+        ("lock_deadlocks_broken", "Deadlocks that this sidecar found and broke", locks.deadlocks_broken),
+        ("lock_refused", "Acquisitions refused: a limit, an upgrade, no Redis", locks.refused),
+        ("lock_renewed", "Leases renewed", locks.renewed),
+        ("lock_released", "Locks let go", locks.released),
+        ("lock_lost", "Locks lost while they were held", locks.lost),
+    ]
 }
 
 /// The families that the engine's counters are shown in.

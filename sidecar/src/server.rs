@@ -118,6 +118,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     if let Some(coordination) = coordination {
         coordination.end().await;
     }
+    shared.locks.drain().await;
     supervisor.shutdown().cancel();
     drop(listeners);
     for worker in workers {
@@ -230,6 +231,8 @@ async fn work(
     let worker = Worker::new(shared.clone(), hub, supervisor.clone());
     let mut lanes = Hub::new(additions);
     supervisor.spawn_vital("upstream connections", async move { std::future::poll_fn(|cx| lanes.poll(cx)).await });
+    // One worker has them; the first to come takes them.
+    shared.locks.start(&supervisor);
     let maintained = worker.clone();
     supervisor.spawn_vital("maintenance", async move { maintain(&maintained).await });
     loop {

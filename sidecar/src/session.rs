@@ -12,6 +12,7 @@ pub(crate) mod client;
 mod conversation;
 mod gather;
 mod inspect;
+pub(crate) mod locking;
 mod own;
 mod pinned;
 mod reads;
@@ -42,6 +43,9 @@ use self::{
     conversation::{Conversation, Flow},
 };
 use crate::{listener::ClientStream, mailbox::Delivery, shared::Shared, worker::Worker};
+
+/// Bytes of requests that are read while the session waits for a lock.
+const READ_AHEAD: usize = 64 << 10;
 
 /// See the module.
 pub(crate) struct Session {
@@ -160,6 +164,10 @@ impl Session {
         if nothing_due {
             return self.input.is_empty() || !self.held;
         }
+        // The app's end is its locks' end: nobody is left to tell that its turn has come.
+        if self.conversation.is_locking() {
+            return true;
+        }
         // Over a connection of many, Redis's timeout sees to it.
         if !self.conversation.is_pinned() {
             return false;
@@ -195,6 +203,11 @@ impl Session {
             && self.conversation.out.len() - self.written < self.bounds.output
     }
 
+    /// Whether to read what is not taken yet: while the app waits for a lock, its end has to be noticed.
+    fn may_read_ahead(&self) -> bool {
+        self.conversation.is_locking() && self.input.len() < READ_AHEAD
+    }
+
     fn answer_buffered(&mut self) -> bool {
         if self.input.is_empty() || !self.may_answer() {
             return false;
@@ -212,7 +225,7 @@ impl Session {
     /// Reads while there is something to read and room for it.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut progress = false;
-        while !self.at_end && self.may_answer() {
+        while !self.at_end && (self.may_answer() || self.may_read_ahead()) {
             let read = if self.input.is_empty() { self.poll_shared_read(cx) } else { self.poll_own_read(cx) };
             match read {
                 Poll::Pending => break,

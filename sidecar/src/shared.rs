@@ -27,6 +27,7 @@ use crate::{
     files, guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
+    locks::Locks,
     metrics::Metrics,
     nodes::RedisL3,
     server_commands::ServerCommands,
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) flights: Flights<TierKey, Waiter>,
     pub(crate) l3: L3,
     pub(crate) status: Status,
+    pub(crate) locks: Locks,
     pub(crate) metrics: Metrics,
     /// What is agreed on with the other sidecars of the cluster.
     pub(crate) coordination: Coordination,
@@ -92,6 +94,14 @@ impl Shared {
             caddy_contract::L3::Embedded => L3::Embedded(Embedded::new(Arc::new(wall_clock_millis))),
             caddy_contract::L3::Redis(redis) => L3::Redis(RedisL3::new(redis, password, hub)),
         };
+        let locks = Locks::new(
+            &config,
+            match &l3 {
+                L3::Embedded(_) => None,
+                // Over a cluster nothing is asked of them: see `Conversation::lock_command`.
+                L3::Redis(redis) => redis.only().map(|node| node.target.clone()),
+            },
+        );
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
         let coordination = Coordination::new(&config);
@@ -105,6 +115,7 @@ impl Shared {
             flights: Flights::new(FlightsConfig::default()),
             l3,
             status: Status::new(is_embedded),
+            locks,
             metrics: Metrics::default(),
             commands: ServerCommands::default(),
             coordination,
@@ -144,6 +155,7 @@ impl Shared {
         self.kernel().set_max_staleness(config.consistency.max_staleness);
         let alike = keyspaces::keep_alike(&self.config(), &config);
         self.keyspaces.store(Arc::new(Keyspaces::new(&config, &self.names)));
+        self.locks.reconfigure(&config);
         self.config.store(Arc::new(config));
         if !alike {
             // Behind the new rules: a fill that looked at the old ones either is in and dies here, or has a token that does.
@@ -257,6 +269,7 @@ impl Shared {
             stats.l2_entries,
             stats.l2_bytes,
         );
+        text.push_str(&self.locks.info());
         for (counter, count) in stats.iter() {
             // Writing into a String does not fail.
             let _ = write!(text, "caddy_{}:{count}\r\n", counter.name());

@@ -133,6 +133,7 @@ fn answered(class: Class) -> (&'static str, &'static str) {
             "Redis, over a connection of the session's own, for as long as that has state: a transaction, a watch, a wait; \
              subscriptions and tracking until the session ends",
         ),
+        Class::Lock => ("sidecar (lock)", "the sidecar's locks, which live in Redis; see [locks](locks.md)"),
         Class::Session => ("session", "the session, or Redis on its behalf: it is about the app's own connection"),
         Class::Refused(_) => ("refused", "nobody: an error says what to do instead"),
         Class::CrossProtocol => ("closed", "nobody: it is HTTP, and the connection is closed"),
@@ -215,7 +216,7 @@ fn document() -> String {
             "caddy" => "this product",
             since => since,
         };
-        let here = matches!(row.class, Class::Local | Class::Session);
+        let here = matches!(row.class, Class::Local | Class::Lock | Class::Session);
         let word = name.split(' ').next().unwrap();
         let embedded = if here || embedded.contains(word) { "yes" } else { "" };
         writeln!(text, "| `{name}` | {} | {} | {since} | {embedded} |", answered(row.class).0, effect(row.effect))

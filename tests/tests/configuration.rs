@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use caddy_contract::{RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawRedis, RawTls};
+use caddy_contract::{
+    RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis, RawTls,
+};
 use serde_json::{Value, json};
 
 const DOC: &str = include_str!("../../docs/configuration.md");
@@ -50,6 +52,7 @@ fn every_field_of_the_file_is_documented_with_its_default() {
     };
     let mut tree = serde_json::to_value(everything).unwrap();
     tree["limits"] = serde_json::to_value(RawLimits::default()).unwrap();
+    tree["locks"] = serde_json::to_value(RawLocks::default()).unwrap();
     tree["configGeneration"] = json!("");
     tree["cluster"]["uid"] = json!("");
     let mut real = BTreeMap::new();

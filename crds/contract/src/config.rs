@@ -10,6 +10,8 @@ use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration}
 const SOCKET_PATH_MAX: usize = 107;
 /// Least L2: below it the fixed tables are larger than the data.
 const L2_MIN: ByteSize = ByteSize::mebi(1);
+/// Least lease: several round trips, so that it can be renewed at all.
+pub const LEASE_MIN_MILLIS: u64 = 100;
 /// Least frame: room for any command with a key and small arguments.
 const FRAME_MIN: ByteSize = ByteSize::new(16 << 10);
 
@@ -42,6 +44,25 @@ pub struct Config {
     pub kubernetes: Option<Kubernetes>,
     /// Bounds on everything that a client controls.
     pub limits: Limits,
+    /// Locks between the pods.
+    pub locks: Locks,
+}
+
+/// Locks between the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Locks {
+    /// How long a lock outlives an owner that died.
+    pub lease: Duration,
+    /// How long an acquisition waits for its turn unless it says otherwise.
+    pub timeout: Duration,
+    /// At which part of the lease it is renewed, percent.
+    pub renew_at_percent: u32,
+    /// Pause between two looks for deadlocks.
+    pub deadlock_check: Duration,
+    /// Locks that one sidecar holds at a time.
+    pub max_held: usize,
+    /// Acquisitions under way at one sidecar at a time, waiting ones included.
+    pub max_waiters: usize,
 }
 
 /// How the sidecar speaks to the API server.
@@ -314,6 +335,15 @@ impl RawConfig {
                     FRAME_MIN,
                 ),
                 slow_reader_timeout: read.time("limits.slowReaderTimeout", &self.limits.slow_reader_timeout, 100),
+            },
+            locks: Locks {
+                lease: read.time("locks.lease", &self.locks.lease, LEASE_MIN_MILLIS),
+                timeout: read.time("locks.timeout", &self.locks.timeout, 0),
+                renew_at_percent: read.within("locks.renewAtPercent", self.locks.renew_at_percent, 1, 70),
+                deadlock_check: read.time("locks.deadlockCheck", &self.locks.deadlock_check, 100),
+                max_held: read.within("locks.limits.maxHeld", self.locks.limits.max_held, 1, 1_000_000) as usize,
+                max_waiters: read.within("locks.limits.maxWaiters", self.locks.limits.max_waiters, 1, 1_000_000)
+                    as usize,
             },
         };
         read.faults.or(config)

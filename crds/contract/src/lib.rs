@@ -25,14 +25,15 @@ mod raw;
 mod read;
 
 pub use config::{
-    Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, Limits, Listen, Redis, Tiering,
-    Tls,
+    Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, LEASE_MIN_MILLIS, Limits, Listen,
+    Locks, Redis, Tiering, Tls,
 };
 pub use fault::{Fault, Faults};
 pub use quantity::{ByteSize, QuantityError, parse_duration};
 pub use raw::{
     CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded,
-    RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawRedis, RawTiering, RawTls, RedisMode,
+    RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis,
+    RawTiering, RawTls, RedisMode,
 };
 pub use read::{Parsed, parse};
 

@@ -36,6 +36,9 @@ pub struct RawConfig {
     /// Bounds on everything that a client controls.
     #[serde(skip_serializing_if = "RawLimits::is_default")]
     pub limits: RawLimits,
+    /// Locks between the pods.
+    #[serde(skip_serializing_if = "RawLocks::is_default")]
+    pub locks: RawLocks,
 }
 
 /// Whose sidecar this is.
@@ -274,6 +277,32 @@ pub struct RawLimits {
     pub slow_reader_timeout: String,
 }
 
+/// Locks between the pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawLocks {
+    /// How long a lock outlives an owner that died.
+    pub lease: String,
+    /// How long an acquisition waits for its turn unless it says otherwise.
+    pub timeout: String,
+    /// At which part of the lease it is renewed, percent.
+    pub renew_at_percent: u32,
+    /// Pause between two looks for deadlocks.
+    pub deadlock_check: String,
+    /// Bounds for one sidecar.
+    pub limits: RawLockLimits,
+}
+
+/// Bounds on the locks of one sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawLockLimits {
+    /// Locks held at a time.
+    pub max_held: u32,
+    /// Acquisitions under way at a time, waiting ones included.
+    pub max_waiters: u32,
+}
+
 // === defaults ===
 
 impl Default for RawConfig {
@@ -293,7 +322,32 @@ impl Default for RawConfig {
             keyspaces: Vec::new(),
             kubernetes: None,
             limits: RawLimits::default(),
+            locks: RawLocks::default(),
         }
+    }
+}
+
+impl Default for RawLocks {
+    fn default() -> Self {
+        Self {
+            lease: "30s".into(),
+            timeout: "5s".into(),
+            renew_at_percent: 33,
+            deadlock_check: "1s".into(),
+            limits: RawLockLimits::default(),
+        }
+    }
+}
+
+impl Default for RawLockLimits {
+    fn default() -> Self {
+        Self { max_held: 10_000, max_waiters: 10_000 }
+    }
+}
+
+impl RawLocks {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

@@ -117,10 +117,10 @@ fn all_faults_come_at_once_with_their_paths() {
 
 #[test]
 fn unknown_fields_are_harmless_only_in_the_operators_file() {
-    let fields = "l2: {policy: Adaptive}\nlocks: {lease: 30s}\nl3: {redis: {endpoints: [\"r:1\"], ring: 1}}\n";
+    let fields = "l2: {policy: Adaptive}\nrollout: {policy: OnDelete}\nl3: {redis: {endpoints: [\"r:1\"], ring: 1}}\n";
     assert_eq!(faults(fields).len(), 3);
     let parsed = parse(&format!("configGeneration: 3\n{fields}")).unwrap();
-    assert_eq!(parsed.ignored, ["l2.policy", "locks", "l3.redis.ring"]);
+    assert_eq!(parsed.ignored, ["l2.policy", "rollout", "l3.redis.ring"]);
     assert_eq!(parsed.config.config_generation, 3);
     assert!(!parse("configGeneration: 3\nl2: {maxBytes: x}").unwrap_err().is_empty());
 }

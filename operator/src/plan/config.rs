@@ -5,7 +5,8 @@
 
 use caddy_contract::{
     ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
-    RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawListen, RawRedis, RawTiering, RawTls, RedisMode,
+    RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawListen, RawLockLimits, RawLocks, RawRedis,
+    RawTiering, RawTls, RedisMode,
 };
 use caddy_crds::{
     CacheCluster,
@@ -151,6 +152,16 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
         },
         keyspaces: spec.keyspaces.iter().map(raw_keyspace).collect(),
         kubernetes: Some(RawKubernetes { members, ..RawKubernetes::default() }),
+        locks: RawLocks {
+            lease: spec.locks.lease.0.clone(),
+            timeout: spec.locks.timeout.0.clone(),
+            renew_at_percent: spec.locks.renew_at_percent.unsigned_abs(),
+            deadlock_check: spec.locks.deadlock_check.0.clone(),
+            limits: RawLockLimits {
+                max_held: spec.locks.limits.max_held.unsigned_abs(),
+                max_waiters: spec.locks.limits.max_waiters.unsigned_abs(),
+            },
+        },
         ..RawConfig::default()
     }
 }

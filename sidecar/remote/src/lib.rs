@@ -13,6 +13,7 @@ mod files;
 mod handshake;
 mod l3;
 mod lane;
+pub mod locks;
 pub mod stores;
 mod stream;
 mod target;

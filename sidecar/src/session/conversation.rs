@@ -16,6 +16,7 @@ use super::{
     args::Args,
     client::Client,
     gather::{self, Gathering},
+    locking::Locking,
     pinned::{self, Pinned, QueuedSelect},
     replies::Replies,
     routing::{self, Home},
@@ -57,6 +58,8 @@ pub(crate) enum Pending {
     Scanning { at: usize, next: Option<usize> },
     /// SELECT: the database before it, should it fail.
     Selecting(u32),
+    /// LOCK.*: nothing is taken before its answer. Whether it may wait for somebody else.
+    Locking { waits: bool },
     /// EXEC: the SELECTs that were queued.
     Executing(Vec<QueuedSelect>),
     /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
@@ -119,6 +122,8 @@ pub(crate) struct Conversation {
     /// Where the requests in `replies` are under way; meaningless while none is.
     pub(super) stream: Stream,
     pub(super) pinned: Option<Pinned>,
+    /// There since the first LOCK command.
+    pub(super) locking: Option<Box<Locking>>,
     /// The moment of the present batch, read after the batch was.
     pub(super) now: Moment,
     /// A request had to change its stream, or its node, while others were under way: until all are answered nothing else
@@ -141,6 +146,7 @@ impl Conversation {
             out: Vec::new(),
             stream: Stream::Pinned,
             pinned: None,
+            locking: None,
             now: Moment::ZERO,
             mixed: false,
             map_version: 0,
@@ -161,6 +167,9 @@ impl Conversation {
                 return Flow::Hold;
             }
             self.mixed = false;
+        }
+        if matches!(self.replies.last_pending(), Some(Pending::Locking { .. })) {
+            return Flow::Hold;
         }
         let mut row = commands::lookup_request(args.len(), |index| args.get(index));
         if row.is_open()
@@ -183,6 +192,7 @@ impl Conversation {
             Class::FillFields if !self.worker.shared.status.fields_expire() => self.read(row, args),
             Class::Derived => self.derived(row, args),
             Class::Local | Class::Session => self.own_command(row, args),
+            Class::Lock => self.lock_command(row, args),
             Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
             Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
             Class::Refused(hint) => self.refuse(args, hint),
@@ -326,6 +336,7 @@ impl Conversation {
             Delivery::Bypass { place } => self.bypass(place),
             Delivery::Redirected(redirected) => self.redirected(*redirected),
             Delivery::Push(bytes) => self.pushed(&bytes),
+            Delivery::LocksLost => self.locks_lost(),
             Delivery::PinnedLost(reason) => self.pinned_lost(&reason),
         }
     }

@@ -151,6 +151,7 @@ impl Conversation {
     /// RESET: everything the session set is gone, its own connection too.
     pub(super) fn reset(&mut self) {
         self.pinned = None;
+        self.locking = None;
         self.client.reset();
         self.reply(|out| encode::simple(out, "RESET"));
     }

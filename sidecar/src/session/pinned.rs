@@ -271,6 +271,7 @@ impl Conversation {
         }
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Local | Class::Session => self.own_command(row, args),
+            Class::Lock => self.lock_command(row, args),
             Class::Pinned(Pin::Blocking) => self.send(row, args, Pending::Blocking),
             _ => self.send(row, args, Pending::Relayed),
         }

@@ -98,10 +98,14 @@ impl<K: LockKey> DeadlockDetector<K> {
         found
     }
 
+    /// Every wait in one reading: behind holders first, then behind earlier waiters.
+    pub fn waits(locks: &[LockStatus<K>]) -> Vec<Wait<K>> {
+        locks.iter().flat_map(behind_holders).chain(locks.iter().flat_map(behind_waiters)).collect()
+    }
+
     /// Those of the cycles that another, later reading shows as well.
     pub fn confirm(found: Vec<Deadlock<K>>, locks: &[LockStatus<K>]) -> Vec<Deadlock<K>> {
-        let waits: Vec<Wait<K>> =
-            locks.iter().flat_map(|lock| behind_holders(lock).chain(behind_waiters(lock))).collect();
+        let waits = Self::waits(locks);
         let by_owner = by_owner(waits.iter());
         found.into_iter().filter(|deadlock| deadlock.is_in(&by_owner)).collect()
     }

@@ -12,6 +12,11 @@ const fn session(name: &'static str, arity: i8) -> Row {
     harmless(name, arity).session()
 }
 
+/// Locks are no keys of the app's.
+const fn lock(name: &'static str, arity: i8) -> Row {
+    harmless(name, arity).class(Class::Lock).since("caddy")
+}
+
 const fn pubsub(name: &'static str, arity: i8) -> Row {
     harmless(name, arity).pinned(Pin::PubSub)
 }
@@ -22,6 +27,12 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     harmless("echo", 2).class(Class::Local),
     read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
     harmless("cache.stats", -1).class(Class::Local).since("caddy"),
+    lock("lock.acquire", -2),
+    lock("lock.renew", -3),
+    lock("lock.release", -3),
+    lock("lock.info", 2),
+    lock("lock.list", -1),
+    lock("lock.graph", 1),
     // The app's connection
     session("auth", -2),
     session("hello", -1),

@@ -1,0 +1,244 @@
+//! Locks that live in Redis: the [`LockBackend`] whose state every sidecar of a domain shares.
+//!
+//! Each operation is one script, so that a lock is never half taken; the scripts read Redis's own clock. All keys of a
+//! domain's locks begin with `caddy:{<domain>}:lock` and lie in one slot, with the epoch that every script checks: no
+//! token is issued under an epoch that this connection has not confirmed (see [`epoch`]). A waiter is woken by a message
+//! on its client's channel; who missed it asks again within a second.
+//!
+//! An answer that is lost, or that came over another connection than the one whose epoch was confirmed, is an error: the
+//! client takes the acquisition back by its ticket.
+
+mod call;
+mod decode;
+mod epoch;
+mod scripts;
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use caddy_engine::locks::{
+    Answer, Ask, BackendError, Claim, FencingToken, LockBackend, LockListener, LockMode, LockStatus, Reply, Ticket,
+};
+use caddy_resp::{Protocol, Value};
+
+pub use self::call::LockLane;
+pub use self::epoch::EpochStatus;
+use self::{
+    call::Calls,
+    epoch::Epochs,
+    scripts::{Arguments, Keys, Script},
+};
+use crate::{Setup, Target, lane};
+
+/// Longest queue of one lock.
+const MAX_QUEUE: usize = 100_000;
+/// Holders and waiters of one lock that a status tells; as many as may wait.
+const MAX_SHOWN: usize = MAX_QUEUE;
+/// After which a waiter asks again, should its wake-up have been lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often an operation is repeated when it met a new epoch.
+const ATTEMPTS: usize = 3;
+
+/// See the module.
+pub struct RedisLocks {
+    calls: Calls,
+    epochs: Epochs,
+    keys: Keys,
+    client: Arc<str>,
+}
+
+impl RedisLocks {
+    /// Locks of `domain` for the client of this name (unique, without a dash), and the connections that its owner has to
+    /// poll. Nothing is sent before the first operation.
+    pub fn new(target: Arc<Target>, domain: &str, client: &str) -> (Arc<Self>, [LockLane; 2]) {
+        let keys = Keys::new(domain);
+        let (calls, handlers) = Calls::new(keys.channel(client));
+        let [commands, messages] = handlers;
+        let setup = Setup { protocol: Protocol::Resp3, database: 0, tracked: false, timed: true };
+        let (handle, command_lane) = lane(target.clone(), setup, commands);
+        // Messages come when they come: silence is no loss.
+        let (subscriber, message_lane) = lane(target, Setup { timed: false, ..setup }, messages);
+        let calls = calls.over(handle, subscriber);
+        let locks = Self { calls, epochs: Epochs::default(), keys, client: client.into() };
+        (Arc::new(locks), [LockLane(command_lane), LockLane(message_lane)])
+    }
+
+    /// What is known of the epoch, in words for people.
+    pub fn epoch(&self) -> EpochStatus {
+        self.epochs.status()
+    }
+
+    /// Names of locks that are held or waited for and match a Redis glob, at most `most`.
+    pub async fn names(&self, pattern: &[u8], most: usize) -> Result<Vec<Bytes>, BackendError> {
+        let mut names = Vec::new();
+        let mut cursor = b"0".to_vec();
+        loop {
+            let index = self.keys.names();
+            let args: [&[u8]; 7] = [b"ZSCAN", &index, &cursor, b"MATCH", pattern, b"COUNT", b"1000"];
+            let (_, replies) = self.calls.send(&[&args]).await?;
+            let (value, _) = Value::decode(&replies[0]).map_err(|_| decode::unexpected(&replies[0]))?;
+            let [next, page] = value.as_elements().unwrap_or_default() else {
+                return Err(decode::unexpected(&replies[0]));
+            };
+            let page = page.as_elements().unwrap_or_default().iter().step_by(2).filter_map(Value::as_bytes);
+            names.extend(page.map(Bytes::copy_from_slice));
+            cursor = next.as_bytes().unwrap_or(b"0").to_vec();
+            if cursor == b"0" || names.len() >= most {
+                names.truncate(most);
+                return Ok(names);
+            }
+        }
+    }
+
+    /// Runs a script under a confirmed epoch. An answer that came over a connection made since is refused.
+    async fn run(&self, script: Script, keys: &[Bytes], args: &Arguments) -> Result<(u64, Bytes), BackendError> {
+        for _ in 0..ATTEMPTS {
+            let confirmed = self.epochs.confirm(&self.calls, &self.keys).await?;
+            let epoch = confirmed.epoch.to_string();
+            let request = args.request(confirmed.sha(script), keys, &epoch);
+            let check = script == Script::Acquire && self.epochs.is_check_due();
+            let (link, mut replies) = if check {
+                self.calls.send_raw(epoch::with_check(&request), 2).await?
+            } else {
+                self.calls.send_raw(request.into(), 1).await?
+            };
+            let reply = replies.pop().unwrap_or_default();
+            if check && !self.epochs.is_same_server(&confirmed, &replies[0]) {
+                self.epochs.doubt(&confirmed);
+                return Err(BackendError("Redis changed its role or its data while it answered; ask again".into()));
+            }
+            if link != confirmed.link {
+                return Err(BackendError("the connection to Redis was replaced while it answered; ask again".into()));
+            }
+            if decode::needs_confirmation(&reply) {
+                self.epochs.doubt(&confirmed);
+                continue;
+            }
+            if let Some(message) = reply.strip_prefix(b"-") {
+                return Err(decode::refused(message));
+            }
+            return Ok((confirmed.epoch, reply));
+        }
+        Err(BackendError(
+            "the epoch of the locks keeps changing; see whether several Redis servers share an address".into(),
+        ))
+    }
+
+    async fn status_of(&self, name: &Bytes) -> Result<LockStatus<Bytes>, BackendError> {
+        let args = Arguments::default().with(MAX_SHOWN.to_string());
+        let (epoch, reply) = self.run(Script::Status, &self.keys.of(name), &args).await?;
+        decode::status(name, epoch, &reply)
+    }
+}
+
+fn micros(lease: Duration) -> String {
+    lease.as_micros().to_string()
+}
+
+impl LockBackend<Bytes> for RedisLocks {
+    fn attach(&self, listener: Weak<dyn LockListener>) {
+        self.epochs.attach(listener.clone());
+        self.calls.attach(listener);
+    }
+
+    fn acquire<'a>(&'a self, ask: &'a Ask<Bytes>) -> Reply<'a, Answer> {
+        Box::pin(async move {
+            if ask.waits {
+                self.calls.subscribe();
+            }
+            let args = Arguments::default()
+                .with(ask.owner.as_str())
+                .with(if ask.mode == LockMode::Shared { "s" } else { "x" })
+                .with(ask.ticket.to_string())
+                .with(micros(ask.lease))
+                .with(if ask.waits { "1" } else { "0" })
+                .with(MAX_QUEUE.to_string());
+            let (epoch, reply) = self.run(Script::Acquire, &self.keys.of(&ask.name), &args).await?;
+            decode::answer(epoch, &reply, LOOK_AGAIN, MAX_QUEUE)
+        })
+    }
+
+    fn cancel<'a>(&'a self, ask: &'a Ask<Bytes>) -> Reply<'a, ()> {
+        Box::pin(async move {
+            let args = Arguments::default().with(ask.owner.as_str()).with(ask.ticket.to_string());
+            self.run(Script::Cancel, &self.keys.of(&ask.name), &args).await.map(|_| ())
+        })
+    }
+
+    fn renew<'a>(&'a self, claims: &'a [Claim<Bytes>]) -> Reply<'a, Vec<bool>> {
+        Box::pin(async move {
+            let mut keys = vec![self.keys.epoch()];
+            let mut args = Arguments::default();
+            for claim in claims {
+                let [_, holders, ends, ..] = self.keys.of(&claim.name);
+                keys.extend([holders, ends]);
+                let counter = claim.token.counter().to_string();
+                args = args.with(claim.owner.as_str()).with(counter).with(micros(claim.lease));
+            }
+            let (epoch, reply) = self.run(Script::Renew, &keys, &args).await?;
+            let renewed = decode::flags(&reply)?;
+            let is_held = |(renewed, claim): (bool, &Claim<Bytes>)| renewed && claim.token.epoch() == epoch;
+            Ok(renewed.into_iter().zip(claims).map(is_held).collect())
+        })
+    }
+
+    fn release<'a>(&'a self, claim: &'a Claim<Bytes>) -> Reply<'a, bool> {
+        Box::pin(async move {
+            let args = Arguments::default().with(claim.owner.as_str()).with(claim.token.counter().to_string());
+            if self.epochs.confirm(&self.calls, &self.keys).await?.epoch != claim.token.epoch() {
+                return Ok(false);
+            }
+            let (_, reply) = self.run(Script::Release, &self.keys.of(&claim.name), &args).await?;
+            Ok(decode::flags(&reply)? == [true])
+        })
+    }
+
+    fn keep_waiting(&self) -> Reply<'_, ()> {
+        Box::pin(async move {
+            self.calls.subscribe();
+            let args = Arguments::without_epoch().with(&*self.client);
+            self.run(Script::Beat, &[self.keys.live()], &args).await.map(|_| ())
+        })
+    }
+
+    fn status<'a>(&'a self, name: &'a Bytes) -> Reply<'a, LockStatus<Bytes>> {
+        Box::pin(self.status_of(name))
+    }
+
+    fn contended(&self) -> Reply<'_, Vec<LockStatus<Bytes>>> {
+        Box::pin(async move {
+            let index = self.keys.contended();
+            let (_, replies) = self.calls.send(&[&[b"ZRANGE" as &[u8], &index, b"0", b"-1"]]).await?;
+            let mut locks = Vec::new();
+            for name in decode::texts(&replies[0])? {
+                locks.push(self.status_of(&name).await?);
+            }
+            Ok(locks)
+        })
+    }
+
+    fn take_duty(&self, lease: Duration) -> Reply<'_, bool> {
+        Box::pin(async move {
+            let args = Arguments::without_epoch().with(&*self.client).with(lease.as_millis().to_string());
+            let (_, reply) = self.run(Script::Duty, &[self.keys.duty()], &args).await?;
+            Ok(&*reply == b":1\r\n")
+        })
+    }
+
+    fn break_deadlock<'a>(&'a self, name: &'a Bytes, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool> {
+        Box::pin(async move {
+            let args = Arguments::default().with(ticket.to_string()).with(cycle);
+            let (_, reply) = self.run(Script::Expel, &self.keys.of(name), &args).await?;
+            Ok(decode::flags(&reply)? == [true])
+        })
+    }
+}
+
+/// The token with a script's counter.
+fn token(epoch: u64, counter: Option<&[u8]>) -> Option<FencingToken> {
+    let counter = std::str::from_utf8(counter?).ok()?.parse().ok()?;
+    Some(FencingToken::new(epoch, counter))
+}

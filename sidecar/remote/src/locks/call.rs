@@ -1,0 +1,208 @@
+//! The two connections: one for calls, each of which waits for its replies; one for messages, which come unasked.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use caddy_engine::locks::{BackendError, LockListener, Ticket};
+use caddy_resp::{Value, encode};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::{ConnectError, Handler, Lane, LaneHandle, Loss, Request, ServerInfo};
+
+/// A connection that whoever made the locks has to poll, as a future that ends with the locks.
+pub struct LockLane(pub(super) Lane<LockHandler>);
+
+impl Future for LockLane {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll(cx)
+    }
+}
+
+/// What both connections know.
+#[derive(Default)]
+struct Known {
+    /// Which connection for calls this is; another one may be to another server.
+    link: AtomicU64,
+    subscribed: AtomicBool,
+    listener: Mutex<Option<Weak<dyn LockListener>>>,
+}
+
+/// The sending ends.
+pub(super) struct Calls {
+    known: Arc<Known>,
+    lanes: Option<(LaneHandle<Call>, LaneHandle<Call>)>,
+    channel: Bytes,
+}
+
+/// Over which connection replies came, and they.
+pub(super) type Answered = (u64, Vec<Bytes>);
+
+/// One request under way.
+pub(super) struct Call {
+    replies: Vec<Bytes>,
+    done: Option<oneshot::Sender<Result<Answered, Loss>>>,
+}
+
+/// Which of the two connections a handler serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Calls,
+    Messages,
+}
+
+/// What is done with what a connection sees.
+pub(super) struct LockHandler {
+    known: Arc<Known>,
+    purpose: Purpose,
+}
+
+impl Calls {
+    /// Without connections yet, and the handlers to make them with.
+    pub(super) fn new(channel: Bytes) -> (Self, [LockHandler; 2]) {
+        let known = Arc::new(Known::default());
+        let handler = |purpose| LockHandler { known: known.clone(), purpose };
+        let handlers = [handler(Purpose::Calls), handler(Purpose::Messages)];
+        (Self { known, lanes: None, channel }, handlers)
+    }
+
+    pub(super) fn over(self, commands: LaneHandle<Call>, messages: LaneHandle<Call>) -> Self {
+        Self { lanes: Some((commands, messages)), ..self }
+    }
+
+    /// Which connection there is now.
+    pub(super) fn link(&self) -> u64 {
+        self.known.link.load(Ordering::Acquire)
+    }
+
+    pub(super) fn attach(&self, listener: Weak<dyn LockListener>) {
+        *self.known.listener.lock() = Some(listener);
+    }
+
+    /// Asks to be told of turns, unless that was done on the connection that there is.
+    pub(super) fn subscribe(&self) {
+        if !self.known.subscribed.swap(true, Ordering::AcqRel)
+            && let Some((_, messages)) = &self.lanes
+        {
+            let mut bytes = Vec::new();
+            encode::command(&mut bytes, [b"SUBSCRIBE" as &[u8], &self.channel]);
+            // Confirmed by a push, refused by an error that no request waits for: neither may be taken for a reply.
+            let tag = Call { replies: Vec::new(), done: None };
+            let _ = messages.submit(Request { bytes: bytes.into(), replies: 0, tag });
+        }
+    }
+
+    /// The replies to these commands, and over which connection they came.
+    pub(super) async fn send(&self, commands: &[&[&[u8]]]) -> Result<Answered, BackendError> {
+        let mut bytes = Vec::new();
+        for command in commands {
+            encode::command(&mut bytes, command.iter());
+        }
+        self.send_raw(bytes.into(), commands.len() as u16).await
+    }
+
+    /// As [`send`](Self::send), of commands that are encoded already.
+    pub(super) async fn send_raw(&self, bytes: Bytes, replies: u16) -> Result<Answered, BackendError> {
+        let ended = || BackendError("the sidecar is shutting down".into());
+        let (done, answer) = oneshot::channel();
+        let tag = Call { replies: Vec::with_capacity(usize::from(replies)), done: Some(done) };
+        let Some((commands, _)) = &self.lanes else { return Err(ended()) };
+        commands.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
+        match answer.await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(loss)) => Err(BackendError(loss.to_string().into())),
+            Err(_) => Err(ended()),
+        }
+    }
+}
+
+impl LockHandler {
+    fn tell(&self, tell: impl FnOnce(&dyn LockListener)) {
+        let listener = self.known.listener.lock().as_ref().and_then(Weak::upgrade);
+        if let Some(listener) = listener {
+            tell(&*listener);
+        }
+    }
+
+    /// `w<ticket>`: its turn may have come. `d<ticket> <cycle>`: it was taken out of its queue.
+    fn message(&self, message: &str) {
+        if let Some(ticket) = message.strip_prefix('w').and_then(Ticket::parse) {
+            self.tell(|listener| listener.wake(&ticket));
+        } else if let Some((ticket, cycle)) = message.strip_prefix('d').and_then(|rest| rest.split_once(' '))
+            && let Some(ticket) = Ticket::parse(ticket)
+        {
+            self.tell(|listener| listener.deadlocked(&ticket, cycle));
+        }
+    }
+}
+
+impl Handler for LockHandler {
+    type Tag = Call;
+
+    fn reply(&mut self, tag: &mut Call, _: u16, frame: Bytes) {
+        tag.replies.push(frame);
+    }
+
+    fn finish(&mut self, tag: Call, outcome: Result<(), Loss>) {
+        let Call { replies, done } = tag;
+        if outcome.is_err() && self.purpose == Purpose::Messages {
+            self.known.subscribed.store(false, Ordering::Release);
+        }
+        if let Some(done) = done {
+            let link = self.known.link.load(Ordering::Acquire);
+            // Whoever asked may be gone; it takes back what it asked for.
+            let _ = done.send(outcome.map(|()| (link, replies)));
+        }
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        let Ok((value, _)) = Value::decode(&frame) else { return };
+        match value.as_elements() {
+            Some([kind, _, message]) if kind.as_bytes() == Some(b"message") => {
+                if let Some(message) = message.as_bytes().and_then(|bytes| std::str::from_utf8(bytes).ok()) {
+                    self.message(message);
+                }
+            }
+            Some(_) => {}
+            None => {
+                let error = String::from_utf8_lossy(&frame);
+                self.known.subscribed.store(false, Ordering::Release);
+                tracing::warn!(
+                    error = error.trim_end(),
+                    "Redis refuses the channel that wakes waiters for locks: they poll"
+                );
+            }
+        }
+    }
+
+    fn connected(&mut self, _: Option<&ServerInfo>) {
+        if self.purpose == Purpose::Calls {
+            self.known.link.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn lost(&mut self, _: &str) {
+        match self.purpose {
+            Purpose::Calls => {
+                self.known.link.fetch_add(1, Ordering::AcqRel);
+            }
+            Purpose::Messages => self.known.subscribed.store(false, Ordering::Release),
+        }
+    }
+
+    fn refused(&mut self, _: &Arc<ConnectError>) {
+        if self.purpose == Purpose::Messages {
+            self.known.subscribed.store(false, Ordering::Release);
+        }
+    }
+}

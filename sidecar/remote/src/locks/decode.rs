@@ -1,0 +1,118 @@
+//! What the scripts answered.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use caddy_engine::locks::{Answer, BackendError, HolderStatus, LockMode, LockStatus, Owner, Ticket, WaiterStatus};
+use caddy_resp::Value;
+
+use super::token;
+
+/// Something that no script of ours says.
+pub(super) fn unexpected(reply: &[u8]) -> BackendError {
+    let shown = String::from_utf8_lossy(&reply[..reply.len().min(120)]).into_owned();
+    BackendError(format!("Redis answered a lock script with {shown:?}").into())
+}
+
+/// An error of the server's, as told to an app.
+pub(super) fn refused(message: &[u8]) -> BackendError {
+    let message = String::from_utf8_lossy(message);
+    BackendError(format!("Redis refused a lock script: {}", message.trim_end()).into())
+}
+
+/// Whether the reply says that the epoch, or the server's scripts, are not what they were.
+pub(super) fn needs_confirmation(reply: &[u8]) -> bool {
+    reply.starts_with(b"*1\r\n$5\r\nepoch\r\n") || reply.starts_with(b"-NOSCRIPT") || reply.starts_with(b"-READONLY")
+}
+
+fn elements(reply: &[u8]) -> Result<Vec<Value<'_>>, BackendError> {
+    match Value::decode(reply) {
+        Ok((Value::Array(elements), _)) => Ok(elements),
+        Ok((Value::Error(message), _)) => Err(refused(message)),
+        _ => Err(unexpected(reply)),
+    }
+}
+
+pub(super) fn text(reply: &[u8]) -> Result<String, BackendError> {
+    let (value, _) = Value::decode(reply).map_err(|_| unexpected(reply))?;
+    if let Some(message) = value.as_error() {
+        return Err(refused(message));
+    }
+    let text = value.as_bytes().ok_or_else(|| unexpected(reply))?;
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+pub(super) fn texts(reply: &[u8]) -> Result<Vec<Bytes>, BackendError> {
+    Ok(elements(reply)?.iter().filter_map(Value::as_bytes).map(Bytes::copy_from_slice).collect())
+}
+
+pub(super) fn flags(reply: &[u8]) -> Result<Vec<bool>, BackendError> {
+    Ok(elements(reply)?.iter().map(|flag| flag.as_integer() == Some(1)).collect())
+}
+
+fn number(value: &Value<'_>) -> Option<u64> {
+    // A lease that ended while the script ran counts as nothing left.
+    let text = std::str::from_utf8(value.as_bytes()?).ok()?;
+    text.parse::<i64>().ok().map(|number| u64::try_from(number).unwrap_or(0))
+}
+
+/// Number and whether it is new.
+pub(super) fn epoch(reply: &[u8]) -> Result<(u64, bool), BackendError> {
+    match elements(reply)?.as_slice() {
+        [epoch, is_new] => {
+            let epoch = number(epoch).ok_or_else(|| unexpected(reply))?;
+            Ok((epoch, is_new.as_integer() == Some(1)))
+        }
+        _ => Err(unexpected(reply)),
+    }
+}
+
+pub(super) fn answer(epoch: u64, reply: &[u8], look_again: Duration, longest: usize) -> Result<Answer, BackendError> {
+    let elements = elements(reply)?;
+    let argument = elements.get(1).and_then(Value::as_bytes);
+    let counter = || token(epoch, argument).ok_or_else(|| unexpected(reply));
+    match elements.first().and_then(Value::as_bytes) {
+        Some(b"granted") => Ok(Answer::Granted(counter()?)),
+        Some(b"upgrade") => Ok(Answer::Upgrade(counter()?)),
+        Some(b"busy") => Ok(Answer::NotFree),
+        Some(b"full") => Ok(Answer::QueueFull(longest)),
+        Some(b"queued") => {
+            let ends = elements.get(1).and_then(number).map_or(look_again, Duration::from_micros);
+            // Just behind the end of the lease, and not in a hurry if somebody else comes first.
+            Ok(Answer::Queued((ends + Duration::from_millis(5)).min(look_again)))
+        }
+        _ => Err(unexpected(reply)),
+    }
+}
+
+fn mode(value: &Value<'_>) -> LockMode {
+    if value.as_bytes() == Some(b"s") { LockMode::Shared } else { LockMode::Exclusive }
+}
+
+fn owner(value: &Value<'_>) -> Option<Owner> {
+    Some(Owner::new(String::from_utf8_lossy(value.as_bytes()?)))
+}
+
+pub(super) fn status(name: &Bytes, epoch: u64, reply: &[u8]) -> Result<LockStatus<Bytes>, BackendError> {
+    let parts = elements(reply)?;
+    let list = |index: usize| parts.get(index).and_then(Value::as_elements).unwrap_or_default().chunks_exact(4);
+    let holder = |fields: &[Value<'_>]| {
+        Some(HolderStatus {
+            owner: owner(&fields[0])?,
+            mode: mode(&fields[1]),
+            token: token(epoch, fields[2].as_bytes())?,
+            remaining: Duration::from_micros(number(&fields[3])?),
+        })
+    };
+    let waiter = |fields: &[Value<'_>]| {
+        Some(WaiterStatus {
+            ticket: Ticket::parse(&String::from_utf8_lossy(fields[0].as_bytes()?))?,
+            arrival: number(&fields[1])?,
+            mode: mode(&fields[2]),
+            owner: owner(&fields[3])?,
+        })
+    };
+    let holders = list(1).filter_map(holder).collect();
+    let waiters = list(2).filter_map(waiter).collect();
+    Ok(LockStatus { name: name.clone(), holders, waiters })
+}
