@@ -20,7 +20,7 @@ use super::{
 use crate::{
     commands::Row,
     locks::{LockSession, Locks, LostLock},
-    mailbox::Mailbox,
+    mailbox::{Place, ReplyTo},
     shared::{L3, Shared},
 };
 
@@ -126,8 +126,10 @@ impl Conversation {
             shared,
             wanted: wanted.owned(locking),
             protocol: self.client.protocol,
-            to: self.mailbox.clone(),
-            seq: self.replies.expect(Pending::Locking { waits }),
+            to: ReplyTo {
+                mailbox: self.mailbox.clone(),
+                place: Place { seq: self.replies.expect(Pending::Locking { waits }), part: 0 },
+            },
         };
         self.worker.supervisor.spawn_local("lock command", request.answer());
         Flow::Done
@@ -312,8 +314,7 @@ struct Request {
     shared: Arc<Shared>,
     wanted: Task,
     protocol: Protocol,
-    to: Arc<Mailbox>,
-    seq: u64,
+    to: ReplyTo,
 }
 
 impl Request {
@@ -322,7 +323,7 @@ impl Request {
         if let Err((error, name)) = self.run(&mut out).await {
             encode::error(&mut out, error_text(&error, name));
         }
-        self.to.reply(self.seq, out);
+        self.to.reply(out);
     }
 
     async fn run(&self, out: &mut Vec<u8>) -> Result<(), (LockError, &[u8])> {
