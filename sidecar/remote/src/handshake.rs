@@ -229,7 +229,7 @@ async fn establish(target: &Target, setup: Setup) -> Result<Link, ConnectError> 
 async fn log_in(target: &Target, setup: Setup, answers: Option<&Answers>) -> Result<Link, ConnectError> {
     let endpoint = || target.endpoint.to_string();
     let mut stream = Stream::connect(&target.endpoint, target.tls.as_deref()).await?;
-    let broken = |error: Unreadable| unanswered(target, error);
+    let broken = |error: Unreadable| unanswered(target, &error);
 
     let (request, steps) = requests(setup, answers);
     let sent = stream.write_all(&request).await;
@@ -287,10 +287,10 @@ pub(crate) enum Unreadable {
 }
 
 /// What became of a handshake to which no answer came.
-fn unanswered(target: &Target, error: Unreadable) -> ConnectError {
+fn unanswered(target: &Target, error: &Unreadable) -> ConnectError {
     let endpoint = target.endpoint.to_string();
     // In TLS 1.3 a server judges our certificate after its side of the handshake is done.
-    if let (Some(tls), Unreadable::Io(error)) = (&target.tls, &error)
+    if let (Some(tls), Unreadable::Io(error)) = (&target.tls, error)
         && let Some(source) = tls.explain_late(error)
     {
         return ConnectError::Tls { endpoint, source };

@@ -226,7 +226,7 @@ impl Story<'_> {
         };
         let (first, _) = eventually("one does them, and both know", PATIENCE, one_says_so)?;
         self.0.delete("pod", &first.name)?;
-        let (_, taken) = eventually("they were handed over", PATIENCE, || {
+        let ((), taken) = eventually("they were handed over", PATIENCE, || {
             let holder = holder(&self.0.get(["lease", &duties])?);
             ensure!(!holder.is_empty() && !holder.starts_with(&first.name), "the holder is \"{holder}\"");
             Ok(())
@@ -234,7 +234,7 @@ impl Story<'_> {
         note(format!("handed over after {taken:.1?}"));
         let (second, _) = eventually("both know of the second", PATIENCE, one_says_so)?;
         self.0.kubectl(["delete", "pod", &second.name, "--grace-period=0", "--force"])?;
-        let (_, taken) = eventually("they were taken over", PATIENCE, || {
+        let ((), taken) = eventually("they were taken over", PATIENCE, || {
             let holder = holder(&self.0.get(["lease", &duties])?);
             ensure!(!holder.is_empty() && !holder.starts_with(&second.name), "the holder is \"{holder}\"");
             Ok(())
