@@ -124,7 +124,8 @@ fn mutations(place: &Place, log: &mut Log) -> Result<Outcome> {
 
 /// Random runs, one after the other with new seeds, for `CADDY_SOAK_SECONDS` each.
 fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
-    let mut command = cargo(place, &["test", "--workspace", "--test", "coherence", "--test", "differential"]);
+    let mut command =
+        cargo(place, &["test", "--workspace", "--test", "coherence", "--test", "differential", "--test", "fuzz"]);
     with_parts(&mut command, place);
     let seconds = std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned());
     command.env("CADDY_SOAK_SECONDS", seconds);
