@@ -2,6 +2,7 @@
 
 mod clients;
 mod configuration;
+mod coordination;
 mod keyspaces;
 mod lifecycle;
 mod modules;
