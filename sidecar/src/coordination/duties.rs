@@ -9,7 +9,7 @@ use caddy_lease::{LeaseApi, Machine, Record, Reply, Tenure, Terms, drive, patch,
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Member, Place, client::ApiClient};
+use super::{Member, Place, client::ApiClient, random_part};
 
 /// How long others wait after the holder's last sign of life.
 const DURATION: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ pub(super) async fn take_part(
     let pace = question(lease.member.members());
     tokio::select! {
         () = leaving.cancelled() => return,
-        () = tokio::time::sleep(pace.mul_f64((seed % 1000) as f64 / 1000.0)) => {}
+        () = tokio::time::sleep(random_part(pace * 6 / 5)) => {}
     }
     let machine = Machine::new(Terms::new(identity, DURATION, pace), seed);
     let told = tell(&tenure);
