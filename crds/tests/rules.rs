@@ -73,6 +73,9 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
         ("maxStaleness", object("n", &json!({"l3": l3, "consistency": {"maxStaleness": "5ms"}}))),
         ("demoteAfterIdle", object("n", &json!({"l3": l3, "tiering": {"demoteAfterIdle": "25h"}}))),
         ("maintenanceInterval", object("n", &json!({"l3": l3, "tiering": {"maintenanceInterval": "1ms"}}))),
+        ("lease must be", object("n", &json!({"l3": l3, "locks": {"lease": "99ms"}}))),
+        ("timeout must be", object("n", &json!({"l3": l3, "locks": {"timeout": "25h"}}))),
+        ("deadlockCheck must be", object("n", &json!({"l3": l3, "locks": {"deadlockCheck": "1ms"}}))),
         (
             "names of keyspaces",
             object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a"}, {"name": "a", "match": "b"}]})),
@@ -113,6 +116,7 @@ proptest! {
             "listen": {"tcpPort": port},
             "consistency": {"maxStaleness": times[0]},
             "tiering": {"demoteAfterIdle": times[1], "maintenanceInterval": times[2]},
+            "locks": {"lease": times[0], "timeout": times[1], "deadlockCheck": times[2]},
             "keyspaces": names.iter().map(|name| match times[0] {
                 "0s" => json!({"name": name, "match": "*"}),
                 _ => json!({"name": name, "match": "*", "ttl": times[1], "negativeTtl": times[2]}),

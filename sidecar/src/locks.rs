@@ -8,7 +8,10 @@ use std::{
     collections::{HashMap, HashSet},
     fmt::Write as _,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,7 +45,13 @@ pub(crate) struct Locks {
     /// Begins the name of every connection as an owner.
     prefix: String,
     lanes: Mutex<Option<[LockLane; 2]>>,
+    started: AtomicBool,
+    /// Why there are none.
+    refusal: Option<&'static str>,
 }
+
+const NOT_OVER_A_CLUSTER: &str =
+    "LOCK commands need l3.redis.mode Standalone: locks over a Redis Cluster are not built yet";
 
 enum Backend {
     Embedded(Arc<InProcess<Bytes>>),
@@ -110,18 +119,18 @@ impl Locks {
         let sessions = Arc::new(Sessions::default());
         client.watch(sessions.clone());
         let prefix = format!("conn:{host}/{id}:");
-        Self { client, backend, sessions, prefix, lanes: Mutex::new(lanes) }
+        let is_redis = matches!(config.l3, caddy_contract::L3::Redis(_));
+        let refusal = (is_redis && lanes.is_none()).then_some(NOT_OVER_A_CLUSTER);
+        Self { client, backend, sessions, prefix, lanes: Mutex::new(lanes), started: AtomicBool::new(false), refusal }
     }
 
     /// Runs what keeps the locks, once, on the thread that calls first.
     pub(crate) fn start(&self, supervisor: &Supervisor) {
-        match (&self.backend, self.lanes.lock().take()) {
-            (Backend::Redis(_), None) => return,
-            (_, lanes) => {
-                for lane in lanes.into_iter().flatten() {
-                    supervisor.spawn_vital("lock connection", lane);
-                }
-            }
+        if self.started.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        for lane in self.lanes.lock().take().into_iter().flatten() {
+            supervisor.spawn_vital("lock connection", lane);
         }
         let client = self.client.clone();
         supervisor.spawn_vital("locks", async move { client.run().await });
@@ -129,6 +138,11 @@ impl Locks {
 
     pub(crate) fn reconfigure(&self, config: &Config) {
         self.client.reconfigure(lock_config(config));
+    }
+
+    /// Why there are no locks here; `None`: there are.
+    pub(crate) fn refusal(&self) -> Option<&'static str> {
+        self.refusal
     }
 
     /// Whether the locks live in this process.
@@ -151,6 +165,7 @@ impl Locks {
     pub(crate) fn info(&self) -> String {
         let (stats, epoch) = (self.stats(), self.epoch());
         let durability = match &self.backend {
+            _ if self.refusal.is_some() => "none: over a Redis Cluster LOCK commands are refused",
             Backend::Embedded(_) => "none: locks and tokens live in this process, each pod has its own",
             Backend::Redis(_) if epoch.epoch == 0 => "unknown: no lock was asked for yet",
             Backend::Redis(_) if epoch.has_server_ids => "as durable as L3, whose loss of data is noticed",

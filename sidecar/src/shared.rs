@@ -98,7 +98,6 @@ impl Shared {
             &config,
             match &l3 {
                 L3::Embedded(_) => None,
-                // Over a cluster nothing is asked of them: see `Conversation::lock_command`.
                 L3::Redis(redis) => redis.only().map(|node| node.target.clone()),
             },
         );

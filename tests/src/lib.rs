@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod cluster_scenarios;
 pub mod e2e;
 pub mod history;
+pub mod lock_history;
 pub mod origin;
 pub mod postgres;
 pub mod proxy;

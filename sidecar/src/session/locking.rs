@@ -21,7 +21,7 @@ use crate::{
     commands::Row,
     locks::{LockSession, Locks, LostLock},
     mailbox::{Place, ReplyTo},
-    shared::{L3, Shared},
+    shared::Shared,
 };
 
 /// Longest name of a lock, bytes.
@@ -90,12 +90,8 @@ impl Conversation {
             return Flow::Hold;
         }
         let shared = self.worker.shared.clone();
-        if let L3::Redis(redis) = &shared.l3
-            && redis.only().is_none()
-        {
-            self.reply_error(
-                "ERR LOCK commands need l3.redis.mode Standalone: locks over a Redis Cluster are not built yet",
-            );
+        if let Some(refusal) = shared.locks.refusal() {
+            self.reply_error(&format!("ERR {refusal}"));
             return Flow::Done;
         }
         let wanted = match wanted(row.name, args, shared.locks.is_embedded()) {

@@ -5,6 +5,7 @@
 
 mod commands;
 mod epochs;
+mod histories;
 mod scripts;
 
 use caddy_resp::Value;
@@ -47,7 +48,7 @@ pub(crate) fn granted(reply: &str) -> Option<String> {
     Some(token.to_owned())
 }
 
-fn show(value: &Value<'_>) -> String {
+pub(crate) fn show(value: &Value<'_>) -> String {
     if let Some(error) = value.as_error() {
         return format!("-{}", String::from_utf8_lossy(error));
     }

@@ -53,7 +53,7 @@ pub(crate) fn measure(servers: &Servers) -> Result<String> {
 }
 
 /// Resident bytes.
-fn memory(pid: u32) -> Result<u64> {
+pub(crate) fn memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the memory of the sidecar")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>().context("VmRSS")? << 10)

@@ -11,6 +11,7 @@ mod delay;
 mod floor;
 mod footprint;
 mod load;
+mod locks;
 mod pushes;
 mod server;
 mod table;
@@ -33,7 +34,7 @@ pub(crate) struct Options {
     /// The core that all servers share; unpinned where there is only one.
     server_core: Option<String>,
     rounds: usize,
-    /// Only rows whose name contains this, and nothing behind the table.
+    /// Only rows whose name contains this, and nothing behind the table; `locks`: nothing but what locks cost.
     only: Option<String>,
 }
 
@@ -81,6 +82,10 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let servers = Servers::start(options)?;
+    if options.only.as_deref() == Some("locks") {
+        println!("{}", locks::measure(&servers, options.rounds)?);
+        return Ok(());
+    }
     let mut loads: Vec<Load<'_>> = servers.iter().map(Load::prepare).collect::<Result<_>>()?;
     let mut table = Table::new(servers.iter().map(|one| (one.name(), one.kind())).collect(), options.rounds);
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
@@ -95,6 +100,7 @@ fn run(options: &Options) -> Result<()> {
         drop(loads);
         println!("{}", pushes::measure(&servers, options.rounds)?);
         println!("{}", footprint::measure(&servers)?);
+        println!("{}", locks::measure(&servers, options.rounds)?);
         println!("{}", alternatives::measure(&servers, options.rounds)?);
     }
     Ok(())

@@ -1,0 +1,175 @@
+//! Apps at several sidecars take two locks while sidecars die, hang and are cut off, or while Redis loses its data. What
+//! they saw is checked: tokens grow, nobody holds what another believes to hold, everybody is answered in time, and in the
+//! end every lock can be had.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use caddy_engine::{BootClock, Clock, locks::FencingToken};
+use caddy_resp::Value;
+use caddy_tests::{
+    lock_history::{Hold, LockHistory, LockViolation, Refusal},
+    proxy::{BOTH, Class, Proxy},
+    random::Random,
+    redis::RedisServer,
+    sidecar::{Sidecar, SidecarOptions},
+    wire::Wire,
+};
+use parking_lot::Mutex;
+
+use crate::{Locker, show};
+
+/// Leases that end within a run.
+const LEASE: Duration = Duration::from_millis(900);
+const WAIT: Duration = Duration::from_millis(700);
+/// How late an answer may be on a busy machine. (A sidecar that hangs answers nobody; its apps' lateness is its own.)
+const SLACK: Duration = Duration::from_secs(10);
+const RUN: Duration = Duration::from_secs(6);
+
+/// Takes locks until told to end; connects anew when its connection ends.
+fn app(number: usize, socket: &Path, ends: &AtomicBool, history: &Mutex<LockHistory>) {
+    let mut random = Random::new(number as u64 + 1);
+    let mut wire: Option<Wire> = None;
+    while !ends.load(Ordering::SeqCst) {
+        let lock = format!("h{}", random.below(2));
+        let Some(connection) = &mut wire else {
+            thread::sleep(Duration::from_millis(10));
+            wire = Wire::connect(socket).ok();
+            continue;
+        };
+        let (lease, wait) = (LEASE.as_millis().to_string(), WAIT.as_millis().to_string());
+        let asked = BootClock.now();
+        let reply = connection.request(&["LOCK.ACQUIRE", &lock, "LEASE", &lease, "WAIT", &wait]);
+        let answered = BootClock.now();
+        let Ok(reply) = reply else {
+            wire = None;
+            continue;
+        };
+        let value = Value::decode(&reply).unwrap().0;
+        let Some([token, remaining]) = value.as_elements() else {
+            let text = show(&value);
+            assert!(["-LOCKTIMEOUT", "-NOTREADY", "-FENCED"].iter().any(|code| text.starts_with(code)), "{text}");
+            history.lock().refusals.push(Refusal { app: number, asked, answered, wait: WAIT });
+            continue;
+        };
+        let token: FencingToken = std::str::from_utf8(token.as_bytes().unwrap()).unwrap().parse().unwrap();
+        let told = Duration::from_millis(remaining.as_integer().unwrap().unsigned_abs());
+        thread::sleep(Duration::from_millis(random.below(60) as u64));
+        // What was told counts from when it was told at the latest: from the answer's arrival it is less.
+        let until = BootClock.now().min(asked + told);
+        history.lock().holds.push(Hold { app: number, lock: lock.clone(), asked, answered, token, until });
+        if connection.request(&["LOCK.RELEASE", &lock, &token.to_string()]).is_err() {
+            wire = None;
+        }
+    }
+}
+
+/// Runs apps at the sockets while `story` happens; what they saw.
+fn record(sockets: &[PathBuf], story: impl FnOnce(&Mutex<LockHistory>)) -> LockHistory {
+    let (ends, history) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(LockHistory::default())));
+    let apps: Vec<_> = (0..sockets.len() * 3)
+        .map(|number| {
+            let (socket, ends, history) = (sockets[number % sockets.len()].clone(), ends.clone(), history.clone());
+            thread::spawn(move || app(number, &socket, &ends, &history))
+        })
+        .collect();
+    story(&history);
+    ends.store(true, Ordering::SeqCst);
+    apps.into_iter().for_each(|app| app.join().unwrap());
+    Arc::try_unwrap(history).unwrap().into_inner()
+}
+
+fn sound(history: &LockHistory) {
+    let violations = history.violations(SLACK);
+    let told: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    assert!(told.is_empty(), "{} of {} holds:\n{}", told.len(), history.holds.len(), told.join("\n"));
+    assert!(history.holds.len() > 20, "too little happened: {}", history.holds.len());
+}
+
+/// Every lock can be had, by everybody.
+fn all_can_lock(sidecars: &[&Sidecar]) {
+    for sidecar in sidecars {
+        let mut locker = Locker::new(sidecar);
+        for lock in ["h0", "h1"] {
+            let token = locker.acquire(&format!("{lock} WAIT 20000"));
+            assert_eq!(locker.ask(&format!("LOCK.RELEASE {lock} {token}")), "0");
+        }
+    }
+}
+
+fn start(socket: &Path) -> Sidecar {
+    SidecarOptions::redis(socket).timeout(Duration::from_millis(500)).start().unwrap()
+}
+
+#[test]
+fn sidecars_that_die_hang_or_are_cut_off_leave_one_holder() {
+    let redis = RedisServer::start().unwrap();
+    let proxy = Proxy::start(redis.socket()).unwrap();
+    let (mut dying, hanging, cut) = (start(redis.socket()), start(redis.socket()), start(proxy.socket()));
+    let sockets = [&dying, &hanging, &cut].map(Sidecar::socket);
+    let history = record(&sockets, |_| {
+        for _ in 0..3 {
+            thread::sleep(RUN / 12);
+            dying.kill().unwrap();
+            thread::sleep(RUN / 12);
+            dying.restart().unwrap();
+            hanging.suspend().unwrap();
+            thread::sleep(LEASE + LEASE / 4);
+            hanging.resume().unwrap();
+            BOTH.into_iter().for_each(|direction| proxy.stall(Class::Relay, direction));
+            thread::sleep(LEASE + LEASE / 4);
+            proxy.heal();
+        }
+    });
+    sound(&history);
+    all_can_lock(&[&dying, &hanging, &cut]);
+}
+
+#[test]
+fn data_that_is_lost_or_removed_makes_tokens_grow_nevertheless() {
+    let mut redis = RedisServer::start().unwrap();
+    let (one, two) = (start(redis.socket()), start(redis.socket()));
+    let history = record(&[one.socket(), two.socket()], |history| {
+        let note = || history.lock().losses.push(BootClock.now());
+        for round in 0..6 {
+            thread::sleep(RUN / 8);
+            note();
+            match round % 3 {
+                0 => {
+                    let keys =
+                        ["h:h0", "z:h0", "q:h1", "h:h1"].map(|key| format!("caddy:{{default.local}}:lock:{key}"));
+                    keys.iter().for_each(|key| drop(redis.command(&["DEL", key]).unwrap()));
+                }
+                1 => drop(redis.command(&["FLUSHALL"]).unwrap()),
+                _ => redis.restart().unwrap(),
+            }
+            note();
+        }
+    });
+    sound(&history);
+    all_can_lock(&[&one, &two]);
+}
+
+/// The checker is no decoration: a lock that somebody removes behind its back is seen as two holders.
+#[test]
+fn a_removed_lock_that_nobody_wrote_down_is_caught() {
+    let redis = RedisServer::start().unwrap();
+    let (one, two) = (start(redis.socket()), start(redis.socket()));
+    let history = record(&[one.socket(), two.socket()], |_| {
+        for _ in 0..60 {
+            thread::sleep(RUN / 120);
+            let keys = ["h:h0", "h:h1"].map(|key| format!("caddy:{{default.local}}:lock:{key}"));
+            keys.iter().for_each(|key| drop(redis.command(&["DEL", key]).unwrap()));
+        }
+    });
+    let violations = history.violations(SLACK);
+    assert!(violations.iter().any(|found| matches!(found, LockViolation::TwoHolders(_))), "{violations:?}");
+    assert!(!violations.iter().any(|found| matches!(found, LockViolation::Token(_))), "{violations:?}");
+}
