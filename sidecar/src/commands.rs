@@ -6,15 +6,18 @@
 //! values and never talks to anybody. A name that it lacks is what the server says of it ([`Learned`]); one that neither
 //! knows is relayed behind a barrier, which is right for every command that runs on one connection and answers once.
 
+mod categories;
 mod keys;
 mod learned;
 mod lookup;
+mod permissions;
 mod specs;
 mod table;
 
 pub use keys::{KeyPositions, Positions};
 pub use learned::{Interner, Learned};
 pub use lookup::{lookup, lookup_request, rows};
+pub use permissions::{Permissions, categories_of};
 pub use specs::KeySpec;
 
 /// Who answers a command.

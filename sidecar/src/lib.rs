@@ -8,6 +8,7 @@
 //! The binary is all that is meant to be used; the library exists for its tests and for the command table.
 
 mod admin;
+mod auth;
 mod cache;
 mod cli;
 mod cluster;
@@ -25,6 +26,7 @@ mod nodes;
 mod ping;
 mod probe;
 mod reload;
+mod seldom;
 mod server;
 mod server_commands;
 mod session;

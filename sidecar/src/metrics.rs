@@ -35,6 +35,12 @@ pub(crate) struct Metrics {
     pub(crate) asked: Counter,
     /// Slot maps read.
     pub(crate) slot_map_reads: Counter,
+    /// Logins with a wrong name or password.
+    pub(crate) refused_logins: Counter,
+    /// Commands that `auth` does not allow, also those before a login.
+    pub(crate) denied_commands: Counter,
+    /// Sessions closed because the app sent nothing.
+    pub(crate) idle_closed: Counter,
 }
 
 /// The OpenMetrics text of this moment.
@@ -71,6 +77,9 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("kubernetes_reads", "Reads asked of the API server", &traffic.reads),
         ("kubernetes_writes", "Writes asked of the API server", &traffic.writes),
         ("kubernetes_failures", "Those of both that were refused or got no answer", &traffic.failures),
+        ("refused_logins", "Logins with a wrong name or password", &own.refused_logins),
+        ("denied_commands", "Commands that auth does not allow, also those before a login", &own.denied_commands),
+        ("idle_closed", "Sessions closed because the app sent nothing for limits.idleTimeout", &own.idle_closed),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];
     for (name, help, counter) in counters {

@@ -166,6 +166,15 @@ async fn accept(listeners: &Listeners, shared: &Shared, workers: &[WorkerThread]
         };
         let Some(shown) = shared.enter(accepted.peer().to_owned()) else {
             shared.metrics.refused_connections.inc();
+            if let Some(before) = shared.refused_connections.due(shared.now()) {
+                let (peer, limit) = (accepted.peer(), shared.config().limits.max_connections);
+                tracing::warn!(
+                    peer,
+                    limit,
+                    before,
+                    "refused a connection (limits.maxConnections); more are counted only"
+                );
+            }
             accepted
                 .refuse(b"-ERR max number of clients reached; raise limits.maxConnections or close connections\r\n");
             continue;
@@ -242,6 +251,7 @@ async fn work(
         };
         let Some((accepted, shown)) = arrival else { return };
         let id = shown.id;
+        tracing::debug!(id, peer = shown.peer, "a session begins");
         match accepted.register() {
             Ok(stream) => supervisor.spawn_local("session", Session::new(worker.clone(), stream, shown)),
             Err(error) => {

@@ -11,6 +11,7 @@ pub(crate) mod args;
 pub(crate) mod client;
 mod conversation;
 mod gather;
+mod guard;
 mod inspect;
 pub(crate) mod locking;
 mod own;
@@ -34,7 +35,7 @@ use bytes::{Buf, BytesMut};
 use caddy_resp::{Limits, ProtocolError, RequestParser, encode};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
 use self::{
@@ -66,6 +67,8 @@ pub(crate) struct Session {
     at_end: bool,
     /// Runs while the app does not read.
     stuck: Option<Pin<Box<Sleep>>>,
+    /// Looked at while the app sends nothing, if there is a bound on that.
+    idle: Option<Box<Idle>>,
     /// Runs while the app has closed its end and its own connection to Redis owes it something.
     ending: Option<Pin<Box<Sleep>>>,
     bounds: Bounds,
@@ -77,6 +80,15 @@ struct Bounds {
     pipeline: usize,
     output: usize,
     patience: Duration,
+}
+
+/// How long an app has sent nothing.
+struct Idle {
+    timer: Pin<Box<Sleep>>,
+    /// How long it may.
+    time: Duration,
+    /// Nothing has happened since the timer was set.
+    runs: bool,
 }
 
 /// A session's place in the list, given back however it ends: a panic must not use up `limits.maxConnections`.
@@ -98,7 +110,8 @@ impl Future for Session {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         if let Err(error) = ready!(this.turn(cx)) {
-            tracing::debug!(id = this.conversation.client.shown().id, %error, "a session ended");
+            let shown = this.conversation.client.shown();
+            tracing::debug!(id = shown.id, peer = shown.peer, %error, "a session ended");
         }
         Poll::Ready(())
     }
@@ -124,6 +137,7 @@ impl Session {
             held: false,
             at_end: false,
             stuck: None,
+            idle: limits.idle_timeout.map(|time| Box::new(Idle { timer: Box::pin(sleep(time)), time, runs: false })),
             ending: None,
             bounds: Bounds {
                 pipeline: limits.max_pipeline,
@@ -154,7 +168,10 @@ impl Session {
             }
             if !progress {
                 self.poll_patience(cx)?;
-                return Poll::Pending;
+                return self.poll_idle(nothing_due, cx);
+            }
+            if let Some(idle) = &mut self.idle {
+                idle.runs = false;
             }
         }
     }
@@ -271,6 +288,7 @@ impl Session {
     fn answer(&mut self, input: &[u8]) -> usize {
         let mut at = 0;
         while at < input.len() && self.may_answer() {
+            self.parser.set_stage(self.conversation.stage());
             match self.parser.parse(&input[at..]) {
                 Ok(Some(0) | None) => break,
                 Ok(Some(length)) => {
@@ -329,6 +347,25 @@ impl Session {
         Ok(progress)
     }
 
+    /// An app that sends nothing for longer than it may is closed, as by Redis's `timeout`: not while it waits for an
+    /// answer, and not while it has state on a connection of its own.
+    fn poll_idle(&mut self, nothing_due: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(idle) = &mut self.idle else { return Poll::Pending };
+        if !idle.runs {
+            idle.runs = true;
+            idle.timer.as_mut().reset(Instant::now() + idle.time);
+        }
+        while idle.timer.as_mut().poll(cx).is_ready() {
+            if nothing_due && !self.conversation.is_pinned() {
+                self.worker.shared.metrics.idle_closed.inc();
+                let error = format!("the app sent nothing for {:?} (limits.idleTimeout)", idle.time);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, error)));
+            }
+            idle.timer.as_mut().reset(Instant::now() + idle.time);
+        }
+        Poll::Pending
+    }
+
     /// An app that does not read what it asked for is closed after a while; one that is sent more unasked (subscribers
     /// are) than it may leave unread, at once.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -340,6 +377,17 @@ impl Session {
         let flooded = unread.min(self.pushed) > self.bounds.output;
         if stuck.as_mut().poll(cx).is_ready() || flooded {
             self.worker.shared.metrics.slow_readers.inc();
+            let shared = &self.worker.shared;
+            if let Some(before) = shared.slow_readers.due(shared.now()) {
+                let peer = &self.conversation.client.shown().peer;
+                tracing::warn!(
+                    peer,
+                    unread,
+                    before,
+                    "closing a connection whose app does not read its replies (limits.outputBufferBytes, \
+                     limits.slowReaderTimeout); more of them are counted only"
+                );
+            }
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the app does not read its replies"));
         }
         Ok(())

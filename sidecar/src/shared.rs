@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
+    auth::Auth,
     cache::{Cached, TierKey, Waiter},
     coordination::Coordination,
     files, guards,
@@ -30,6 +31,7 @@ use crate::{
     locks::Locks,
     metrics::Metrics,
     nodes::RedisL3,
+    seldom::Seldom,
     server_commands::ServerCommands,
     session::client::Shown,
     status::Status,
@@ -58,6 +60,10 @@ pub(crate) struct Shared {
     pub(crate) started: Moment,
     sessions: Mutex<BTreeMap<u64, Arc<Shown>>>,
     next_session: AtomicU64,
+    pub(crate) auth: Auth,
+    refused_logins: Seldom,
+    pub(crate) slow_readers: Seldom,
+    pub(crate) refused_connections: Seldom,
     auth_noted: AtomicBool,
     /// How many apps there are files for.
     room: usize,
@@ -101,6 +107,7 @@ impl Shared {
                 L3::Redis(redis) => redis.only().map(|node| node.target.clone()),
             },
         );
+        let auth = Auth::new(&config.auth);
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
         let coordination = Coordination::new(&config);
@@ -122,6 +129,10 @@ impl Shared {
             started: BootClock.now(),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
+            auth,
+            refused_logins: Seldom::default(),
+            slow_readers: Seldom::default(),
+            refused_connections: Seldom::default(),
             auth_noted: AtomicBool::new(false),
             room,
         });
@@ -155,6 +166,9 @@ impl Shared {
         let alike = keyspaces::keep_alike(&self.config(), &config);
         self.keyspaces.store(Arc::new(Keyspaces::new(&config, &self.names)));
         self.locks.reconfigure(&config);
+        if self.config().auth != config.auth {
+            self.auth.reconfigure(&config.auth);
+        }
         self.config.store(Arc::new(config));
         if !alike {
             // Behind the new rules: a fill that looked at the old ones either is in and dies here, or has a token that does.
@@ -215,6 +229,18 @@ impl Shared {
         if !self.auth_noted.swap(true, Ordering::Relaxed) {
             tracing::info!(
                 "an app sent AUTH; any login is accepted on the socket, and L3 is used with the sidecar's own user"
+            );
+        }
+    }
+
+    /// A login was refused. Said now and then, so that a client which tries for ever does not fill the log.
+    pub(crate) fn note_refused_login(&self, peer: &str, user: &str) {
+        if let Some(before) = self.refused_logins.due(self.now()) {
+            tracing::warn!(
+                peer,
+                user,
+                before,
+                "refused a login: wrong name or password; more of them are counted only"
             );
         }
     }

@@ -54,6 +54,11 @@ impl Status {
         self.fields_expire.load(Ordering::Relaxed)
     }
 
+    /// Whether the server words its permission errors as Redis 7.2 and Valkey do; so until it has told its version.
+    pub(crate) fn has_recent_errors(&self) -> bool {
+        self.get().server.as_ref().is_none_or(|server| server.server == "valkey" || server.is_at_least(7, 2))
+    }
+
     pub(crate) fn tracked_up(&self, node: NodeId, server: Option<&ServerInfo>) {
         if let Some(server) = server {
             self.fields_expire.store(server.expires_fields(), Ordering::Relaxed);

@@ -222,7 +222,7 @@ impl Sidecar {
         for _ in 0..ATTEMPTS {
             self.admin = self.log().lines().find_map(admin_address);
             let pong = self.connect().and_then(|mut wire| wire.request(&["PING"]));
-            if self.admin.is_some() && pong.is_ok_and(|reply| reply == b"+PONG\r\n") {
+            if self.admin.is_some() && pong.is_ok_and(|reply| reply == b"+PONG\r\n" || reply.starts_with(b"-NOAUTH")) {
                 return Ok(());
             }
             if let Some(status) = self.exited()? {

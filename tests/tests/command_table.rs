@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use caddy_resp::Value;
-use caddy_sidecar::commands::{Class, Effect, Interner, Learned, Positions, Row, lookup_request, rows};
+use caddy_sidecar::commands::{Class, Effect, Interner, Learned, Positions, Row, categories_of, lookup_request, rows};
 use caddy_tests::{redis::RedisServer, wire::Wire};
 
 /// What `COMMAND` says of one command.
@@ -15,6 +15,7 @@ struct Spec {
     /// First key, last key, step.
     range: (i64, i64, i64),
     flags: Vec<String>,
+    categories: Vec<String>,
 }
 
 /// All commands of the server; subcommands as `container|name`.
@@ -31,9 +32,9 @@ fn collect(command: &Value<'_>, specs: &mut BTreeMap<String, Spec>) {
     let fields = command.as_elements().unwrap();
     let text = |value: &Value<'_>| String::from_utf8(value.as_bytes().unwrap().to_vec()).unwrap();
     let integer = |index: usize| fields[index].as_integer().unwrap();
-    let flags = fields[2].as_elements().unwrap().iter().map(text).collect();
+    let [flags, categories] = [2, 6].map(|index| fields[index].as_elements().unwrap().iter().map(text).collect());
     let range = (integer(3), integer(4), integer(5));
-    specs.insert(text(&fields[0]), Spec { arity: integer(1), range, flags });
+    specs.insert(text(&fields[0]), Spec { arity: integer(1), range, flags, categories });
     for subcommand in fields[9].as_elements().unwrap() {
         collect(subcommand, specs);
     }
@@ -90,6 +91,32 @@ fn arity_and_flags_agree_with_the_server() {
         let blocking = has("blocking") && !matches!(row.class, Class::Pinned(_) | Class::PinnedIfBlocking);
         if blocking {
             faults.push(format!("{name}: may block, but is not pinned"));
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn categories_agree_with_the_server() {
+    let server = RedisServer::start().unwrap();
+    let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
+    let reply = server.command(&["ACL", "CAT"]).unwrap();
+    let (known, _) = Value::decode(&reply).unwrap();
+    for category in known.as_elements().unwrap() {
+        let category = std::str::from_utf8(category.as_bytes().unwrap()).unwrap();
+        assert!(caddy_contract::CATEGORIES.contains(&category), "no rule can name {category}");
+    }
+    let mut faults = Vec::new();
+    for (name, row) in table() {
+        let Some(spec) = specs.get(&name) else { continue };
+        let ours: BTreeSet<&str> = categories_of(&name, row).into_iter().collect();
+        let mut theirs: BTreeSet<&str> = spec.categories.iter().filter_map(|name| name.strip_prefix('@')).collect();
+        // Later versions call it so, too.
+        if name == "wait" {
+            theirs.insert("blocking");
+        }
+        if ours != theirs {
+            faults.push(format!("{name}: {ours:?} here, {theirs:?} there"));
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");

@@ -1,7 +1,7 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
 use crate::{
-    ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace, RawL3,
+    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace, RawL3,
     RawRedis, RawTls, RedisMode, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
@@ -14,6 +14,8 @@ const L2_MIN: ByteSize = ByteSize::mebi(1);
 pub const LEASE_MIN_MILLIS: u64 = 100;
 /// Least frame: room for any command with a key and small arguments.
 const FRAME_MIN: ByteSize = ByteSize::new(16 << 10);
+/// Largest frame: positions within one are kept in 32 bits.
+const FRAME_MAX: ByteSize = ByteSize::mebi(4095);
 
 /// The whole configuration of a sidecar.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub kubernetes: Option<Kubernetes>,
     /// Bounds on everything that a client controls.
     pub limits: Limits,
+    /// Who may use the socket.
+    pub auth: Auth,
     /// Locks between the pods.
     pub locks: Locks,
 }
@@ -232,6 +236,8 @@ pub struct Limits {
     pub output_buffer_bytes: ByteSize,
     /// Time a reader may make no progress with a full buffer.
     pub slow_reader_timeout: Duration,
+    /// Time after which a connection that sends nothing is closed.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Default for Config {
@@ -335,6 +341,8 @@ impl RawConfig {
                     FRAME_MIN,
                 ),
                 slow_reader_timeout: read.time("limits.slowReaderTimeout", &self.limits.slow_reader_timeout, 100),
+                idle_timeout: (!self.limits.idle_timeout.is_empty())
+                    .then(|| read.time("limits.idleTimeout", &self.limits.idle_timeout, 100)),
             },
             locks: Locks {
                 lease: read.time("locks.lease", &self.locks.lease, LEASE_MIN_MILLIS),
@@ -345,7 +353,13 @@ impl RawConfig {
                 max_waiters: read.within("locks.limits.maxWaiters", self.locks.limits.max_waiters, 1, 1_000_000)
                     as usize,
             },
+            auth: self.auth.parse(&mut read.faults),
         };
+        read.check(
+            config.limits.max_frame_bytes <= FRAME_MAX,
+            "limits.maxFrameBytes",
+            format!("{} is too large; write at most {FRAME_MAX}", self.limits.max_frame_bytes),
+        );
         read.faults.or(config)
     }
 }

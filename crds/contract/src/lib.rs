@@ -17,6 +17,7 @@
 //! assert!(faults.to_string().contains(r#"l2.maxBytes: "64Mx" is not a size; write e.g. 64Mi"#));
 //! ```
 
+mod auth;
 mod config;
 pub mod coordination;
 mod fault;
@@ -24,6 +25,7 @@ mod quantity;
 mod raw;
 mod read;
 
+pub use auth::{Auth, CATEGORIES, CommandRule, Commands, RawAuth, RawUser, User};
 pub use config::{
     Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, LEASE_MIN_MILLIS, Limits, Listen,
     Locks, Redis, Tiering, Tls,

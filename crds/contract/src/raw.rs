@@ -1,5 +1,6 @@
 //! The file's shape, field by field, with the defaults. Quantities are still text; nothing is judged here.
 
+use crate::RawAuth;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::fmt;
 
@@ -39,6 +40,9 @@ pub struct RawConfig {
     /// Locks between the pods.
     #[serde(skip_serializing_if = "RawLocks::is_default")]
     pub locks: RawLocks,
+    /// Who may use the socket.
+    #[serde(skip_serializing_if = "RawAuth::is_default")]
+    pub auth: RawAuth,
 }
 
 /// Whose sidecar this is.
@@ -275,6 +279,8 @@ pub struct RawLimits {
     pub output_buffer_bytes: String,
     /// Time a reader may make no progress with a full buffer before it is disconnected.
     pub slow_reader_timeout: String,
+    /// Time after which a connection that sends nothing is closed; empty means never.
+    pub idle_timeout: String,
 }
 
 /// Locks between the pods.
@@ -323,6 +329,7 @@ impl Default for RawConfig {
             kubernetes: None,
             limits: RawLimits::default(),
             locks: RawLocks::default(),
+            auth: RawAuth::default(),
         }
     }
 }
@@ -428,6 +435,7 @@ impl Default for RawLimits {
             max_pipeline: 10_000,
             output_buffer_bytes: "32Mi".into(),
             slow_reader_timeout: "30s".into(),
+            idle_timeout: String::new(),
         }
     }
 }

@@ -59,9 +59,13 @@ impl ServerInfo {
 impl ServerInfo {
     /// Whether single fields of a hash can expire there: Redis since 7.4, Valkey since 9.
     pub fn expires_fields(&self) -> bool {
+        if self.server == "valkey" { self.is_at_least(9, 0) } else { self.is_at_least(7, 4) }
+    }
+
+    /// Whether its version, by its own numbering, is this or later; a version that cannot be read is.
+    pub fn is_at_least(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self.version.split('.').map(|number| number.parse::<u32>().unwrap_or(u32::MAX));
-        let version = (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(0));
-        if self.server == "valkey" { version.0 >= 9 } else { version >= (7, 4) }
+        (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(0)) >= (major, minor)
     }
 }
 

@@ -6,11 +6,19 @@ use caddy_engine::Moment;
 use caddy_resp::Protocol;
 use parking_lot::Mutex;
 
+use crate::auth::Gate;
+
 /// A session's own state, also seen by CLIENT LIST of other sessions.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) protocol: Protocol,
     pub(crate) database: u32,
+    /// What stands before its requests.
+    pub(super) gate: Gate,
+    /// The state of [`Auth`](crate::auth::Auth) that the gate is of.
+    pub(super) gate_seen: u64,
+    /// Who it logged in as.
+    pub(super) login: Option<Box<str>>,
     shown: Arc<Shown>,
 }
 
@@ -34,7 +42,7 @@ struct Changing {
 
 impl Client {
     pub(crate) fn new(shown: Arc<Shown>) -> Self {
-        Self { protocol: Protocol::Resp2, database: 0, shown }
+        Self { protocol: Protocol::Resp2, database: 0, gate: Gate::Open, gate_seen: 0, login: None, shown }
     }
 
     pub(crate) fn shown(&self) -> &Arc<Shown> {
@@ -53,6 +61,12 @@ impl Client {
 
     pub(crate) fn set_name(&self, name: &[u8]) {
         self.shown.changing.lock().name = String::from_utf8_lossy(name).into_owned();
+    }
+
+    /// The session is this user's from now on.
+    pub(super) fn log_in(&mut self, user: Option<&str>) {
+        self.login = user.map(Box::from);
+        self.gate_seen = 0;
     }
 
     pub(crate) fn name(&self) -> String {
@@ -76,6 +90,7 @@ impl Client {
         self.set_protocol(Protocol::Resp2);
         self.set_database(0);
         self.set_name(b"");
+        self.log_in(None);
     }
 }
 

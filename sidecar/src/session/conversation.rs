@@ -177,6 +177,11 @@ impl Conversation {
         {
             row = learned;
         }
+        if self.is_guarded()
+            && let Some(flow) = self.guard(row, args)
+        {
+            return flow;
+        }
         if self.pinned.is_some() {
             self.unpin_if_clean();
         }

@@ -7,6 +7,7 @@ use super::{
     conversation::{Conversation, Flow, Pending, effect},
 };
 use crate::{
+    auth::DEFAULT,
     commands::{self, Row},
     shared::Shared,
 };
@@ -21,7 +22,7 @@ impl Conversation {
             "ping" => self.ping(args),
             "echo" => self.reply(|out| encode::bulk(out, args.get(1))),
             "hello" => self.hello(args),
-            "auth" => self.auth(),
+            "auth" => self.auth(args),
             "select" => return self.select(row, args),
             "client" => return self.client_command(row, args),
             "quit" => {
@@ -45,10 +46,18 @@ impl Conversation {
         }
     }
 
-    /// The sidecar's Redis user is what the app gets; who the app says it is changes nothing.
-    fn auth(&mut self) {
-        self.worker.shared.note_ignored_auth();
-        self.reply_ok();
+    /// `AUTH [user] password`
+    fn auth(&mut self, args: Args<'_>) {
+        let (user, password) = match args.len() {
+            2 => (DEFAULT.as_bytes(), args.get(1)),
+            3 => (args.get(1), args.get(2)),
+            _ => return self.reply_error("ERR syntax error"),
+        };
+        if self.log_in(user, password) {
+            self.reply_ok();
+        } else {
+            self.reply_error(WRONG_LOGIN);
+        }
     }
 
     /// `HELLO [2|3 [AUTH user password] [SETNAME name]]`
@@ -62,11 +71,11 @@ impl Conversation {
                 None => return self.reply_error("ERR Protocol version is not an integer or out of range"),
             };
         }
-        let mut name = None;
+        let (mut name, mut login) = (None, None);
         let mut at = 2;
         while at < args.len() {
             if args.is(at, "AUTH") && at + 2 < args.len() {
-                self.worker.shared.note_ignored_auth();
+                login = Some((args.get(at + 1), args.get(at + 2)));
                 at += 3;
             } else if args.is(at, "SETNAME") && at + 1 < args.len() {
                 name = Some(args.get(at + 1));
@@ -75,6 +84,17 @@ impl Conversation {
                 let option = String::from_utf8_lossy(args.get(at)).into_owned();
                 return self.reply_error(&format!("ERR Syntax error in HELLO option '{option}'"));
             }
+        }
+        if let Some((user, password)) = login
+            && !self.log_in(user, password)
+        {
+            return self.reply_error(WRONG_LOGIN);
+        }
+        if self.is_locked_out() {
+            return self.reply_error(
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> \
+                 <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
+            );
         }
         if let Some(name) = name {
             if !is_name(name) {
@@ -157,6 +177,7 @@ impl Conversation {
     }
 }
 
+const WRONG_LOGIN: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 
 fn is_name(name: &[u8]) -> bool {

@@ -277,13 +277,19 @@ impl Conversation {
         }
     }
 
+    /// Answers a request of a transaction by an error that ends it; `None`: there is no transaction.
+    pub(super) fn refuse_in_transaction(&mut self, refusal: Vec<u8>) -> Option<Flow> {
+        self.pinned.as_ref()?.transaction.as_ref()?;
+        // Redis has to hear of it, or EXEC would execute the rest: what it does not know aborts a transaction.
+        Some(self.send_with(UNKNOWN, Effect::default(), Pending::Refused(refusal.into())))
+    }
+
     fn within_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         if let Some(hint) = refused_in_transaction(row, args) {
-            // Redis has to hear of it, or EXEC would execute the rest: what it does not know aborts a transaction.
             let mut refusal = Vec::new();
             encode::error(&mut refusal, refusal_text(args, hint));
-            return self.send_with(UNKNOWN, Effect::default(), Pending::Refused(refusal.into()));
+            return self.refuse_in_transaction(refusal).unwrap_or(Flow::Done);
         }
         if matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection)) && row.name != "select"
         {

@@ -1,5 +1,6 @@
 //! The sidecar as a process: what it does with bad input, with a Redis that is missing or unwilling, and when it ends.
 
+mod auth;
 mod clients;
 mod configuration;
 mod coordination;
