@@ -69,6 +69,14 @@ pub struct CacheClusterSpec {
     #[serde(default)]
     pub locks: Locks,
 
+    /// Who may use the socket (and the TCP port): Redis's AUTH for apps. Absent: every container of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+
+    /// Bounds on everything that an app controls.
+    #[serde(default)]
+    pub limits: Limits,
+
     /// Requests and limits of the sidecar. Memory defaults to (L1 + L2 + 40Mi) / 0.85 for both, CPU to a request of
     /// 50m without a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -370,6 +378,78 @@ pub struct LockLimits {
     pub max_waiters: i32,
 }
 
+/// Who may use the socket. At least one of `secretRef` and `users`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Auth {
+    /// Secret with the password of the default user, who may do everything. Absent while there are users: nobody gets
+    /// in without a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<PasswordKey>,
+    /// Users with a name, a password and limits of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub users: Vec<AuthUser>,
+}
+
+/// A user of the socket. Scripts are for users without limits only: what a script does is not checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthUser {
+    /// Name for AUTH; unique, and not `default`.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub name: String,
+    /// Secret of this namespace that holds the password, one in each line, so that two can hold while one is replaced.
+    /// It is mounted into the sidecar only.
+    pub secret_ref: PasswordKey,
+    /// Redis globs; the keys of a command must each match one.
+    #[serde(default = "any_key")]
+    #[schemars(length(max = 64))]
+    #[schemars(inner(length(min = 1, max = 512)))]
+    pub keys: Vec<String>,
+    /// Rules as in Redis's ACL, the last one about a command decides: `+@read`, `-keys`, `+config|get`, `+@all`.
+    #[serde(default = "any_command")]
+    #[schemars(length(max = 64))]
+    #[schemars(inner(length(min = 2, max = 128), regex(pattern = r"^[-+]@?[-._a-zA-Z0-9:]+(\|[-._a-zA-Z0-9:]+)?$")))]
+    pub commands: Vec<String>,
+}
+
+/// A password in a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PasswordKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Key whose value is the password.
+    #[serde(default = "password")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// Bounds on everything that an app controls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Connections of apps at one time; further ones are refused.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_connections: i32,
+    /// Bytes of one command, 16Ki to 4095Mi; a larger one ends its connection.
+    pub max_frame_bytes: Size,
+    /// Bytes of a value; larger ones are relayed and never cached.
+    pub max_value_bytes: Size,
+    /// Unanswered commands of one connection; beyond it the sidecar stops reading from it.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_pipeline: i32,
+    /// Bytes of replies that wait for one slow reader, at least 16Ki.
+    pub output_buffer_bytes: Size,
+    /// Time a reader may make no progress with a full buffer before it is disconnected; 100ms to 24h.
+    pub slow_reader_timeout: Period,
+    /// Time after which a connection that sends nothing is closed, 100ms to 24h; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Period>,
+}
+
 /// Requests and limits of the sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -451,10 +531,32 @@ impl Default for Locks {
     }
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            max_frame_bytes: "64Mi".into(),
+            max_value_bytes: "1Mi".into(),
+            max_pipeline: 10_000,
+            output_buffer_bytes: "32Mi".into(),
+            slow_reader_timeout: "30s".into(),
+            idle_timeout: None,
+        }
+    }
+}
+
 impl Default for LockLimits {
     fn default() -> Self {
         Self { max_held: 10_000, max_waiters: 10_000 }
     }
+}
+
+fn any_key() -> Vec<String> {
+    vec!["*".into()]
+}
+
+fn any_command() -> Vec<String> {
+    vec!["+@all".into()]
 }
 
 fn connect_timeout() -> Period {

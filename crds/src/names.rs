@@ -22,6 +22,8 @@ pub const SIDECAR_CONTAINER: &str = "caddy-sidecar";
 pub const SOCKET_VOLUME: &str = "caddy-socket";
 /// Volume that holds the configuration file.
 pub const CONFIG_VOLUME: &str = "caddy-config";
+/// Volume with the passwords of the socket's users.
+pub const AUTH_VOLUME: &str = "caddy-auth";
 /// Volume that holds the Redis password.
 pub const REDIS_AUTH_VOLUME: &str = "caddy-redis-auth";
 
@@ -45,6 +47,8 @@ pub const SOCKET_DIR: &str = "/run/caddy";
 pub const CONFIG_DIR: &str = "/etc/caddy/config";
 /// Key of the configuration file in the ConfigMap, and its file name.
 pub const CONFIG_KEY: &str = "config.yaml";
+/// Where the sidecar finds the passwords of the socket's users: `default`, and `users/<name>`.
+pub const AUTH_DIR: &str = "/etc/caddy/auth";
 /// Directory of the Redis password in the sidecar.
 pub const REDIS_AUTH_DIR: &str = "/etc/caddy/redis-auth";
 /// Directory of the certificates for Redis in the sidecar; its files are named as in a Secret of type kubernetes.io/tls.
@@ -69,4 +73,9 @@ pub const CLUSTER_NAME_MAX: usize = 52;
 /// Name of a CacheCluster's ConfigMap.
 pub fn config_map(cluster: &str) -> String {
     format!("caddy-{cluster}")
+}
+
+/// File of a user's password below [`AUTH_DIR`]; `None`: the default user's.
+pub fn auth_file(user: Option<&str>) -> String {
+    user.map_or_else(|| "default".to_owned(), |name| format!("users/{name}"))
 }

@@ -127,6 +127,24 @@ pub const RULES: &[Rule] = &[
         message: "negativeTtl of a keyspace must be 10ms to 24h",
         holds: |cluster| all_within(cluster, |keyspace| keyspace.negative_ttl.as_ref()),
     },
+    Rule {
+        at: &["spec", "auth"],
+        cel: "has(self.secretRef) || (has(self.users) && size(self.users) > 0)",
+        message: "auth needs secretRef, users, or both; leave auth out to let every container of the pod in",
+        holds: |cluster| {
+            cluster.spec.auth.as_ref().is_none_or(|auth| auth.secret_ref.is_some() || !auth.users.is_empty())
+        },
+    },
+    Rule {
+        at: &["spec", "auth"],
+        cel: "!has(self.users) || self.users.all(u, u.name != 'default' && self.users.exists_one(o, o.name == u.name))",
+        message: "names of users are unique, and none is default, which is auth.secretRef's",
+        holds: |cluster| {
+            let mut names = HashSet::from(["default"]);
+            let mut users = cluster.spec.auth.iter().flat_map(|auth| &auth.users);
+            users.all(|user| names.insert(&user.name))
+        },
+    },
 ];
 
 /// The rules that an object breaks, as `path: message`, in the order of the table.

@@ -77,6 +77,14 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(spec.tiering.demote_after_idle.0, raw.tiering.demote_after_idle);
     assert_eq!(spec.tiering.maintenance_interval.0, raw.tiering.maintenance_interval);
     assert_eq!(spec.consistency.max_staleness.0, raw.consistency.max_staleness);
+    let limits = raw.limits;
+    assert_eq!(spec.limits.max_connections.unsigned_abs(), limits.max_connections);
+    assert_eq!(spec.limits.max_pipeline.unsigned_abs(), limits.max_pipeline);
+    assert_eq!(spec.limits.max_frame_bytes.0, limits.max_frame_bytes);
+    assert_eq!(spec.limits.max_value_bytes.0, limits.max_value_bytes);
+    assert_eq!(spec.limits.output_buffer_bytes.0, limits.output_buffer_bytes);
+    assert_eq!(spec.limits.slow_reader_timeout.0, limits.slow_reader_timeout);
+    assert_eq!((spec.limits.idle_timeout, limits.idle_timeout.as_str()), (None, ""));
     let found = spec.l3.redis.unwrap();
     assert_eq!((found.connect_timeout.0, found.timeout.0), (redis.connect_timeout, redis.timeout));
 }

@@ -88,6 +88,11 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
             "negativeTtl of",
             object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a", "negativeTtl": "25h"}]})),
         ),
+        ("auth needs secretRef", object("n", &json!({"l3": l3, "auth": {}}))),
+        (
+            "names of users",
+            object("n", &json!({"l3": l3, "auth": {"users": [{"name": "default", "secretRef": {"name": "s"}}]}})),
+        ),
     ];
     assert_eq!(examples.len(), rules::RULES.len());
     for (text, object) in examples {

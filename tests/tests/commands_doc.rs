@@ -57,7 +57,8 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
 
 ## Different from Redis on purpose
 
-* `AUTH`, also within `HELLO`, is accepted and changes nothing: the sidecar's Redis user is what the app gets.
+* `AUTH`, also within `HELLO`, is about the socket's own users (`auth` in the [configuration](configuration.md)); without any it is
+  accepted and changes nothing. Towards Redis the sidecar's user is what the app gets.
 * `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket; `INFO` has a `# Caddy` section at
   its end; `HELLO` lists no modules.
 * `HELLO` with arguments is an error while the session watches keys, and after it subscribed, tracked, or changed its connection

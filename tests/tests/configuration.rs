@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use caddy_contract::{
-    RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis, RawTls,
+    RawAuth, RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis, RawTls, RawUser,
 };
 use serde_json::{Value, json};
 
@@ -48,6 +48,7 @@ fn every_field_of_the_file_is_documented_with_its_default() {
         l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
         keyspaces: vec![RawKeyspace::default()],
         kubernetes: Some(RawKubernetes::default()),
+        auth: RawAuth { users: vec![RawUser::default()], ..RawAuth::default() },
         ..RawConfig::default()
     };
     let mut tree = serde_json::to_value(everything).unwrap();

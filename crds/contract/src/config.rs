@@ -1,8 +1,8 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
 use crate::{
-    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace, RawL3,
-    RawRedis, RawTls, RedisMode, parse_duration,
+    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace,
+    RawL3, RawRedis, RawTls, RedisMode, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 

@@ -4,7 +4,7 @@
 
 use caddy_crds::{
     CacheCluster,
-    cluster::{Redis, RedisTls},
+    cluster::{Auth, Redis, RedisTls},
     names,
 };
 use serde_json::{Value, json};
@@ -20,8 +20,9 @@ pub(super) struct Files {
 
 /// All that the spec names.
 pub(super) fn of(cluster: &CacheCluster) -> Vec<Files> {
-    let Some(redis) = &cluster.spec.l3.redis else { return Vec::new() };
-    [login(redis), redis.tls.as_ref().and_then(certificates)].into_iter().flatten().collect()
+    let redis = cluster.spec.l3.redis.as_ref();
+    let of_redis = redis.map(|redis| [login(redis), redis.tls.as_ref().and_then(certificates)]);
+    of_redis.into_iter().flatten().flatten().chain(cluster.spec.auth.as_ref().map(users)).collect()
 }
 
 fn login(redis: &Redis) -> Option<Files> {
@@ -59,6 +60,20 @@ fn certificates(tls: &RedisTls) -> Option<Files> {
         }),
         mount: mount(names::REDIS_TLS_VOLUME, names::REDIS_TLS_DIR),
     })
+}
+
+/// The passwords of the socket's users, from several Secrets into one directory: a file is replaced when its Secret is.
+fn users(auth: &Auth) -> Files {
+    let source =
+        |file: String, name: &str, key: &str| json!({"secret": {"name": name, "items": [{"key": key, "path": file}]}});
+    let default = auth.secret_ref.iter().map(|secret| (names::auth_file(None), secret));
+    let others = auth.users.iter().map(|user| (names::auth_file(Some(&user.name)), &user.secret_ref));
+    let sources: Vec<Value> =
+        default.chain(others).map(|(file, secret)| source(file, &secret.name, &secret.key)).collect();
+    Files {
+        volume: json!({"name": names::AUTH_VOLUME, "projected": {"sources": sources, "defaultMode": MODE}}),
+        mount: mount(names::AUTH_VOLUME, names::AUTH_DIR),
+    }
 }
 
 fn mount(volume: &str, directory: &str) -> Value {

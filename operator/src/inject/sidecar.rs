@@ -213,6 +213,10 @@ mod tests {
         assert_ne!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"]}}, "image": "caddy:2"})));
         assert_ne!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"]}}, "l2": {"maxBytes": "1Gi"}})));
         assert_ne!(base, hash(&json!({"l3": {"redis": {"endpoints": ["r:1"], "authSecretRef": {"name": "s"}}}})));
+        let secret =
+            |name: &str| json!({"l3": {"redis": {"endpoints": ["r:1"]}}, "auth": {"secretRef": {"name": name}}});
+        assert_ne!(base, hash(&secret("s")));
+        assert_ne!(hash(&secret("t")), hash(&secret("s")));
         assert_ne!(
             base,
             hash(&json!({"l3": {"redis": {"endpoints": ["r:1"], "tls": {"caSecretRef": {"name": "s"}}}}}))

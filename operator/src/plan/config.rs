@@ -4,9 +4,9 @@
 //! ConfigMap then stays as it is.
 
 use caddy_contract::{
-    ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
-    RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawListen, RawLockLimits, RawLocks, RawRedis,
-    RawTiering, RawTls, RedisMode,
+    ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawAuth, RawCluster, RawConfig,
+    RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits,
+    RawLocks, RawRedis, RawTiering, RawTls, RawUser, RedisMode,
 };
 use caddy_crds::{
     CacheCluster,
@@ -162,7 +162,35 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
                 max_waiters: spec.locks.limits.max_waiters.unsigned_abs(),
             },
         },
+        limits: raw_limits(&spec.limits),
+        auth: spec.auth.as_ref().map(raw_auth).unwrap_or_default(),
         ..RawConfig::default()
+    }
+}
+
+fn raw_auth(auth: &cluster::Auth) -> RawAuth {
+    let user = |user: &cluster::AuthUser| RawUser {
+        name: user.name.clone(),
+        password_file: format!("{}/{}", names::AUTH_DIR, names::auth_file(Some(&user.name))),
+        keys: user.keys.clone(),
+        commands: user.commands.clone(),
+    };
+    let default = || format!("{}/{}", names::AUTH_DIR, names::auth_file(None));
+    RawAuth {
+        password_file: auth.secret_ref.as_ref().map(|_| default()).unwrap_or_default(),
+        users: auth.users.iter().map(user).collect(),
+    }
+}
+
+fn raw_limits(limits: &cluster::Limits) -> RawLimits {
+    RawLimits {
+        max_connections: limits.max_connections.unsigned_abs(),
+        max_frame_bytes: limits.max_frame_bytes.0.clone(),
+        max_value_bytes: limits.max_value_bytes.0.clone(),
+        max_pipeline: limits.max_pipeline.unsigned_abs(),
+        output_buffer_bytes: limits.output_buffer_bytes.0.clone(),
+        slow_reader_timeout: limits.slow_reader_timeout.0.clone(),
+        idle_timeout: limits.idle_timeout.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
     }
 }
 
@@ -234,6 +262,8 @@ mod tests {
             "l2": {"maxBytes": "128Mi"},
             "listen": {"tcpPort": 6380},
             "consistency": {"onUncertain": "Fail"},
+            "auth": {"secretRef": {"name": "all"}, "users": [{"name": "reports", "secretRef": {"name": "r"}, "commands": ["+@read"]}]},
+            "limits": {"maxConnections": 7, "idleTimeout": "5m"},
             "keyspaces": [
                 {"name": "queues", "match": "queue:*", "cache": "Off"},
                 {"name": "users", "match": "user:*", "mode": "Observe", "ttl": "5m", "negativeTtl": "1s"},
@@ -252,6 +282,13 @@ mod tests {
         let users = &config.keyspaces[1];
         assert_eq!(users.mode, KeyspaceMode::Observe);
         assert_eq!((users.ttl, users.negative_ttl), (Some(Duration::from_mins(5)), Some(Duration::from_secs(1))));
+        assert_eq!(config.auth.password_file.unwrap().to_str(), Some("/etc/caddy/auth/default"));
+        let user = &config.auth.users[0];
+        assert_eq!(
+            (user.password_file.to_str(), user.keys.as_slice()),
+            (Some("/etc/caddy/auth/users/reports"), &["*".to_owned()][..])
+        );
+        assert_eq!((config.limits.max_connections, config.limits.idle_timeout.unwrap().as_secs()), (7, 300));
         let caddy_contract::L3::Redis(redis) = config.l3 else { panic!("{:?}", config.l3) };
         assert_eq!(redis.password_file.unwrap().to_str(), Some("/etc/caddy/redis-auth/pw"));
         let tls = redis.tls.unwrap();

@@ -6,6 +6,7 @@ mod configuration;
 mod coordination;
 mod keyspaces;
 mod lifecycle;
+mod limits;
 mod modules;
 mod pooled;
 mod redis;

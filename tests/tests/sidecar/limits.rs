@@ -1,0 +1,61 @@
+//! `limits`: idle connections, long pipelines and the file's own bounds; the others are in [`super::clients`].
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use caddy_tests::{
+    e2e::eventually,
+    redis::RedisServer,
+    sidecar::{Sidecar, SidecarOptions},
+    world::SOON,
+};
+
+use crate::session;
+
+fn limited(redis: &RedisServer, limits: &str) -> Result<Sidecar> {
+    SidecarOptions::redis(redis.socket()).section(&format!("limits: {{{limits}}}")).start()
+}
+
+#[test]
+fn a_connection_that_sends_nothing_is_closed_and_one_that_waits_or_subscribes_is_not() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = limited(&redis, "idleTimeout: 300ms")?;
+    let (mut idle, mut busy) = (sidecar.connect()?, session(&sidecar)?);
+    let (mut waits, mut subscribed) = (sidecar.connect()?, sidecar.connect()?);
+    idle.request(&["PING"])?;
+    waits.send(&["BLPOP", "list", "1.2"])?;
+    subscribed.request(&["SUBSCRIBE", "news"])?;
+    for _ in 0..12 {
+        ensure!(busy.ask("PING")? == "PONG", "who talks now and then stays");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(idle.is_closed()?, "who says nothing does not");
+    ensure!(waits.reply()? == b"*-1\r\n", "who waits for an answer gets it");
+    redis.command(&["PUBLISH", "news", "x"])?;
+    ensure!(String::from_utf8(subscribed.reply()?)?.contains("message"), "and subscribers get their messages");
+    eventually("it is counted", SOON, || {
+        ensure!(sidecar.metric("caddy_idle_closed_total")? >= 1, "it is not");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_pipeline_beyond_the_limit_is_answered_all_the_same_bit_by_bit() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = limited(&redis, "maxPipeline: 4")?;
+    let mut client = session(&sidecar)?;
+    let lines: Vec<String> = (0..500).map(|n| format!("INCRBY n {}", n % 3)).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    ensure!(client.pipeline(&lines)?.last().is_some_and(|last| last == "499"), "in order, and all of them");
+    Ok(())
+}
+
+#[test]
+fn a_frame_limit_above_what_can_be_is_refused_by_the_file() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let refused = limited(&redis, "maxFrameBytes: 5Gi").map(drop).unwrap_err();
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains("limits.maxFrameBytes: 5Gi is too large; write at most 4095Mi"), "{refused}");
+    Ok(())
+}
