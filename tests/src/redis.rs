@@ -22,6 +22,11 @@ use crate::wire::Wire;
 /// Names the server's program in place of what PATH has.
 pub const SERVER_VARIABLE: &str = "CADDY_REDIS_SERVER";
 
+/// Names a Valkey's program in place of what PATH has.
+pub const VALKEY_VARIABLE: &str = "CADDY_VALKEY_SERVER";
+/// Why a comparison with Valkey is left out.
+pub const NO_VALKEY: &str = "no valkey-server on PATH, and CADDY_VALKEY_SERVER names none; `cargo xtask test --quick` installs one where it can";
+
 /// How long a server may take to answer its first PING.
 const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
@@ -190,6 +195,15 @@ impl Drop for RedisServer {
 /// on it sees that.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("find a free port")?.port())
+}
+
+/// A Valkey's program, if there is one: named by the environment, else on PATH.
+pub fn valkey() -> Option<PathBuf> {
+    if let Some(named) = env::var_os(VALKEY_VARIABLE) {
+        return Some(named.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|folder| folder.join("valkey-server")).find(|program| program.is_file())
 }
 
 /// The server's program: named by the environment, else the first of redis-server and valkey-server on PATH.

@@ -11,7 +11,7 @@ mod plan;
 mod replay;
 mod templates;
 
-use std::{collections::BTreeSet, env, fmt::Write as _, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, env, fmt::Write as _, time::Duration};
 
 use caddy_engine::{BootClock, Clock as _, Moment};
 use caddy_sidecar::commands::rows;
@@ -21,9 +21,6 @@ use crate::{
     plan::{Known, Step, plan},
     replay::{Difference, World},
 };
-
-/// Names the Valkey to compare with in place of what PATH has.
-const VALKEY_VARIABLE: &str = "CADDY_VALKEY_SERVER";
 
 /// Steps of one stream.
 const LENGTH: usize = 200;
@@ -44,14 +41,9 @@ fn two_workers_answer_as_redis_does() {
 
 #[test]
 fn two_workers_answer_as_valkey_does() {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let named = env::var_os(VALKEY_VARIABLE).map(PathBuf::from);
-    let found = named.or_else(|| {
-        env::split_paths(&path).map(|folder| folder.join("valkey-server")).find(|program| program.is_file())
-    });
-    match found {
+    match redis::valkey() {
         Some(program) => differ(&program, 2),
-        None => println!("skipped: no valkey-server on PATH, and {VALKEY_VARIABLE} names none"),
+        None => println!("skipped: {}", redis::NO_VALKEY),
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn run(place: &Place, rounds: u32) -> Result {
     );
     let mut log = Log::create(place.logs().join("bench.log"))?;
     need::programs(&mut log, need::REDIS)?;
-    let valkey = need::valkey(&mut log)?;
+    let valkey = need::valkey(place, &mut log)?;
     log.run(&mut cargo(place, &["build", "--release", "-p", "caddy-sidecar"]))?;
     log.run(&mut cargo(place, &["build", "--profile", "quick", "-p", "caddy-tests", "--bin", "bench"]))?;
     let binary = place.binary("quick", "bench");

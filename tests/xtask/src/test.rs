@@ -70,8 +70,14 @@ fn basic(place: &Place, options: &Options) -> Vec<Stage> {
         Stage::new(Lane::Side, "packages", |log| {
             need::programs(log, &[need::REDIS, need::POSTGRES, need::LANGUAGES].concat())
         }),
-        Stage::new(Lane::Side, "client libraries", move |log| Clients::of(&clients).install(&clients, log))
-            .after(&["packages"]),
+        Stage::new(Lane::Side, "client libraries", move |log| {
+            let installed = Clients::of(&clients).install(&clients, log)?;
+            Ok(match (installed, need::valkey(&clients, log)?) {
+                (Outcome::Noted(note), None) => Outcome::Noted(note + "; without Valkey: no package here has it"),
+                (installed, _) => installed,
+            })
+        })
+        .after(&["packages"]),
         Stage::new(Lane::Cargo, "build", move |log| {
             done(log.run(&mut cargo(&build, &["test", "--workspace", "--no-run"])))?;
             // The tests of one package start the binaries of another: those are built here, not by `cargo test`.
@@ -183,6 +189,7 @@ fn with_parts(command: &mut Command, place: &Place) {
         ("CADDY_GO_CLIENT", clients.go),
     ];
     command.envs(parts);
+    command.envs(need::installed_valkey(place).map(|program| ("CADDY_VALKEY_SERVER", program)));
 }
 
 fn done(result: Result) -> Result<Outcome> {
