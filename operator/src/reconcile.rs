@@ -457,6 +457,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_replica_that_does_not_lead_writes_and_tells_nothing() {
+        let (api, client) = server();
+        let (mut reconciler, mut queue) = reconciler(client, &[pod("a", "web", &["caddy-sidecar", "app"])]);
+        Arc::get_mut(&mut reconciler).unwrap().context.leadership = Leadership::elected();
+        let action = Reconciler::reconcile(Arc::new(cluster()), reconciler.clone()).await.unwrap();
+        reconciler.deleted(&cluster());
+        assert_eq!((action, paths(&api)), (Action::await_change(), Vec::new()));
+        assert_eq!(reasons(&mut queue), Vec::<&str>::new());
+    }
+
+    #[tokio::test]
+    async fn a_missing_identity_is_told_and_tried_again_while_the_configuration_is_written() {
+        let (api, client) = server();
+        let (mut reconciler, _queue) = reconciler(client, &[]);
+        let identities = Identities::new(reconciler.context.client.clone(), Some("sidecars".into()));
+        Arc::get_mut(&mut reconciler).unwrap().identities = identities;
+        let account = "/api/v1/namespaces/shop/serviceaccounts/caddy-sidecar";
+        api.refuse(Some((Method::PATCH, account)));
+        let error = Reconciler::reconcile(Arc::new(cluster()), reconciler.clone()).await.unwrap_err();
+        assert!(matches!(error, ReconcileError::Identity(_)), "{error}");
+        assert_eq!(paths(&api), [CONFIG, STATUS]);
+        let conditions = api.object(STATUS).unwrap()["status"]["conditions"].clone();
+        let told = |n: usize| (conditions[n]["type"].clone(), conditions[n]["reason"].clone());
+        assert_eq!(told(0), (json!("Ready"), json!("ConfigurationWritten")));
+        assert_eq!(told(2), (json!("Degraded"), json!("IdentityMissing")));
+    }
+
+    #[tokio::test]
     async fn an_invalid_spec_leaves_the_config_map_alone() {
         let (api, client) = server();
         api.put(CONFIG, json!({"metadata": {"name": "caddy-web"}, "data": {"config.yaml": "the last good one"}}));

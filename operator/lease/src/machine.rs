@@ -71,6 +71,8 @@ pub struct Machine {
     seen: Option<Snapshot>,
     /// The `uid` of the Lease that was last seen, until it is known to be gone.
     known: Option<String>,
+    /// It was read just now, and is free.
+    free: bool,
     /// Until when its holder may hold.
     occupied_until: Option<Moment>,
     /// Until when the holder of a Lease that is gone may hold.
@@ -113,6 +115,7 @@ impl Machine {
             terms,
             seen: None,
             known: None,
+            free: false,
             occupied_until: None,
             haunted_until: None,
             valid_until: None,
@@ -167,9 +170,10 @@ impl Machine {
         }
         let request = match &self.seen {
             Some(seen) if self.release.is_some() => Request::Swap(seen.version.clone(), released(&seen.record)),
-            Some(seen) if self.may_take(seen, now) => Request::Swap(seen.version.clone(), self.record(seen, now, wall)),
+            Some(seen) if self.may_take(seen) => Request::Swap(seen.version.clone(), self.record(seen, now, wall)),
             _ => Request::Get,
         };
+        self.free = false;
         if let Some(left) = &mut self.release {
             *left -= 1;
         }
@@ -227,9 +231,10 @@ impl Machine {
 
     // === decisions ===
 
-    fn may_take(&self, seen: &Snapshot, now: Moment) -> bool {
-        let is_own = seen.record.holder.as_ref() == Some(&self.terms.identity);
-        is_own || self.is_free(now)
+    /// What is another's is written only after it was read just now: a candidate that asks rarely has an old version, and
+    /// would write in vain.
+    fn may_take(&self, seen: &Snapshot) -> bool {
+        self.free || seen.record.holder.as_ref() == Some(&self.terms.identity)
     }
 
     fn is_free(&self, now: Moment) -> bool {
@@ -263,7 +268,8 @@ impl Machine {
             let said = snapshot.record.duration;
             self.occupied_until = Some(now + if said.is_zero() { self.terms.duration } else { said });
         }
-        self.next = if self.is_free(now) { now } else { now + self.spread(self.terms.pace) };
+        self.free = self.is_free(now);
+        self.next = if self.free { now } else { now + self.spread(self.terms.pace) };
         self.seen = Some(snapshot);
     }
 
@@ -403,7 +409,9 @@ mod tests {
         machine.answer(at(10_000), lease("2", Some("other")));
         assert_eq!(send(&mut machine, 16_000), Request::Get, "it changed at 10,000");
         machine.answer(at(16_000), lease("2", Some("other")));
-        let Request::Swap(version, record) = send(&mut machine, 25_000) else { panic!("free at 25,000") };
+        assert_eq!(send(&mut machine, 40_000), Request::Get, "what was read long ago is read again first");
+        machine.answer(at(40_000), lease("2", Some("other")));
+        let Request::Swap(version, record) = send(&mut machine, 40_000) else { panic!("free since 25,000") };
         assert_eq!((version.as_str(), record.transitions), ("2", 1));
     }
 
