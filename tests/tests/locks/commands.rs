@@ -308,7 +308,9 @@ fn thousands_wait_for_one_lock_and_nothing_is_left_of_them() {
     assert_eq!(watcher.ask("LOCK.LIST"), waiting);
     // All but the last die; the lock goes to that one.
     let mut last = waiters.pop().unwrap();
-    waiters.iter().for_each(|waiter| waiter.shutdown(Shutdown::Both).unwrap());
+    for waiter in &waiters {
+        waiter.shutdown(Shutdown::Both).unwrap();
+    }
     drop(waiters);
     assert_eq!(holder.ask(&format!("LOCK.RELEASE l {token}")), "0");
     last.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

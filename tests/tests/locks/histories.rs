@@ -82,7 +82,9 @@ fn record(sockets: &[PathBuf], story: impl FnOnce(&Mutex<LockHistory>)) -> LockH
         .collect();
     story(&history);
     ends.store(true, Ordering::SeqCst);
-    apps.into_iter().for_each(|app| app.join().unwrap());
+    for app in apps {
+        app.join().unwrap();
+    }
     Arc::try_unwrap(history).unwrap().into_inner()
 }
 
@@ -123,7 +125,9 @@ fn sidecars_that_die_hang_or_are_cut_off_leave_one_holder() {
             hanging.suspend().unwrap();
             thread::sleep(LEASE + LEASE / 4);
             hanging.resume().unwrap();
-            BOTH.into_iter().for_each(|direction| proxy.stall(Class::Relay, direction));
+            for direction in BOTH {
+                proxy.stall(Class::Relay, direction);
+            }
             thread::sleep(LEASE + LEASE / 4);
             proxy.heal();
         }
@@ -145,7 +149,9 @@ fn data_that_is_lost_or_removed_makes_tokens_grow_nevertheless() {
                 0 => {
                     let keys =
                         ["h:h0", "z:h0", "q:h1", "h:h1"].map(|key| format!("caddy:{{default.local}}:lock:{key}"));
-                    keys.iter().for_each(|key| drop(redis.command(&["DEL", key]).unwrap()));
+                    for key in keys {
+                        redis.command(&["DEL", &key]).unwrap();
+                    }
                 }
                 1 => drop(redis.command(&["FLUSHALL"]).unwrap()),
                 _ => redis.restart().unwrap(),
@@ -166,7 +172,9 @@ fn a_removed_lock_that_nobody_wrote_down_is_caught() {
         for _ in 0..60 {
             thread::sleep(RUN / 120);
             let keys = ["h:h0", "h:h1"].map(|key| format!("caddy:{{default.local}}:lock:{key}"));
-            keys.iter().for_each(|key| drop(redis.command(&["DEL", key]).unwrap()));
+            for key in keys {
+                redis.command(&["DEL", &key]).unwrap();
+            }
         }
     });
     let violations = history.violations(SLACK);

@@ -37,7 +37,9 @@ fn redis_locks(redis: &RedisServer, client: &str) -> Arc<RedisLocks> {
         response_timeout: Duration::from_secs(5),
     };
     let (locks, lanes) = RedisLocks::new(Arc::new(target), "test", client);
-    lanes.into_iter().for_each(|lane| drop(tokio::task::spawn_local(lane)));
+    for lane in lanes {
+        tokio::task::spawn_local(lane);
+    }
     locks
 }
 
@@ -74,7 +76,8 @@ fn redis_and_memory_answer_alike() {
             there.keep_waiting().await.unwrap();
             let mut random = Random::new(seed);
             let (mut seen_there, mut seen_here) = (Vec::new(), Vec::new());
-            let (mut asks, mut grants): (Vec<Ask<Bytes>>, Vec<(Claim<Bytes>, Claim<Bytes>)>) = (Vec::new(), Vec::new());
+            let mut asks: Vec<Ask<Bytes>> = Vec::new();
+            let mut grants: Vec<(Claim<Bytes>, Claim<Bytes>)> = Vec::new();
             let mut waiting: HashMap<(Bytes, Owner, bool), Ticket> = HashMap::new();
             for step in 0..300 {
                 let what = format!("seed {seed}, step {step}");
@@ -185,7 +188,7 @@ fn what_only_redis_has() {
         redis.command(&["ZINCRBY", ends, "3600000000", "b2"]).unwrap();
         b.acquire(&ask("b", 3, 60_000)).await.unwrap();
         let left = b.status(&name).await.unwrap().holders[0].remaining;
-        assert!(left <= Duration::from_secs(60), "{left:?}");
+        assert!(left <= Duration::from_mins(1), "{left:?}");
         // Half of a lock evicted: it is void as a whole.
         redis.command(&["DEL", ends]).unwrap();
         assert!(matches!(a.acquire(&ask("a", 4, 60_000)).await.unwrap(), Answer::Granted(_)));
