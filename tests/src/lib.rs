@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod chaos;
+pub mod cluster_chaos;
 pub mod cluster_scenarios;
 pub mod e2e;
 pub mod history;

@@ -116,6 +116,12 @@ impl RedisCluster {
         bail!("nobody has slot {slot}")
     }
 
+    /// The indexes of the nodes that are primaries now.
+    pub fn primaries_now(&self) -> Result<Vec<usize>> {
+        let roles = self.nodes.iter().map(|node| node.ask("ROLE")).collect::<Result<Vec<_>>>()?;
+        Ok(roles.iter().enumerate().filter(|(_, role)| role.starts_with("[master")).map(|(index, _)| index).collect())
+    }
+
     fn at(&self, port: u16) -> Result<usize> {
         self.nodes.iter().position(|node| node.port == port).with_context(|| format!("no node at {port}"))
     }
@@ -184,11 +190,9 @@ impl RedisCluster {
         let id = &self.nodes[to].id;
         // The new owner first, as the documentation of SETSLOT has it.
         self.nodes[to].ok(&format!("CLUSTER SETSLOT {slot} NODE {id}"))?;
-        for (index, node) in self.nodes.iter().enumerate() {
-            // Replicas follow their primaries.
-            if index != to && node.ask("ROLE")?.starts_with("[master") {
-                node.ok(&format!("CLUSTER SETSLOT {slot} NODE {id}"))?;
-            }
+        // Replicas follow their primaries.
+        for index in self.primaries_now()?.into_iter().filter(|index| *index != to) {
+            self.nodes[index].ok(&format!("CLUSTER SETSLOT {slot} NODE {id}"))?;
         }
         Ok(())
     }

@@ -84,7 +84,7 @@ const AFTER_CLUSTER: &str = "
 * Other commands on keys of several slots get Redis's own `-CROSSSLOT`: `MSET`, `RENAME`, `SUNION`, … cannot be split without
   becoming another command. So does a transaction, also within one node; hash tags (`{user:7}:cart`) put keys into one slot.
 * What is gathered from several nodes is not of one moment; an error of one node is the reply, whatever the others did.
-* `MULTI` is for the node of the first command behind it, `WATCH` and blocking commands for that of their first key, `SSUBSCRIBE`
+* `MULTI` is for the node of the first key behind it, `WATCH` and blocking commands for that of their first key, `SSUBSCRIBE`
   for that of its first channel. A slot that moves within a transaction ends that with an error; repeating it helps.
 * A command on several keys of one slot that is on its way gets Redis's own `-TRYAGAIN`.
 * Commands without keys (`PUBLISH`, `SUBSCRIBE`, `INFO`, `TIME`, `CONFIG GET`, …) go to one node, for a session always the same.

@@ -31,6 +31,8 @@ use crate::{
 pub(crate) struct Pinned {
     /// `None`: MULTI was answered, and the first command behind it tells which node of the cluster the transaction is for.
     lane: Option<PinnedLane>,
+    /// What was answered `QUEUED` before a node was chosen: commands without keys.
+    early: Vec<Bytes>,
     /// How many requests went over it.
     sent: usize,
     /// Between MULTI and EXEC or DISCARD.
@@ -106,6 +108,7 @@ impl Conversation {
         };
         self.pinned = Some(Pinned {
             lane,
+            early: Vec::new(),
             sent: 0,
             transaction: None,
             watching: false,
@@ -138,6 +141,11 @@ impl Conversation {
         })
     }
 
+    /// How much of a transaction waits for its first key.
+    fn early(&self) -> usize {
+        self.pinned.as_ref().map_or(0, |pinned| pinned.early.len())
+    }
+
     /// Whether a command has nothing to do with what this session's connection watches or subscribed: in a cluster it may
     /// be another node's.
     fn goes_by_slot(&self, row: &Row, args: Args<'_>) -> bool {
@@ -168,12 +176,21 @@ impl Conversation {
     fn open_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Option<Flow> {
         match row.name {
             "quit" | "reset" if args.is(0, row.name) => return None,
-            "exec" | "discard" if row.accepts(args.len()) => {
+            "exec" | "discard" if row.accepts(args.len()) && (row.name == "discard" || self.early() == 0) => {
                 self.pinned = None;
                 match row.name {
                     "exec" => self.reply(|out| encode::array_header(out, 0)),
                     _ => self.reply_ok(),
                 }
+                return Some(Flow::Done);
+            }
+            _ if can_wait_for_a_key(row, args) && self.early() < MAX_EARLY => {
+                if let Some(Pinned { early, transaction: Some(transaction), .. }) = &mut self.pinned {
+                    early.push(args.to_bytes());
+                    transaction.effect.merge(&effect(row, args));
+                    transaction.queued += 1;
+                }
+                self.reply(|out| encode::simple(out, "QUEUED"));
                 return Some(Flow::Done);
             }
             _ => {}
@@ -190,10 +207,13 @@ impl Conversation {
                 return Some(flow);
             }
         };
-        // The app has its answer.
-        let multi = Request { bytes: Bytes::from_static(b"*1\r\n$5\r\nMULTI\r\n"), replies: 1, tag: Tag::Forward };
-        let _ = lane.handle().submit(multi);
         if let Some(pinned) = &mut self.pinned {
+            // The app has its answers.
+            let mut bytes = b"*1\r\n$5\r\nMULTI\r\n".to_vec();
+            pinned.early.iter().for_each(|request| bytes.extend_from_slice(request));
+            let replies = u16::try_from(1 + pinned.early.len()).unwrap_or(u16::MAX);
+            pinned.early.clear();
+            let _ = lane.handle().submit(Request { bytes: bytes.into(), replies, tag: Tag::Forward });
             pinned.lane = Some(lane);
         }
         None
@@ -437,11 +457,23 @@ impl Conversation {
     }
 }
 
+/// Commands of a transaction that may wait for its first key; a longer one is any node's.
+const MAX_EARLY: usize = 256;
+
 const CLUSTER_TRACKING: &str =
     "invalidations of a cluster come from all its nodes; let the cache in front of it track them";
 
 /// No command of any server.
 const UNKNOWN: Bytes = Bytes::from_static(b"*1\r\n$13\r\nCADDY.REFUSED\r\n");
+
+/// Whether a command of a transaction says nothing of the node that the transaction is for, and Redis would queue it.
+fn can_wait_for_a_key(row: &Row, args: Args<'_>) -> bool {
+    !row.name.is_empty()
+        && row.accepts(args.len())
+        && matches!(row.class, Class::Local | Class::Relayed)
+        && !row.name.starts_with("cache.")
+        && Conversation::routing_key(row, args).is_none()
+}
 
 /// Why a command cannot be queued: what EXEC would then do to the connection could not be followed here.
 fn refused_in_transaction(row: &Row, args: Args<'_>) -> Option<&'static str> {

@@ -1,6 +1,8 @@
 //! A Redis Cluster behind the sidecar: three primaries of the test's own, seen by an app as one Redis.
 
 mod commands;
+mod differential;
+mod outages;
 
 use std::time::Duration;
 
