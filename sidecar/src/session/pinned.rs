@@ -141,6 +141,15 @@ impl Conversation {
         })
     }
 
+    /// Whether a command may be for another node than what is under way on the session's own connection, which nothing else
+    /// keeps.
+    fn leaves_its_node(&self, row: &Row) -> bool {
+        matches!(row.class, Class::Pinned(_))
+            && self.pinned.as_ref().is_some_and(Pinned::is_clean)
+            && self.replies.waiting() > 0
+            && matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some())
+    }
+
     /// How much of a transaction waits for its first key.
     fn early(&self) -> usize {
         self.pinned.as_ref().map_or(0, |pinned| pinned.early.len())
@@ -226,7 +235,7 @@ impl Conversation {
         {
             return flow;
         }
-        if self.is_under_way_elsewhere(Stream::Pinned) && !self.goes_by_slot(row, args) {
+        if self.is_under_way_elsewhere(Stream::Pinned) && !self.goes_by_slot(row, args) || self.leaves_its_node(row) {
             return Flow::Hold;
         }
         let protocol = self.client.protocol;
