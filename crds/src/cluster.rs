@@ -154,17 +154,21 @@ pub struct Embedded {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Redis {
-    /// How its nodes form one store. `Standalone`: one server. `Cluster`: a Redis Cluster.
+    /// How its nodes form one store. `Standalone`: one server. `Sentinel`: the primary that Sentinels name, followed through
+    /// failovers. `Cluster`: a Redis Cluster.
     #[serde(default)]
     pub mode: Mode,
-    /// Addresses as `host:port`, seen from the pods; exactly one in mode `Standalone`, in mode `Cluster` some nodes (or a
-    /// Service in front of them) that are asked for the others, in this order.
+    /// Addresses as `host:port`, seen from the pods: exactly one in mode `Standalone`, those of all Sentinels in mode
+    /// `Sentinel`, in mode `Cluster` some nodes (or a Service in front of them) that are asked for the others, in this order.
     #[schemars(length(min = 1, max = 16))]
     #[schemars(inner(
         length(min = 3, max = 270),
         regex(pattern = r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
     ))]
     pub endpoints: Vec<String>,
+    /// How to ask the Sentinels; needed in mode `Sentinel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<Sentinel>,
     /// User for AUTH; absent means Redis's default user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
@@ -182,6 +186,35 @@ pub struct Redis {
     /// Deadline of a command.
     #[serde(default = "timeout")]
     pub timeout: Period,
+}
+
+/// How to ask the Sentinels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sentinel {
+    /// What they call the primary.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub master_name: String,
+    /// User for AUTH at the Sentinels; absent means their default user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub username: Option<String>,
+    /// Secret of this namespace that holds the Sentinels' password. It is mounted into the sidecar only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_secret_ref: Option<SecretKey>,
+    /// Whether TLS, where it is set for Redis, is used towards the Sentinels too: `Same` or `"Off"`.
+    #[serde(default)]
+    pub tls: SentinelTls,
+}
+
+/// TLS towards Sentinels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SentinelTls {
+    /// As towards Redis.
+    #[default]
+    Same,
+    /// Plain text.
+    Off,
 }
 
 /// TLS towards a Redis; `tls: {}` trusts the authorities of the sidecar's image. Certificates are read again before each
@@ -235,6 +268,8 @@ pub enum Mode {
     Standalone,
     /// A Redis Cluster: its nodes are found, and followed when slots or roles change. Apps see one Redis.
     Cluster,
+    /// The primary that Sentinels name.
+    Sentinel,
 }
 
 /// Login data in a Secret.
@@ -276,8 +311,13 @@ pub struct Consistency {
     pub max_staleness: Period,
     /// What a read gets then. `Bypass`: L3's answer. `ServeStale`: the copy, marked stale. `Fail`: an error.
     pub on_uncertain: OnUncertain,
-    /// How sidecars learn of writes. `Tracking`: the server tells the readers of a key (CLIENT TRACKING).
+    /// How sidecars learn of writes. `Tracking`: the server tells the readers of a key (CLIENT TRACKING). `Broadcast`: it
+    /// tells every write, for few sidecars and rare writes. `Ttl`: it tells nothing, and copies live at most
+    /// `maxStaleness`; for servers without CLIENT TRACKING. Running sidecars keep what they started with.
     pub coherence: Coherence,
+    /// With `Broadcast`: only keys that begin with one of these are announced and cached; none: all keys.
+    #[schemars(length(max = 32), inner(length(min = 1, max = 256)))]
+    pub broadcast_prefixes: Vec<String>,
     /// With `ServeStale`: stale copies also to RESP2 clients, which cannot be told that they are stale.
     pub allow_unmarked: bool,
 }
@@ -300,6 +340,10 @@ pub enum Coherence {
     /// The server tells the readers of a key.
     #[default]
     Tracking,
+    /// The server tells every write.
+    Broadcast,
+    /// The server tells nothing; copies live at most `maxStaleness`.
+    Ttl,
 }
 
 /// A rule for the keys that match.
@@ -493,6 +537,7 @@ impl Default for Redis {
         Self {
             mode: Mode::default(),
             endpoints: Vec::new(),
+            sentinel: None,
             username: None,
             auth_secret_ref: None,
             tls: None,
@@ -514,6 +559,7 @@ impl Default for Consistency {
             max_staleness: "1s".into(),
             on_uncertain: OnUncertain::default(),
             coherence: Coherence::default(),
+            broadcast_prefixes: Vec::new(),
             allow_unmarked: false,
         }
     }

@@ -27,6 +27,8 @@ pub const AUTH_VOLUME: &str = "caddy-auth";
 /// Volume that holds the Redis password.
 pub const REDIS_AUTH_VOLUME: &str = "caddy-redis-auth";
 
+/// Volume that holds the Sentinels' password.
+pub const SENTINEL_AUTH_VOLUME: &str = "caddy-sentinel-auth";
 /// Volume that holds the certificates for Redis.
 pub const REDIS_TLS_VOLUME: &str = "caddy-redis-tls";
 /// Volume that holds the sidecar's identity.
@@ -51,6 +53,8 @@ pub const CONFIG_KEY: &str = "config.yaml";
 pub const AUTH_DIR: &str = "/etc/caddy/auth";
 /// Directory of the Redis password in the sidecar.
 pub const REDIS_AUTH_DIR: &str = "/etc/caddy/redis-auth";
+/// Directory of the Sentinels' password in the sidecar.
+pub const SENTINEL_AUTH_DIR: &str = "/etc/caddy/sentinel-auth";
 /// Directory of the certificates for Redis in the sidecar; its files are named as in a Secret of type kubernetes.io/tls.
 pub const REDIS_TLS_DIR: &str = "/etc/caddy/redis-tls";
 /// File of the trusted authorities in it.

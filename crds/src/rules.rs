@@ -3,7 +3,7 @@
 //!
 //! `tests/rules.rs` evaluates the CEL beside the function and fails where they disagree.
 
-use crate::cluster::{CacheCluster, Keyspace, Mode, Redis};
+use crate::cluster::{CacheCluster, Coherence, Keyspace, Mode, Redis};
 use crate::names::CLUSTER_NAME_MAX;
 use crate::quantity::Period;
 use caddy_contract::parse_duration;
@@ -53,6 +53,32 @@ pub const RULES: &[Rule] = &[
                 let key = redis.auth_secret_ref.as_ref().and_then(|secret| secret.username_key.as_ref());
                 redis.username.is_none() || key.is_none()
             })
+        },
+    },
+    Rule {
+        at: &["spec", "l3", "redis"],
+        cel: "has(self.sentinel) == (self.mode == 'Sentinel')",
+        message: "sentinel belongs to mode Sentinel, which needs it; write e.g. mode: Sentinel, sentinel: {masterName: mymaster}",
+        holds: |cluster| redis(cluster).is_none_or(|redis| redis.sentinel.is_some() == (redis.mode == Mode::Sentinel)),
+    },
+    Rule {
+        at: &["spec", "l3", "redis", "sentinel"],
+        cel: "!has(self.username) || !has(self.authSecretRef) || !has(self.authSecretRef.usernameKey)",
+        message: "username and authSecretRef.usernameKey both name the Sentinels' user; keep one of them",
+        holds: |cluster| {
+            redis(cluster).and_then(|redis| redis.sentinel.as_ref()).is_none_or(|sentinel| {
+                let key = sentinel.auth_secret_ref.as_ref().and_then(|secret| secret.username_key.as_ref());
+                sentinel.username.is_none() || key.is_none()
+            })
+        },
+    },
+    Rule {
+        at: &["spec", "consistency"],
+        cel: "size(self.broadcastPrefixes) == 0 || self.coherence == 'Broadcast'",
+        message: "broadcastPrefixes is of use with coherence Broadcast only",
+        holds: |cluster| {
+            let consistency = &cluster.spec.consistency;
+            consistency.broadcast_prefixes.is_empty() || consistency.coherence == Coherence::Broadcast
         },
     },
     Rule {

@@ -63,6 +63,19 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
             ),
         ),
         (
+            "belongs to mode Sentinel",
+            object("n", &json!({"l3": {"redis": {"endpoints": ["r:1"], "mode": "Sentinel"}}})),
+        ),
+        (
+            "both name the Sentinels' user",
+            object(
+                "n",
+                &json!({"l3": {"redis": {"endpoints": ["r:1"], "mode": "Sentinel", "sentinel":
+                {"masterName": "m", "username": "a", "authSecretRef": {"name": "s", "usernameKey": "u"}}}}}),
+            ),
+        ),
+        ("with coherence Broadcast only", object("n", &json!({"l3": l3, "consistency": {"broadcastPrefixes": ["a"]}}))),
+        (
             "both name the authorities",
             object(
                 "n",

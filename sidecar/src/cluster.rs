@@ -253,14 +253,7 @@ mod tests {
     }
 
     fn cluster() -> Cluster {
-        let seed = Target {
-            endpoint: tcp(1),
-            mode: Mode::Cluster,
-            login: caddy_remote::Login::default(),
-            tls: None,
-            connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(1),
-        };
+        let seed = Target { mode: Mode::Cluster, ..Target::new(tcp(1)) };
         Cluster::new(vec![Arc::new(seed)])
     }
 

@@ -39,6 +39,12 @@ pub(crate) enum Guard {
     SlotsMoveAway,
     /// What the tiers keep is read on the tracked connection.
     TrackedFill,
+    /// Under Sentinel only what a majority of the Sentinels confirms is proved.
+    SentinelOpinion,
+    /// What a server announces to all is proved by the probe after the one that asked.
+    BroadcastLag,
+    /// Where no pushes come, what touched unknown keys kills every copy.
+    FlushUntracked,
 }
 
 #[cfg(not(feature = "mutations"))]

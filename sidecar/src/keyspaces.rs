@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use caddy_contract::{CacheMode, Config, Keyspace, KeyspaceMode};
+use caddy_contract::{CacheMode, Coherence, Config, Keyspace, KeyspaceMode};
 use caddy_engine::{Moment, glob::Glob};
 use parking_lot::RwLock;
 
@@ -117,7 +117,17 @@ impl Keyspaces {
             ttl: None,
             negative_ttl: None,
         };
-        Self { rules: config.keyspaces.iter().map(rule).collect(), rest }
+        let mut all = Self { rules: config.keyspaces.iter().map(rule).collect(), rest };
+        if config.consistency.coherence == Coherence::Ttl {
+            let bound = config.consistency.max_staleness;
+            let rules = all.rules.iter_mut().map(|(_, rule)| rule);
+            for rule in rules.chain([&mut all.rest]) {
+                for ttl in [&mut rule.ttl, &mut rule.negative_ttl] {
+                    *ttl = Some(ttl.map_or(bound, |ttl| ttl.min(bound)));
+                }
+            }
+        }
+        all
     }
 
     /// The rule for a key.
@@ -133,7 +143,9 @@ impl Keyspaces {
 
 /// Whether a copy that one configuration's rules let in is one that the other's would keep just so, whatever its key.
 pub(crate) fn keep_alike(old: &Config, new: &Config) -> bool {
-    old.keyspaces == new.keyspaces
+    let bound = |config: &Config| (config.consistency.coherence, config.consistency.max_staleness);
+    let is_bounded = [old, new].iter().any(|config| config.consistency.coherence == Coherence::Ttl);
+    old.keyspaces == new.keyspaces && (!is_bounded || bound(old) == bound(new))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 mod admin;
 mod auth;
+mod beyond;
 mod cache;
 mod cli;
 mod cluster;
@@ -25,6 +26,7 @@ mod metrics;
 mod nodes;
 mod ping;
 mod probe;
+mod proof;
 mod reload;
 mod seldom;
 mod server;

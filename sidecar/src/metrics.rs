@@ -103,6 +103,10 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     let (status, duties) = (shared.status.get(), shared.coordination.duties());
     let config = shared.config();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let switches = match &shared.l3 {
+        L3::Redis(redis) => redis.switches().cast_signed(),
+        L3::Embedded(_) => 0,
+    };
     let gauges = [
         ("sessions", "Connected apps", count(shared.session_count())),
         ("l2_entries", "Entries in L2", count(stats.l2_entries)),
@@ -118,6 +122,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("coherent", "1 if copies are tracked, so that reads may be cached", i64::from(status.coherent)),
         ("duties_held", "1 while this sidecar does the cluster's duties", i64::from(duties.is_holder())),
         ("server_commands", "Commands of the server that the built-in table lacks", count(shared.commands.len())),
+        ("sentinel_switches", "How often the Sentinels have named another primary", switches),
         ("config_generation", "The CacheCluster's generation in force", config.config_generation.cast_signed()),
         ("uptime_seconds", "Time since start", shared.now().since(shared.started).as_secs().cast_signed()),
     ];

@@ -8,15 +8,15 @@ use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use caddy_contract::{Consistency, RedisMode};
 use caddy_engine::{Kernel, SourceId, SourceKind};
-use caddy_remote::{
-    Credential, Endpoint, LaneHandle, LaneState, Login, Mode, Setup, Target, Tls, TlsOptions, cluster::slot_of, lane,
-};
+use caddy_remote::{LaneHandle, LaneState, Setup, Target, Tracking, cluster::slot_of, lane};
 use caddy_resp::{Protocol, encode};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use crate::{
+    beyond,
     cluster::Cluster,
     hub::Addition,
     shared::Shared,
@@ -29,6 +29,7 @@ const MAX_TRACKED: usize = 16;
 /// The Redis behind the sidecar.
 pub(crate) struct RedisL3 {
     servers: Servers,
+    tracking: Tracking,
     /// Worker 0, which owns the tracked connections.
     hub: mpsc::UnboundedSender<Addition>,
 }
@@ -69,50 +70,48 @@ pub(crate) struct Probing {
 impl RedisL3 {
     pub(crate) fn new(
         redis: &caddy_contract::Redis,
-        password: Option<String>,
+        consistency: &Consistency,
+        password: Option<&String>,
         hub: mpsc::UnboundedSender<Addition>,
     ) -> Self {
-        let login = Login {
-            username: redis
-                .username
-                .clone()
-                .map(Credential::Inline)
-                .or_else(|| redis.username_file.clone().map(Credential::File)),
-            password: password.map(Credential::Inline).or_else(|| redis.password_file.clone().map(Credential::File)),
-        };
-        let tls = redis.tls.as_ref().map(|tls| {
-            Arc::new(Tls::new(TlsOptions {
-                ca_file: tls.ca_file.clone(),
-                client_certificate: tls.client_certificate.clone(),
-                server_name: tls.server_name.clone(),
-            }))
-        });
-        let mut endpoints = redis.endpoints.iter().map(|endpoint| match endpoint {
-            caddy_contract::Endpoint::Tcp { host, port } => Endpoint::Tcp { host: host.clone(), port: *port },
-            caddy_contract::Endpoint::Unix(path) => Endpoint::Unix(path.clone()),
-        });
-        let target = |endpoint, mode| Target {
-            endpoint,
-            mode,
-            login: login.clone(),
-            tls: tls.clone(),
-            connect_timeout: redis.connect_timeout,
-            response_timeout: redis.timeout,
-        };
-        // The contract refuses a Redis without an endpoint.
-        let first = endpoints.next().unwrap_or_else(|| Endpoint::Unix("/".into()));
+        let (target, sentinels) = beyond::target(redis, consistency, password);
+        if let Some(watch) = sentinels {
+            // Without a hub the worker is ending.
+            let _ = hub.send(Addition::Sentinels(watch));
+        }
+        let tracking = target.tracking.clone();
         let servers = match redis.mode {
-            caddy_contract::RedisMode::Standalone => {
-                Servers::One(Arc::new(Node::new(NodeId(0), target(first, Mode::Standalone))))
-            }
-            caddy_contract::RedisMode::Cluster => {
-                let seeds = std::iter::once(first).chain(endpoints);
-                Servers::Cluster(Box::new(Cluster::new(
-                    seeds.map(|endpoint| Arc::new(target(endpoint, Mode::Cluster))).collect(),
-                )))
+            RedisMode::Standalone | RedisMode::Sentinel => Servers::One(Arc::new(Node::new(NodeId(0), target))),
+            RedisMode::Cluster => {
+                let seed = |endpoint| Arc::new(Target { endpoint: beyond::endpoint(endpoint), ..target.clone() });
+                Servers::Cluster(Box::new(Cluster::new(redis.endpoints.iter().map(seed).collect())))
             }
         };
-        Self { servers, hub }
+        Self { servers, tracking, hub }
+    }
+
+    /// What is said of copies that are kept.
+    pub(crate) fn coherence(&self) -> &'static str {
+        match self.tracking {
+            Tracking::Keys => "tracked",
+            Tracking::Broadcast(_) => "every write is announced",
+            Tracking::Nothing => "untracked: copies live at most consistency.maxStaleness",
+        }
+    }
+
+    /// Whether Redis tells of writes to a key, or need not.
+    pub(crate) fn announces(&self, key: &[u8]) -> bool {
+        match &self.tracking {
+            Tracking::Broadcast(prefixes) if !prefixes.is_empty() => {
+                prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
+            }
+            _ => true,
+        }
+    }
+
+    /// How often Sentinels have named another primary.
+    pub(crate) fn switches(&self) -> u64 {
+        self.only().and_then(|node| node.target.sentinels.as_ref()).map_or(0, |sentinels| sentinels.version())
     }
 
     /// The cluster, if it is one.
@@ -150,7 +149,10 @@ impl RedisL3 {
     /// Where it is, for people.
     pub(crate) fn address(&self) -> String {
         match &self.servers {
-            Servers::One(node) => node.target.endpoint.to_string(),
+            Servers::One(node) => match &node.target.sentinels {
+                Some(sentinels) => format!("{} by its Sentinels", sentinels.name()),
+                None => node.target.endpoint.to_string(),
+            },
             Servers::Cluster(cluster) => format!("cluster by {}", cluster.seeds()),
         }
     }
@@ -167,7 +169,11 @@ impl RedisL3 {
         if all.len() >= MAX_TRACKED {
             return None;
         }
-        let source = shared.kernel().register(SourceKind::Tracked).ok()?;
+        let kind = match self.tracking {
+            Tracking::Nothing => SourceKind::Timed,
+            _ => SourceKind::Tracked,
+        };
+        let source = shared.kernel().register(kind).ok()?;
         let setup = Setup { protocol: Protocol::Resp3, database, tracked: true, timed: true };
         let handler = Upstream::new(shared, node, Purpose::tracked(source));
         let (handle, lane) = lane(node.target.clone(), setup, handler);
@@ -193,6 +199,11 @@ impl Node {
     /// The tracked connection of a database, if it was opened before.
     pub(crate) fn tracked(&self, database: u32) -> Option<Tracked> {
         self.tracked.read().get(&database).cloned()
+    }
+
+    /// The tracked connection that a source's copies come from.
+    pub(crate) fn lane_of(&self, source: SourceId) -> Option<LaneHandle<Tag>> {
+        self.tracked.read().values().find(|tracked| tracked.source == source).map(|tracked| tracked.lane.clone())
     }
 
     /// Calls `visit` for every tracked connection that is up.

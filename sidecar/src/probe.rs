@@ -4,6 +4,8 @@
 //! is shown by what it replies: replicas, demoted primaries and nodes that have lost their cluster or some of their slots
 //! answer as well, and push nothing of what they miss. Whatever is not proved kills the node's copies.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use caddy_engine::Sent;
 use caddy_remote::{LaneHandle, Request, Role, ServerInfo, cluster::Standing};
@@ -12,6 +14,7 @@ use caddy_resp::Value;
 use crate::{
     guards::{Guard, hold},
     nodes::{Node, NodeId},
+    proof::Proof,
     shared::Shared,
     upstream::Tag,
 };
@@ -19,14 +22,18 @@ use crate::{
 /// A probe that is under way.
 #[derive(Debug)]
 pub(crate) struct Probe {
-    sent: Sent,
+    proof: Arc<Proof>,
     pub(crate) replies: Vec<Bytes>,
 }
 
 /// Asks a node on a tracked connection of its own whether copies from it are current.
-pub(crate) fn probe(node: &Node, lane: &LaneHandle<Tag>, sent: Sent) {
+pub(crate) fn probe(shared: &Arc<Shared>, node: &Node, lane: &LaneHandle<Tag>, sent: Sent) {
+    submit(node, lane, Proof::ask(shared, node, sent, false));
+}
+
+fn submit(node: &Node, lane: &LaneHandle<Tag>, proof: Arc<Proof>) {
     let probing = node.probing();
-    let tag = Tag::Probe(Box::new(Probe { sent, replies: Vec::new() }));
+    let tag = Tag::Probe(Box::new(Probe { proof, replies: Vec::new() }));
     // An ended lane has no copies left to prove.
     let _ = lane.submit(Request { bytes: probing.bytes.clone(), replies: probing.replies, tag });
 }
@@ -36,6 +43,8 @@ pub(crate) fn probe(node: &Node, lane: &LaneHandle<Tag>, sent: Sent) {
 pub(crate) struct Prover {
     /// The node's standing in its cluster when it was last probed.
     standing: Option<Standing>,
+    /// The last probe that was answered as it should be.
+    previous: Option<Sent>,
 }
 
 /// Why a probe proves nothing.
@@ -55,32 +64,39 @@ enum Unproven {
 
 impl Prover {
     /// Takes the replies to a probe as what they prove.
-    pub(crate) fn judge(&mut self, shared: &Shared, node: NodeId, probe: &Probe) {
+    pub(crate) fn judge(&mut self, shared: &Arc<Shared>, id: NodeId, node: Option<&Node>, probe: &Probe) {
         let proved = match probe.replies.as_slice() {
             [hello] => role(hello).map(|info| (info, None)),
             [hello, own, nodes] => in_cluster(hello, own, nodes),
             _ => return,
         };
-        let kernel = shared.kernel();
-        match proved {
-            Ok((info, standing)) => {
+        let (kernel, source) = (shared.kernel(), probe.proof.sent().source());
+        match (proved, node) {
+            // A node that has left the cluster proves nothing to anybody.
+            (Ok(_), None) => {}
+            (Ok((info, standing)), Some(node)) => {
                 if let Some(standing) = standing
                     && self.standing.as_ref() != Some(&standing)
                 {
                     // It had other slots when those copies were read, or may have had.
-                    kernel.lapse(probe.sent.source());
+                    kernel.lapse(source);
+                    self.previous = None;
                     if self.standing.replace(standing).is_some() {
                         shared.doubt_slots();
                     }
                 }
-                kernel.proved(&probe.sent, shared.now());
-                if !shared.status.get().coherent {
-                    shared.status.tracked_up(node, Some(&info));
+                let tracking = &node.target.tracking;
+                probe.proof.server_answered(shared, tracking, &mut self.previous, &info);
+                if probe.proof.needs_second(shared, tracking)
+                    && let Some(lane) = node.lane_of(source)
+                {
+                    let sent = kernel.sending(source, shared.now());
+                    submit(node, &lane, Proof::ask(shared, node, sent, true));
                 }
             }
-            Err(unproven) => {
-                kernel.lapse(probe.sent.source());
-                shared.status.tracked_down(node, &unproven.to_string());
+            (Err(unproven), _) => {
+                kernel.lapse(source);
+                shared.status.tracked_down(id, &unproven.to_string());
                 shared.doubt_slots();
             }
         }

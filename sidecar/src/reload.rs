@@ -61,6 +61,8 @@ fn take_over(config: Config, shared: &Shared) {
         ("l1", old.l1 != config.l1),
         ("l2", old.l2 != config.l2),
         ("l3", old.l3 != config.l3),
+        ("consistency.coherence", old.consistency.coherence != config.consistency.coherence),
+        ("consistency.broadcastPrefixes", old.consistency.broadcast_prefixes != config.consistency.broadcast_prefixes),
         ("tiering", old.tiering != config.tiering),
     ];
     let waiting: Vec<&str> = needs_restart.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();

@@ -78,7 +78,7 @@ fn local_runtime() -> Result<LocalRuntime, ServeError> {
 async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError> {
     let config = start.config.clone();
     let (hub, additions) = mpsc::unbounded_channel();
-    let shared = Shared::new(config.clone(), start.password.clone(), hub.clone())?;
+    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let listeners = Listeners::open(&config.listen.socket, config.listen.tcp_port).await?;

@@ -90,7 +90,7 @@ impl Shared {
     /// Everything but the connections; `hub` is worker 0's.
     pub(crate) fn new(
         config: Config,
-        password: Option<String>,
+        password: Option<&String>,
         hub: mpsc::UnboundedSender<Addition>,
     ) -> Result<Arc<Self>, KernelError> {
         let room = files::room_for_apps(config.limits.max_connections);
@@ -98,7 +98,7 @@ impl Shared {
         let embedded_source = cache.kernel().register(SourceKind::Local)?;
         let l3 = match &config.l3 {
             caddy_contract::L3::Embedded => L3::Embedded(Embedded::new(Arc::new(wall_clock_millis))),
-            caddy_contract::L3::Redis(redis) => L3::Redis(RedisL3::new(redis, password, hub)),
+            caddy_contract::L3::Redis(redis) => L3::Redis(RedisL3::new(redis, &config.consistency, password, hub)),
         };
         let locks = Locks::new(
             &config,

@@ -90,6 +90,20 @@ impl Status {
         });
     }
 
+    /// The tracked connection is up, and something else is missing for copies to be served.
+    pub(crate) fn unproven(&self, node: NodeId, reason: &str) {
+        if self.get().coherent {
+            self.tracked_down(node, reason);
+        }
+    }
+
+    /// Copies are proved current.
+    pub(crate) fn proven(&self, node: NodeId, server: &ServerInfo) {
+        if !self.get().coherent {
+            self.tracked_up(node, Some(server));
+        }
+    }
+
     pub(crate) fn reachable(&self) {
         if !self.get().reachable {
             self.change_quietly(|status| status.reachable = true);

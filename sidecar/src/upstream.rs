@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, SourceId};
-use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, cluster::Redirect};
+use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -188,7 +188,7 @@ impl Handler for Upstream {
             (Tag::FillMany(many), Err(_)) => many.waiter.to.bypass(),
             (Tag::Probe(probe), Ok(())) => {
                 if let Purpose::Tracked { prover, .. } = &mut self.purpose {
-                    prover.judge(&self.shared, self.id, &probe);
+                    prover.judge(&self.shared, self.id, self.node.upgrade().as_deref(), &probe);
                 }
             }
             (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::Commands, _) => {}
@@ -281,7 +281,7 @@ impl Upstream {
         if effect.barrier
             && let Some(node) = self.node.upgrade()
         {
-            barrier(&node, held);
+            barrier(&self.shared, &node, held);
         }
     }
 
@@ -311,7 +311,14 @@ impl Upstream {
 
 /// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; the reply
 /// goes out when the last PONG is in.
-fn barrier(node: &Node, held: HeldReply) {
+fn barrier(shared: &Shared, node: &Node, held: HeldReply) {
+    if node.target.tracking == Tracking::Nothing {
+        // No push will come: whatever it touched dies now, before the reply goes out.
+        if hold(Guard::FlushUntracked) {
+            shared.kernel().flush_all(FlushCause::Overwritten);
+        }
+        return drop(held);
+    }
     let held = Arc::new(held);
     node.for_each_tracked(|lane| {
         let bytes = Bytes::from_static(b"*1\r\n$4\r\nPING\r\n");
@@ -434,7 +441,12 @@ pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: 
         }
         _ => Moment::NEVER,
     };
+    let is_announced = match &shared.l3 {
+        L3::Redis(redis) => redis.announces(key.as_ref().key()),
+        L3::Embedded(_) => true,
+    };
     if rule.caches()
+        && is_announced
         && let Some(deadline) = deadline(key.read, &value, pttl, token, absent_until)
         && value.reply_len() <= shared.config().limits.max_value_bytes.as_usize()
     {

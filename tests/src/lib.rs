@@ -14,6 +14,7 @@ pub mod random;
 pub mod redis;
 pub mod redis_cluster;
 pub mod scenarios;
+pub mod sentinel;
 pub mod sidecar;
 pub mod wire;
 pub mod world;

@@ -10,11 +10,13 @@ use std::{thread, time::Duration};
 use anyhow::{Result, ensure};
 
 use crate::{
+    e2e::eventually,
     proxy::{
         BOTH, Class,
         Direction::{ToClient, ToServer},
     },
-    world::{Client, LONG, MOMENT, Pod, Subject, World, must},
+    sentinel::{Sentinel, Watched},
+    world::{Client, LONG, MOMENT, Pod, SOON, Subject, World, must},
 };
 
 /// One story.
@@ -403,4 +405,33 @@ pub fn a_late_write_of_a_lost_relay_is_seen(subject: &Subject) -> Result<()> {
     let direct = world.foreign("GET k")?;
     ensure!(direct == "v1", "the late write did not arrive: k is {direct}");
     must(read == "v1", format!("k had been v1 for longer than {bound:?} when GET k was asked and answered {read}"))
+}
+
+/// Under `Ttl` nobody tells what a script wrote.
+pub fn an_untold_script_write_is_read_back(subject: &Subject) -> Result<()> {
+    a_script_write_is_read_back(&subject.clone().consistency("coherence: Ttl"))
+}
+
+/// The primary's own word is not enough behind Sentinels.
+pub fn without_a_majority_of_the_sentinels_nothing_is_proved(subject: &Subject) -> Result<()> {
+    const BOUND: Duration = Duration::from_millis(500);
+    let watched = Watched::start()?;
+    let sidecar = subject.set(watched.options("")).max_staleness(BOUND).start()?;
+    let mut client = Client(sidecar.connect()?);
+    eventually("a write arrives", SOON, || {
+        let told = client.ask("SET k v0")?;
+        ensure!(told == "OK", "SET answers {told}");
+        Ok(())
+    })?;
+    client.hold("k", "v0")?;
+    watched.sentinels[1..].iter().try_for_each(Sentinel::sigstop)?;
+    thread::sleep(BOUND);
+    for _ in 0..20 {
+        ensure!(client.ask("GET k")? == "v0", "reads go on");
+        must(client.why("k", "served")? == "no", "a copy is served on the word of one Sentinel of three")?;
+        thread::sleep(BOUND / 10);
+    }
+    ensure!(client.ask("SET k v1")? == "OK", "writes go on");
+    watched.sentinels[1..].iter().try_for_each(Sentinel::sigcont)?;
+    client.hold("k", "v1")
 }

@@ -118,7 +118,7 @@ impl SidecarOptions {
     /// Further fields of `consistency`, as in a YAML flow mapping: `onUncertain: Fail`.
     #[must_use]
     pub fn consistency(mut self, fields: &str) -> Self {
-        self.consistency = format!(", {fields}");
+        self.consistency = format!("{}, {fields}", self.consistency);
         self
     }
 

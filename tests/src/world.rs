@@ -143,6 +143,9 @@ fn words(command: &str) -> Vec<String> {
 pub struct Subject {
     program: Option<PathBuf>,
     dropped: Option<String>,
+    /// The ACL SETUSER command of the Redis user that its sidecars are; none: the default user.
+    user: Option<Vec<String>>,
+    consistency: Option<String>,
 }
 
 impl Subject {
@@ -153,7 +156,21 @@ impl Subject {
 
     /// A build with the feature `mutations`, without a guard (or with all of them).
     pub fn mutant(program: &Path, dropped: Option<&str>) -> Self {
-        Self { program: Some(program.to_owned()), dropped: dropped.map(str::to_owned) }
+        Self { program: Some(program.to_owned()), dropped: dropped.map(str::to_owned), ..Self::default() }
+    }
+
+    /// With sidecars that log in as the user that this `ACL SETUSER name …` makes; its password is `password`.
+    #[must_use]
+    pub fn as_user(mut self, rule: &[&str]) -> Self {
+        self.user = Some(rule.iter().map(ToString::to_string).collect());
+        self
+    }
+
+    /// With these fields of `consistency`.
+    #[must_use]
+    pub fn consistency(mut self, fields: &str) -> Self {
+        self.consistency = Some(fields.to_owned());
+        self
     }
 
     /// How to start it in front of a Redis on `socket`.
@@ -166,9 +183,16 @@ impl Subject {
         self.set(SidecarOptions::cluster(&cluster.endpoints()))
     }
 
-    fn set(&self, mut options: SidecarOptions) -> SidecarOptions {
+    /// These options, with all that makes the subject.
+    pub fn set(&self, mut options: SidecarOptions) -> SidecarOptions {
         if let Some(program) = &self.program {
             options = options.program(program);
+        }
+        if let Some(user) = &self.user {
+            options = options.login(&user[2], "password");
+        }
+        if let Some(fields) = &self.consistency {
+            options = options.consistency(fields);
         }
         match &self.dropped {
             Some(guard) => options.variable("CADDY_DROP_GUARD", guard),
@@ -238,6 +262,9 @@ impl World {
     /// Several pods with the same options.
     pub fn with(subject: &Subject, pods: usize, set: impl Fn(SidecarOptions) -> SidecarOptions) -> Result<Self> {
         let redis = RedisServer::start()?;
+        if let Some(user) = &subject.user {
+            redis.command(user)?;
+        }
         let pods =
             (0..pods).map(|_| Pod::start(&redis, |socket| set(subject.options(socket)))).collect::<Result<_>>()?;
         Ok(Self { redis, pods })

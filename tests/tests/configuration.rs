@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use caddy_contract::{
-    RawAuth, RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis, RawTls, RawUser,
+    RawAuth, RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis, RawSentinel,
+    RawTls, RawUser,
 };
 use serde_json::{Value, json};
 
@@ -43,7 +44,8 @@ fn leaves(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
 
 #[test]
 fn every_field_of_the_file_is_documented_with_its_default() {
-    let redis = RawRedis { tls: Some(RawTls::default()), ..RawRedis::default() };
+    let redis =
+        RawRedis { tls: Some(RawTls::default()), sentinel: Some(RawSentinel::default()), ..RawRedis::default() };
     let everything = RawConfig {
         l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
         keyspaces: vec![RawKeyspace::default()],

@@ -74,6 +74,8 @@ mutations! {
     flush_on_loss: "FlushOnLoss" => scenarios::a_loss_kills_every_copy;
     currency_check: "CurrencyCheck" => scenarios::a_half_open_link_keeps_the_bound;
     proof_from_sending: "ProofFromSending" => scenarios::a_late_proof_counts_from_its_sending;
+    sentinel_opinion: "SentinelOpinion" => scenarios::without_a_majority_of_the_sentinels_nothing_is_proved;
+    flush_untracked: "FlushUntracked" => scenarios::an_untold_script_write_is_read_back;
     expiry: "Expiry" => scenarios::a_copy_expires_with_its_key;
     probe_own_key: "ProbeOwnKey" => cluster_scenarios::a_node_without_its_cluster_proves_nothing;
     probe_slots: "ProbeSlots" => cluster_scenarios::a_dropped_slot_is_read_at_its_new_owner;
@@ -84,6 +86,7 @@ mutations! {
 /// Guards that cannot be seen over a socket, and what shows them instead.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("DeadFlag", "a push always comes before a newer fill on the one tracked connection; it is for memory"),
+    ("BroadcastLag", "the servers tried announce a write to all before they answer it; none promises to"),
     ("CurrencyBeforeStamp", "the order of two loads: the engine's interleavings"),
     (
         "OneMapAtATime",

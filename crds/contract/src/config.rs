@@ -1,8 +1,8 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
 use crate::{
-    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawKeyspace,
-    RawL3, RawRedis, RawTls, RedisMode, parse_duration,
+    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawConsistency,
+    RawKeyspace, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -139,8 +139,11 @@ pub enum L3 {
 pub struct Redis {
     /// How its nodes form one store.
     pub mode: RedisMode,
-    /// At least one; exactly one in mode `Standalone`, in mode `Cluster` those to ask for the others, in order.
+    /// At least one; exactly one in mode `Standalone`, every Sentinel in mode `Sentinel`, in mode `Cluster` those to ask for
+    /// the others, in order.
     pub endpoints: Vec<Endpoint>,
+    /// Set in mode `Sentinel`, and only there.
+    pub sentinel: Option<Sentinel>,
     /// User for AUTH; none means Redis's default user.
     pub username: Option<String>,
     /// File that holds the user, read on each connect.
@@ -153,6 +156,21 @@ pub struct Redis {
     pub connect_timeout: Duration,
     /// Deadline of a command.
     pub timeout: Duration,
+}
+
+/// How to ask the Sentinels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sentinel {
+    /// What they call the primary.
+    pub master_name: String,
+    /// User for AUTH at the Sentinels.
+    pub username: Option<String>,
+    /// File that holds that user.
+    pub username_file: Option<PathBuf>,
+    /// File that holds their password.
+    pub password_file: Option<PathBuf>,
+    /// Whether TLS, where it is set for Redis, is used towards the Sentinels too.
+    pub tls: SentinelTls,
 }
 
 /// TLS towards a Redis.
@@ -192,7 +210,7 @@ pub struct Tiering {
 }
 
 /// What a reader is promised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consistency {
     /// Bound on how long an overwritten state may still be read.
     pub max_staleness: Duration,
@@ -200,6 +218,8 @@ pub struct Consistency {
     pub on_uncertain: OnUncertain,
     /// How the sidecar learns of writes.
     pub coherence: Coherence,
+    /// With `Broadcast`: only keys that begin with one of these are announced and cached; none: all keys.
+    pub broadcast_prefixes: Vec<String>,
     /// With `ServeStale`: also to RESP2 sessions.
     pub allow_unmarked: bool,
 }
@@ -322,6 +342,7 @@ impl RawConfig {
                 max_staleness: read.time("consistency.maxStaleness", &self.consistency.max_staleness, 10),
                 on_uncertain: self.consistency.on_uncertain,
                 coherence: self.consistency.coherence,
+                broadcast_prefixes: read.prefixes(&self.consistency),
                 allow_unmarked: self.consistency.allow_unmarked,
             },
             keyspaces: read.keyspaces(&self.keyspaces),
@@ -484,7 +505,20 @@ impl Reader {
                 "l3.redis.endpoints",
                 "is empty; mode Cluster takes one or more nodes to ask for the others",
             ),
+            RedisMode::Sentinel => {
+                self.check(
+                    !raw.endpoints.is_empty(),
+                    "l3.redis.endpoints",
+                    "is empty; mode Sentinel takes the addresses of all Sentinels",
+                );
+            }
         }
+        let sentinel = raw.sentinel.as_ref().map(|sentinel| self.sentinel(sentinel));
+        self.check(
+            sentinel.is_some() == (raw.mode == RedisMode::Sentinel),
+            "l3.redis.sentinel",
+            "belongs to mode Sentinel, which needs it; write e.g. `mode: Sentinel, sentinel: {masterName: mymaster}`",
+        );
         self.check(
             raw.username.is_empty() || raw.username_file.is_empty(),
             "l3.redis.usernameFile",
@@ -500,6 +534,7 @@ impl Reader {
         Redis {
             mode: raw.mode,
             endpoints,
+            sentinel,
             username: named(&raw.username),
             username_file: named(&raw.username_file),
             password_file: named(&raw.password_file),
@@ -507,6 +542,42 @@ impl Reader {
             connect_timeout: self.time("l3.redis.connectTimeout", &raw.connect_timeout, 10),
             timeout: self.time("l3.redis.timeout", &raw.timeout, 10),
         }
+    }
+
+    fn sentinel(&mut self, raw: &RawSentinel) -> Sentinel {
+        let plain = !raw.master_name.is_empty() && !raw.master_name.chars().any(char::is_whitespace);
+        self.check(plain, "l3.redis.sentinel.masterName", "must be what the Sentinels call the primary, e.g. mymaster");
+        self.check(
+            raw.username.is_empty() || raw.username_file.is_empty(),
+            "l3.redis.sentinel.usernameFile",
+            "stands beside username; keep one of them",
+        );
+        Sentinel {
+            master_name: raw.master_name.clone(),
+            username: named(&raw.username),
+            username_file: named(&raw.username_file),
+            password_file: named(&raw.password_file),
+            tls: raw.tls,
+        }
+    }
+
+    /// Redis refuses prefixes of which one begins with another.
+    fn prefixes(&mut self, raw: &RawConsistency) -> Vec<String> {
+        let prefixes = &raw.broadcast_prefixes;
+        self.check(
+            prefixes.is_empty() || raw.coherence == Coherence::Broadcast,
+            "consistency.broadcastPrefixes",
+            "is of use with coherence Broadcast only",
+        );
+        for (n, prefix) in prefixes.iter().enumerate() {
+            let overlaps = prefixes.iter().enumerate().any(|(m, other)| m != n && prefix.starts_with(other.as_str()));
+            self.check(
+                !prefix.is_empty() && !overlaps,
+                &format!("consistency.broadcastPrefixes[{n}]"),
+                format!("{prefix:?} is empty or begins with another one of the list; leave it out"),
+            );
+        }
+        prefixes.clone()
     }
 
     fn tls(&mut self, raw: &RawTls) -> Tls {

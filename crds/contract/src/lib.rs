@@ -28,14 +28,14 @@ mod read;
 pub use auth::{Auth, CATEGORIES, CommandRule, Commands, RawAuth, RawUser, User};
 pub use config::{
     Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, LEASE_MIN_MILLIS, Limits, Listen,
-    Locks, Redis, Tiering, Tls,
+    Locks, Redis, Sentinel, Tiering, Tls,
 };
 pub use fault::{Fault, Faults};
 pub use quantity::{ByteSize, QuantityError, parse_duration};
 pub use raw::{
     CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded,
     RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis,
-    RawTiering, RawTls, RedisMode,
+    RawSentinel, RawTiering, RawTls, RedisMode, SentinelTls,
 };
 pub use read::{Parsed, parse};
 

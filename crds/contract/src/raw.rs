@@ -123,8 +123,12 @@ pub struct RawEmbedded {}
 pub struct RawRedis {
     /// How its nodes form one store.
     pub mode: RedisMode,
-    /// `host:port` or `unix:/path`; exactly one in mode `Standalone`, in mode `Cluster` nodes to ask for the others.
+    /// `host:port` or `unix:/path`; exactly one in mode `Standalone`, every Sentinel in mode `Sentinel`, in mode `Cluster`
+    /// nodes to ask for the others.
     pub endpoints: Vec<String>,
+    /// What mode `Sentinel` needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<RawSentinel>,
     /// User for AUTH; empty means Redis's default user.
     pub username: String,
     /// File that holds the user instead, read on each connect.
@@ -154,6 +158,32 @@ pub struct RawTls {
     pub server_name: String,
 }
 
+/// How to ask the Sentinels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawSentinel {
+    /// What they call the primary.
+    pub master_name: String,
+    /// User for AUTH at the Sentinels; empty means their default user.
+    pub username: String,
+    /// File that holds that user instead.
+    pub username_file: String,
+    /// File that holds their password; empty means no AUTH.
+    pub password_file: String,
+    /// Whether TLS, where it is set for Redis, is used towards the Sentinels too.
+    pub tls: SentinelTls,
+}
+
+/// TLS towards Sentinels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SentinelTls {
+    /// As towards Redis.
+    #[default]
+    Same,
+    /// Plain text.
+    Off,
+}
+
 /// How the nodes of a Redis form one store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RedisMode {
@@ -162,6 +192,8 @@ pub enum RedisMode {
     Standalone,
     /// A Redis Cluster.
     Cluster,
+    /// The primary that Sentinels name.
+    Sentinel,
 }
 
 /// When entries move between L1 and L2.
@@ -186,6 +218,8 @@ pub struct RawConsistency {
     pub on_uncertain: OnUncertain,
     /// How the sidecar learns of writes.
     pub coherence: Coherence,
+    /// With `Broadcast`: only keys that begin with one of these are announced and cached; none: all keys.
+    pub broadcast_prefixes: Vec<String>,
     /// With `ServeStale`: also to RESP2 sessions, which cannot be told that a reply is stale.
     pub allow_unmarked: bool,
 }
@@ -208,6 +242,10 @@ pub enum Coherence {
     /// The server tells the readers of a key (`CLIENT TRACKING`).
     #[default]
     Tracking,
+    /// The server tells every write (`CLIENT TRACKING … BCAST`).
+    Broadcast,
+    /// It tells nothing; copies live at most `maxStaleness`.
+    Ttl,
 }
 
 /// A rule for the keys that match.
@@ -393,6 +431,7 @@ impl Default for RawRedis {
         Self {
             mode: RedisMode::Standalone,
             endpoints: Vec::new(),
+            sentinel: None,
             username: String::new(),
             username_file: String::new(),
             password_file: String::new(),
@@ -415,6 +454,7 @@ impl Default for RawConsistency {
             max_staleness: "1s".into(),
             on_uncertain: OnUncertain::Bypass,
             coherence: Coherence::Tracking,
+            broadcast_prefixes: Vec::new(),
             allow_unmarked: false,
         }
     }

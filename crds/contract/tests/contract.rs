@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use caddy_contract::{ByteSize, CacheMode, Config, Endpoint, KeyspaceMode, L3, OnUncertain, RawConfig, parse};
+use caddy_contract::{
+    ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L3, OnUncertain, RawConfig, RedisMode, parse,
+};
 use std::{fs, path::Path, time::Duration};
 
 fn golden(name: &str) -> String {
@@ -41,6 +43,12 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!(redis.username.as_deref(), Some("cache"));
     assert_eq!(redis.password_file.as_deref(), Some(Path::new("/etc/caddy/redis-auth/password")));
     assert_eq!((redis.connect_timeout, redis.timeout), (Duration::from_millis(1500), Duration::from_secs(3)));
+    let sentinel = redis.sentinel.as_ref().unwrap();
+    assert_eq!((redis.mode, sentinel.master_name.as_str()), (RedisMode::Sentinel, "shop"));
+    assert_eq!(sentinel.password_file.as_deref(), Some(Path::new("/etc/caddy/sentinel-auth/password")));
+    assert_eq!(redis.tls.as_ref().unwrap().server_name.as_deref(), Some("redis.example.com"));
+    assert_eq!(config.consistency.coherence, Coherence::Broadcast);
+    assert_eq!(config.consistency.broadcast_prefixes, ["shop:"]);
     assert_eq!(config.tiering.demote_after_idle, Duration::from_mins(10));
     assert_eq!(config.consistency.max_staleness, Duration::from_millis(500));
     assert_eq!(config.consistency.on_uncertain, OnUncertain::ServeStale);
@@ -123,6 +131,20 @@ fn unknown_fields_are_harmless_only_in_the_operators_file() {
     assert_eq!(parsed.ignored, ["l2.policy", "rollout", "l3.redis.ring"]);
     assert_eq!(parsed.config.config_generation, 3);
     assert!(!parse("configGeneration: 3\nl2: {maxBytes: x}").unwrap_err().is_empty());
+}
+
+#[test]
+fn what_belongs_together_stands_together() {
+    let redis = |fields: &str| faults(&format!("l3: {{redis: {{endpoints: [\"r:1\"], {fields}}}}}")).join("\n");
+    assert!(redis("mode: Sentinel").contains("l3.redis.sentinel: belongs to mode Sentinel"));
+    assert!(redis("sentinel: {masterName: m}").contains("l3.redis.sentinel: belongs to mode Sentinel"));
+    assert!(redis("mode: Sentinel, sentinel: {}").contains("l3.redis.sentinel.masterName"));
+    assert!(redis("tls: {certFile: c}").contains("together with keyFile"));
+    assert!(redis("username: a, usernameFile: b").contains("stands beside username"));
+    assert!(faults("l3: {redis: {endpoints: [\"unix:/r\"], tls: {}}}")[0].contains("no TLS on a Unix socket"));
+    let consistency = |fields: &str| faults(&format!("consistency: {{{fields}}}")).join("\n");
+    assert!(consistency("broadcastPrefixes: [a]").contains("with coherence Broadcast only"));
+    assert!(consistency("coherence: Broadcast, broadcastPrefixes: [a, ab]").contains("broadcastPrefixes[1]"));
 }
 
 #[test]

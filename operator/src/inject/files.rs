@@ -4,7 +4,7 @@
 
 use caddy_crds::{
     CacheCluster,
-    cluster::{Auth, Redis, RedisTls},
+    cluster::{Auth, Redis, RedisTls, SecretKey},
     names,
 };
 use serde_json::{Value, json};
@@ -20,22 +20,31 @@ pub(super) struct Files {
 
 /// All that the spec names.
 pub(super) fn of(cluster: &CacheCluster) -> Vec<Files> {
-    let redis = cluster.spec.l3.redis.as_ref();
-    let of_redis = redis.map(|redis| [login(redis), redis.tls.as_ref().and_then(certificates)]);
-    of_redis.into_iter().flatten().flatten().chain(cluster.spec.auth.as_ref().map(users)).collect()
+    let redis = cluster.spec.l3.redis.as_ref().map(of_redis).unwrap_or_default();
+    redis.into_iter().chain(cluster.spec.auth.as_ref().map(users)).collect()
 }
 
-fn login(redis: &Redis) -> Option<Files> {
-    let secret = redis.auth_secret_ref.as_ref()?;
+fn of_redis(redis: &Redis) -> Vec<Files> {
+    let sentinel = redis.sentinel.as_ref().and_then(|sentinel| sentinel.auth_secret_ref.as_ref());
+    let logins = [
+        (redis.auth_secret_ref.as_ref(), names::REDIS_AUTH_VOLUME, names::REDIS_AUTH_DIR),
+        (sentinel, names::SENTINEL_AUTH_VOLUME, names::SENTINEL_AUTH_DIR),
+    ];
+    let logins = logins.map(|(secret, volume, directory)| Some(login(secret?, volume, directory)));
+    let certificates = redis.tls.as_ref().and_then(certificates);
+    logins.into_iter().chain([certificates]).flatten().collect()
+}
+
+fn login(secret: &SecretKey, volume: &str, directory: &str) -> Files {
     let keys = [Some(&secret.key), secret.username_key.as_ref()];
     let items: Vec<Value> = keys.into_iter().flatten().map(|key| json!({"key": key, "path": key})).collect();
-    Some(Files {
+    Files {
         volume: json!({
-            "name": names::REDIS_AUTH_VOLUME,
+            "name": volume,
             "secret": {"secretName": secret.name, "items": items, "defaultMode": MODE},
         }),
-        mount: mount(names::REDIS_AUTH_VOLUME, names::REDIS_AUTH_DIR),
-    })
+        mount: mount(volume, directory),
+    }
 }
 
 /// From several objects into one directory, which kubelet swaps as a whole: a certificate never meets another's key.

@@ -6,7 +6,7 @@
 use caddy_contract::{
     ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawAuth, RawCluster, RawConfig,
     RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits,
-    RawLocks, RawRedis, RawTiering, RawTls, RawUser, RedisMode,
+    RawLocks, RawRedis, RawSentinel, RawTiering, RawTls, RawUser, RedisMode, SentinelTls,
 };
 use caddy_crds::{
     CacheCluster,
@@ -147,7 +147,10 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
             },
             coherence: match spec.consistency.coherence {
                 cluster::Coherence::Tracking => Coherence::Tracking,
+                cluster::Coherence::Broadcast => Coherence::Broadcast,
+                cluster::Coherence::Ttl => Coherence::Ttl,
             },
+            broadcast_prefixes: spec.consistency.broadcast_prefixes.clone(),
             allow_unmarked: spec.consistency.allow_unmarked,
         },
         keyspaces: spec.keyspaces.iter().map(raw_keyspace).collect(),
@@ -195,21 +198,42 @@ fn raw_limits(limits: &cluster::Limits) -> RawLimits {
 }
 
 fn raw_redis(redis: &cluster::Redis) -> RawRedis {
-    let login = redis.auth_secret_ref.as_ref();
-    let file_of = |key: &String| format!("{}/{key}", names::REDIS_AUTH_DIR);
+    let (username_file, password_file) = login_files(redis.auth_secret_ref.as_ref(), names::REDIS_AUTH_DIR);
     RawRedis {
         mode: match redis.mode {
             cluster::Mode::Standalone => RedisMode::Standalone,
             cluster::Mode::Cluster => RedisMode::Cluster,
+            cluster::Mode::Sentinel => RedisMode::Sentinel,
         },
         endpoints: redis.endpoints.clone(),
         username: redis.username.clone().unwrap_or_default(),
-        username_file: login.and_then(|secret| secret.username_key.as_ref()).map(file_of).unwrap_or_default(),
-        password_file: login.map(|secret| file_of(&secret.key)).unwrap_or_default(),
+        username_file,
+        password_file,
+        sentinel: redis.sentinel.as_ref().map(raw_sentinel),
         tls: redis.tls.as_ref().map(raw_tls),
         connect_timeout: redis.connect_timeout.0.clone(),
         timeout: redis.timeout.0.clone(),
     }
+}
+
+fn raw_sentinel(sentinel: &cluster::Sentinel) -> RawSentinel {
+    let (username_file, password_file) = login_files(sentinel.auth_secret_ref.as_ref(), names::SENTINEL_AUTH_DIR);
+    RawSentinel {
+        master_name: sentinel.master_name.clone(),
+        username: sentinel.username.clone().unwrap_or_default(),
+        username_file,
+        password_file,
+        tls: match sentinel.tls {
+            cluster::SentinelTls::Same => SentinelTls::Same,
+            cluster::SentinelTls::Off => SentinelTls::Off,
+        },
+    }
+}
+
+/// The files of user and password that the injector mounts into a directory.
+fn login_files(secret: Option<&cluster::SecretKey>, directory: &str) -> (String, String) {
+    let file = |key: Option<&String>| key.map(|key| format!("{directory}/{key}")).unwrap_or_default();
+    (file(secret.and_then(|secret| secret.username_key.as_ref())), file(secret.map(|secret| &secret.key)))
 }
 
 /// The files that the injector mounts.

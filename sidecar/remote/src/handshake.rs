@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use caddy_resp::{FrameKind, Protocol, ReplyScanner, Value, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{Endpoint, Mode, Setup, Target, TlsError, stream::Stream, target::Answers};
+use crate::{Endpoint, Mode, Setup, Target, TlsError, Tracking, Verdict, stream::Stream, target::Answers};
 
 /// What a server is to its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +152,7 @@ pub enum ConnectError {
     },
     /// CLIENT TRACKING was refused: nothing can be cached coherently.
     #[error(
-        "Redis at {endpoint} refused CLIENT TRACKING: {message}; nothing is cached. Allow the user +client; Redis 7 and Valkey have it"
+        "Redis at {endpoint} refused CLIENT TRACKING: {message}; nothing is cached. Allow the user +client|tracking, or set consistency.coherence: Ttl where the server cannot"
     )]
     TrackingRefused {
         /// Where to.
@@ -160,17 +160,41 @@ pub enum ConnectError {
         /// The server's own error.
         message: String,
     },
-    /// The server is not what the configuration says: a node of a cluster, a Sentinel, or no node of a cluster.
+    /// The server is not what the configuration says.
     #[error(
-        "Redis at {endpoint} runs in {mode} mode and l3.redis.mode is {wanted}; nothing is cached. Name another server, or another mode"
+        "Redis at {endpoint} runs in {mode} mode and should run in mode {wanted}; nothing is cached. Name another server, or another l3.redis.mode"
     )]
     OtherMode {
         /// Where to.
         endpoint: String,
         /// `standalone`, `cluster` or `sentinel`.
         mode: String,
-        /// What is configured.
+        /// What it should be.
         wanted: Mode,
+    },
+    /// No Sentinel could say who the primary is.
+    #[error("no Sentinel says who the primary {name:?} is: {reason}; see l3.redis.endpoints and the Sentinels")]
+    NoSentinel {
+        /// What they call it.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A Sentinel answered that it watches no such primary.
+    #[error("the Sentinel at {endpoint} watches no primary {name:?}: {reason}; see l3.redis.sentinel.masterName")]
+    NoSuchPrimary {
+        /// Where to.
+        endpoint: String,
+        /// What was asked for.
+        name: String,
+        /// Its own error.
+        reason: String,
+    },
+    /// The server that the Sentinels name says that it is a replica: a failover is under way.
+    #[error("Sentinel names Redis at {endpoint} as the primary, which says it is a replica; is a failover under way?")]
+    NotYetPrimary {
+        /// Where to.
+        endpoint: String,
     },
     /// The server is a replica: what it holds may be older than what its primary acknowledged.
     #[error("Redis at {endpoint} is a replica; nothing is cached from it. Point the endpoint at the primary")]
@@ -184,7 +208,12 @@ impl ConnectError {
     /// The server answered, but not as we need it; trying again soon will not help much.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. } | Self::TurnedAway { .. } => false,
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Broken { .. }
+            | Self::TurnedAway { .. }
+            | Self::NoSentinel { .. }
+            | Self::NotYetPrimary { .. } => false,
             Self::Tls { source, .. } => !source.is_passing(),
             _ => true,
         }
@@ -196,11 +225,26 @@ pub(crate) struct Link {
     pub(crate) stream: Stream,
     pub(crate) unread: BytesMut,
     pub(crate) server: Option<ServerInfo>,
+    /// See [`Sentinels::version`](crate::Sentinels::version).
+    pub(crate) version: u64,
 }
 
 pub(crate) async fn connect(target: Arc<Target>, setup: Setup) -> Result<Link, ConnectError> {
+    let Some(sentinels) = &target.sentinels else { return establish_in_time(&target, setup).await };
+    let Verdict { primary, version, .. } = sentinels.discover(&target).await?;
+    let found = Target { endpoint: primary, ..Target::clone(&target) };
+    let link = establish_in_time(&found, setup).await?;
+    match &link.server {
+        Some(server) if server.role == Role::Replica => {
+            Err(ConnectError::NotYetPrimary { endpoint: found.endpoint.to_string() })
+        }
+        _ => Ok(Link { version, ..link }),
+    }
+}
+
+async fn establish_in_time(target: &Target, setup: Setup) -> Result<Link, ConnectError> {
     let timeout = target.connect_timeout;
-    let outcome = tokio::time::timeout(timeout, establish(&target, setup)).await;
+    let outcome = tokio::time::timeout(timeout, establish(target, setup)).await;
     outcome.unwrap_or_else(|_| {
         // A server that does not speak TLS waits for the end of a line.
         let hint = if target.tls.is_some() { "; does it speak TLS on this port?" } else { "" };
@@ -235,7 +279,7 @@ async fn log_in(target: &Target, setup: Setup, answers: Option<&Answers>) -> Res
     let mut stream = Stream::connect(&target.endpoint, target.tls.as_deref()).await?;
     let broken = |error: Unreadable| unanswered(target, &error);
 
-    let (request, steps) = requests(setup, answers);
+    let (request, steps) = requests(&target.tracking, setup, answers);
     let sent = stream.write_all(&request).await;
 
     let mut unread = BytesMut::new();
@@ -271,12 +315,12 @@ async fn log_in(target: &Target, setup: Setup, answers: Option<&Answers>) -> Res
                 wanted: target.mode,
             });
         }
-        // In a cluster roles change hands; the probe asks for them.
-        if server.role == Role::Replica && target.mode == Mode::Standalone {
+        // In a cluster roles change hands, and the probe asks for them; Sentinels are asked again.
+        if server.role == Role::Replica && target.mode == Mode::Standalone && target.sentinels.is_none() {
             return Err(ConnectError::NotPrimary { endpoint: endpoint() });
         }
     }
-    Ok(Link { stream, unread, server })
+    Ok(Link { stream, unread, server, version: 0 })
 }
 
 /// Why no reply could be read.
@@ -310,7 +354,7 @@ fn unanswered(target: &Target, error: &Unreadable) -> ConnectError {
     ConnectError::Broken { endpoint, reason }
 }
 
-fn requests(setup: Setup, answers: Option<&Answers>) -> (Vec<u8>, Vec<Step>) {
+fn requests(tracking: &Tracking, setup: Setup, answers: Option<&Answers>) -> (Vec<u8>, Vec<Step>) {
     let mut out = Vec::with_capacity(160);
     let mut steps = Vec::with_capacity(4);
     match setup.protocol {
@@ -338,7 +382,16 @@ fn requests(setup: Setup, answers: Option<&Answers>) -> (Vec<u8>, Vec<Step>) {
         steps.push(Step::Select);
     }
     if setup.tracked {
-        encode::command(&mut out, ["CLIENT", "TRACKING", "ON"]);
+        let mut args = vec!["CLIENT", "TRACKING", "ON"];
+        match tracking {
+            Tracking::Nothing => return (out, steps),
+            Tracking::Keys => {}
+            Tracking::Broadcast(prefixes) => {
+                args.push("BCAST");
+                args.extend(prefixes.iter().flat_map(|prefix| ["PREFIX", prefix]));
+            }
+        }
+        encode::command(&mut out, args);
         steps.push(Step::Tracking);
     }
     (out, steps)

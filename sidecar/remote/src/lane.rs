@@ -202,6 +202,8 @@ struct Connection<T> {
     output: BytesMut,
     waiting: VecDeque<Waiting<T>>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Under which version of the Sentinels' opinion it was made.
+    version: u64,
 }
 
 struct Waiting<T> {
@@ -270,7 +272,13 @@ impl<H: Handler> Lane<H> {
                 }
                 Phase::Ready(connection) => {
                     let timeout = self.setup.timed.then_some(self.target.response_timeout);
-                    let over = ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout));
+                    let deposed =
+                        self.target.sentinels.as_ref().is_some_and(|them| them.version() != connection.version);
+                    let over = if deposed {
+                        Over::Lost("Sentinel names another primary".into())
+                    } else {
+                        ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout))
+                    };
                     let Phase::Ready(connection) = std::mem::replace(&mut self.phase, Phase::Idle) else { continue };
                     self.enter(Phase::Idle);
                     let (reason, ended) = match over {
@@ -320,6 +328,7 @@ impl<T> Connection<T> {
             output: BytesMut::new(),
             waiting: VecDeque::new(),
             timer: None,
+            version: link.version,
         }
     }
 

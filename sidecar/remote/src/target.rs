@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{ConnectError, Tls};
+use crate::{ConnectError, Tls, sentinel::Sentinels};
 
 /// The address of one Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -31,6 +31,17 @@ impl fmt::Display for Endpoint {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// How tracked connections learn of writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tracking {
+    /// The server tells who has read a key.
+    Keys,
+    /// The server tells every write to keys with one of these prefixes; none: to all keys.
+    Broadcast(Vec<String>),
+    /// It tells nothing.
+    Nothing,
 }
 
 /// A user name or a password, and where it comes from.
@@ -58,6 +69,8 @@ pub enum Mode {
     Standalone,
     /// It has a part of the slots.
     Cluster,
+    /// It holds no data and watches those that do.
+    Sentinel,
 }
 
 impl fmt::Display for Mode {
@@ -65,6 +78,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Standalone => "Standalone",
             Self::Cluster => "Cluster",
+            Self::Sentinel => "Sentinel",
         })
     }
 }
@@ -126,6 +140,10 @@ pub struct Target {
     pub endpoint: Endpoint,
     /// What it has to be.
     pub mode: Mode,
+    /// Who knows the address of the primary; `endpoint` is then for messages only.
+    pub sentinels: Option<Arc<Sentinels>>,
+    /// How tracked connections learn of writes.
+    pub tracking: Tracking,
     /// As whom.
     pub login: Login,
     /// TLS for connections over TCP; `None`: plain text.
@@ -137,12 +155,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// A standalone server at `endpoint` as one finds it: no login, no TLS, five seconds for each thing.
+    /// A standalone server at `endpoint` as one finds it: no login, no TLS, tracking by key, five seconds for each thing.
     pub fn new(endpoint: Endpoint) -> Self {
         const PATIENCE: Duration = Duration::from_secs(5);
         Self {
             endpoint,
             mode: Mode::Standalone,
+            sentinels: None,
+            tracking: Tracking::Keys,
             login: Login::default(),
             tls: None,
             connect_timeout: PATIENCE,

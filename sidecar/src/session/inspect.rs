@@ -58,7 +58,7 @@ impl Conversation {
         fields.push(("keyspace", shared.names.all().swap_remove(rule.id.index()).into()));
         let coherence = match (&shared.l3, status.coherent) {
             (L3::Embedded(_), _) => "embedded L3, always current".to_owned(),
-            (_, true) => "tracked".to_owned(),
+            (L3::Redis(redis), true) => redis.coherence().to_owned(),
             (_, false) => format!("nothing is cached: {}", status.reason),
         };
         fields.push(("coherence", coherence.into()));

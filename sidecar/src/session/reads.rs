@@ -264,7 +264,7 @@ impl Conversation {
         if kernel.currency(tracked.source, self.now) != Currency::Proven
             && let Some(sent) = kernel.claim_probe(tracked.source, self.now)
         {
-            probe(node, &tracked.lane, sent);
+            probe(&self.worker.shared, node, &tracked.lane, sent);
         }
     }
 
@@ -362,7 +362,8 @@ impl Conversation {
 
     /// The answer that `onUncertain` gives from a copy that cannot be proved current; `None`: ask L3.
     pub(super) fn answer_unproven(&self, copy: &Cached) -> Option<Bytes> {
-        let consistency = self.worker.shared.config().consistency;
+        let config = self.worker.shared.config();
+        let consistency = &config.consistency;
         let mut out = Vec::new();
         match consistency.on_uncertain {
             OnUncertain::Bypass => return None,

@@ -7,6 +7,8 @@ mod coordination;
 mod keyspaces;
 mod lifecycle;
 mod limits;
+mod logins;
+mod modes;
 mod modules;
 mod pooled;
 mod redis;
