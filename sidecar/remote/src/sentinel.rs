@@ -347,6 +347,7 @@ mod tests {
         Sentinels::new((0..seats).map(seat).collect(), "shop".into())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "an answer, as it is taken")]
     fn opinion(epoch: u64, host: &str) -> Result<Opinion, ConnectError> {
         Ok(Opinion { epoch, primary: Endpoint::Tcp { host: host.into(), port: 6379 } })
     }
@@ -363,7 +364,9 @@ mod tests {
         let found = Arc::new(Mutex::new(None));
         let told = found.clone();
         let ask = sentinels.put(Box::new(move |verdict| *told.lock() = Some(verdict)));
-        answers.into_iter().for_each(|answer| ask.heard(answer));
+        for answer in answers {
+            ask.heard(answer);
+        }
         found.lock().take()
     }
 
