@@ -35,10 +35,10 @@ pub(super) async fn take_part(
     let identity = unique(&pod);
     let seed = u64::from_str_radix(identity.rsplit('_').next().unwrap_or_default(), 16).unwrap_or(1);
     // Many pods may start in one moment.
-    let pace = question(lease.member.members());
+    let pace = lease.question();
     tokio::select! {
         () = leaving.cancelled() => return,
-        () = tokio::time::sleep(random_part(pace * 6 / 5)) => {}
+        () = tokio::time::sleep(random_part(pace)) => {}
     }
     let machine = Machine::new(Terms::new(identity, DURATION, pace), seed);
     let told = tell(&tenure);
@@ -84,6 +84,11 @@ impl<M: Member> DutiesLease<M> {
         let path = format!("{all}/{name}");
         Self { member, client, name, all, path, declaration }
     }
+
+    /// The pause of this candidate: a little above its share, so that rounds may overlap.
+    fn question(&self) -> Duration {
+        question(self.member.members()) * 11 / 10
+    }
 }
 
 impl<M: Member + Send + Sync> LeaseApi for &DutiesLease<M> {
@@ -100,6 +105,6 @@ impl<M: Member + Send + Sync> LeaseApi for &DutiesLease<M> {
     }
 
     fn pace(&self) -> Option<Duration> {
-        Some(question(self.member.members()))
+        Some(self.question())
     }
 }

@@ -71,9 +71,10 @@ async fn write(client: &ApiClient, all: &str, path: &str, lease: &Value, made: b
     }
 }
 
-/// The pause, or up to a fifth longer: never shorter, so that all together stay within their rate.
+/// A tenth to three tenths more than the pause: all together stay within their rate, also while the first round of those
+/// that started together runs into the second.
 fn spread(pause: Duration) -> Duration {
-    pause + random_part(pause / 5)
+    pause * 11 / 10 + random_part(pause / 5)
 }
 
 /// When the next report is due. Pure.
@@ -93,7 +94,7 @@ impl Schedule {
         if hurry && !self.hurried {
             // What concerns all of them, such as an outage of Redis, is not told by all in one moment.
             self.hurried = true;
-            let soon = now + random_part(share(members) * 6 / 5);
+            let soon = now + random_part(share(members) * 11 / 10);
             self.next = Some(self.next.map_or(soon, |next| next.min(soon)));
         }
         self.next.is_none_or(|next| next <= now)
@@ -112,7 +113,7 @@ impl Schedule {
 }
 
 fn lease(cluster: &str, pod: &Pod, report: &MemberReport, members: u32, started: &str) -> Value {
-    let duration = heartbeat(members) * 6 / 5 * MISSED;
+    let duration = heartbeat(members) * 13 / 10 * MISSED;
     json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -160,10 +161,10 @@ mod tests {
     #[test]
     fn heartbeats_keep_the_pace_of_the_cluster() {
         let few = writes(3, 1000, |_| well());
-        assert!((84..=101).contains(&few.len()), "{few:?}");
+        assert!((76..=92).contains(&few.len()), "{few:?}");
         let many = writes(1000, 10_000, |_| well());
-        assert!((83..=102).contains(&many.len()), "{many:?}");
-        let gaps = many.windows(2).skip(1).all(|pair| pair[1] - pair[0] >= 100);
+        assert!((76..=93).contains(&many.len()), "{many:?}");
+        let gaps = many.windows(2).skip(1).all(|pair| pair[1] - pair[0] >= 110);
         assert!(gaps, "{many:?}");
     }
 
@@ -173,7 +174,7 @@ mod tests {
         let told = |members| *writes(members, 2000, change).iter().find(|second| **second >= 500).unwrap();
         assert!((0..20).all(|_| told(3) <= 502));
         let many: Vec<u64> = (0..200).map(|_| told(1000)).collect();
-        assert!(many.iter().all(|second| *second <= 621), "{many:?}");
+        assert!(many.iter().all(|second| *second <= 611), "{many:?}");
         let first_tenth = many.iter().filter(|second| **second < 510).count();
         assert!(first_tenth < 60, "{first_tenth} of 200 in the first 10 s of 100");
     }
@@ -195,6 +196,6 @@ mod tests {
         let lease = lease("web", &pod, &well(), 1000, "t");
         assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "uid-1");
         assert_eq!(lease["metadata"]["labels"]["cache.caddy.dev/member"], "web");
-        assert_eq!(lease["spec"]["leaseDurationSeconds"], 360);
+        assert_eq!(lease["spec"]["leaseDurationSeconds"], 390);
     }
 }
