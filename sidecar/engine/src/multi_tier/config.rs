@@ -82,6 +82,9 @@ pub struct TierConfig {
     pub demote_after_idle: Duration,
     /// How often idle slots and expired entries are looked for. It is done by whoever comes by, a bounded slice at a time.
     pub maintenance_interval: Duration,
+    /// Counters that invalidations go by, 8 bytes each, rounded up to a power of two. Keys that share one cost each other a
+    /// spare miss; a cache of few keys can do with few.
+    pub stamps: u32,
     /// Copies are served only while their L3 was proven current within this time.
     pub max_staleness: Duration,
     /// How long "L3 has no such key" is remembered at most. Zero: not at all.
@@ -111,6 +114,7 @@ impl Default for TierConfig {
             promote_after_hits: 10,
             demote_after_idle: Duration::from_mins(5),
             maintenance_interval: Duration::from_mins(1),
+            stamps: 1 << 16,
             max_staleness: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(5),
             ttl: None,
@@ -125,7 +129,12 @@ impl Default for TierConfig {
 impl TierConfig {
     pub(crate) fn cache(&self) -> CacheConfig {
         CacheConfig {
-            kernel: KernelConfig { max_sources: 1, max_staleness: self.max_staleness, ..KernelConfig::default() },
+            kernel: KernelConfig {
+                stripes: self.stamps,
+                max_sources: 1,
+                max_staleness: self.max_staleness,
+                ..KernelConfig::default()
+            },
             l1: L1Config { max_entries: self.l1.max_entries, max_bytes: self.l1.max_bytes },
             l2: L2Config { policy: self.policy, ..self.l2.l2() },
             tiering: TieringConfig {

@@ -1,6 +1,6 @@
-//! One sidecar made of the engine's real parts, in front of a Redis in miniature: one key, a tracking table, ordered
-//! streams both ways. All that the engine leaves to its caller is done here as the sidecar does it, unless a [`Slip`]
-//! says otherwise.
+//! Two sidecars made of the engine's real parts, in front of a Redis in miniature: one key, a tracking table, ordered
+//! streams both ways with each of them. All that the engine leaves to its caller is done here as the sidecar does it,
+//! unless a [`Slip`] says otherwise.
 //!
 //! The value of the key is its version, so "older" can be seen. What has been seen by anybody is kept beside the
 //! scheduled world, in [`Seen`]: it takes no part in the interleaving.
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caddy_engine::{
-    Cache, CacheConfig, Clock, Doubt, FlightId, Flights, FlightsConfig, Guards, Incarnation, Joined, KernelConfig,
-    KeyHash, L1Config, L2Config, Lookup, ManualClock, Moment, PolicyKind, Sent, SourceId, SourceKind, TieringConfig,
-    Wanted, Worker,
+    Cache, CacheConfig, Clock, Doubt, FlightId, Flights, FlightsConfig, FlushCause, Guards, Incarnation, Joined,
+    KernelConfig, KeyHash, L1Config, L2Config, Lookup, ManualClock, Moment, PolicyKind, Sent, SourceId, SourceKind,
+    TieringConfig, Wanted, Worker,
 };
 use shuttle::sync::{Condvar, Mutex, MutexGuard, mpsc};
 
@@ -30,13 +30,21 @@ pub(crate) enum Slip {
     RelayedReadWithoutBump,
     /// After a reconnect tracking is not switched on again.
     NoRetracking,
+    /// The server does not push a sidecar's own writes (NOLOOP).
+    OwnWritesNotPushed,
+    /// What was written is put into the tiers, under a token taken when the write is answered.
+    PopulateFromWrite,
+    /// What fills the tiers is read on another connection than the tracked one.
+    FillFromRelay,
+    /// The push that says "everything" is not applied.
+    IgnoreFlush,
 }
 
 /// What the apps and the server have seen so far.
 #[derive(Debug, Default)]
 struct Seen {
-    /// No request sent from now on may be answered with an older version.
-    floor: u64,
+    /// No request sent to this sidecar from now on may be answered with an older version.
+    floors: [u64; SIDECARS],
     /// When each version was overwritten, at the server.
     overwritten: Vec<Moment>,
     history: Vec<String>,
@@ -54,6 +62,8 @@ enum Reply {
     Value(FlightId, u64),
     Proof(Sent),
     Push(u64),
+    /// Everything was replaced.
+    Flush(u64),
 }
 
 /// The tracking table's row for the sidecar's connection.
@@ -69,9 +79,15 @@ enum Tracking {
 #[derive(Debug, Default)]
 struct Server {
     version: u64,
+    closing: bool,
+    connections: [Connection; SIDECARS],
+}
+
+/// A sidecar's tracked connection.
+#[derive(Debug, Default)]
+struct Connection {
     tracking: Tracking,
     broken: bool,
-    closing: bool,
     requests: VecDeque<Request>,
     replies: VecDeque<Reply>,
     late_pushes: VecDeque<u64>,
@@ -79,11 +95,17 @@ struct Server {
 
 type Answer = Option<u64>;
 
-pub(crate) struct World {
+pub(crate) const SIDECARS: usize = 2;
+
+struct Sidecar {
     cache: Arc<Cache<u64, u64>>,
     flights: Flights<u64, mpsc::Sender<Answer>>,
     source: SourceId,
     first: Incarnation,
+}
+
+pub(crate) struct World {
+    sidecars: [Sidecar; SIDECARS],
     clock: ManualClock,
     server: Mutex<Server>,
     changed: Condvar,
@@ -91,8 +113,8 @@ pub(crate) struct World {
     slip: Option<Slip>,
 }
 
-impl World {
-    pub(crate) fn new(guards: Guards, slip: Option<Slip>) -> Arc<Self> {
+impl Sidecar {
+    fn new(guards: Guards, clock: &ManualClock) -> Self {
         let kernel = KernelConfig { stripes: 1, max_sources: 1, max_staleness: MAX_STALENESS, guards };
         let cache = Cache::new(CacheConfig {
             kernel,
@@ -101,16 +123,23 @@ impl World {
             tiering: TieringConfig { promote_after_hits: 1, ..TieringConfig::default() },
         });
         let source = cache.kernel().register(SourceKind::Tracked).expect("an empty table");
-        let clock = ManualClock::default();
         let first = cache.kernel().connected(source);
         cache.kernel().proved(&cache.kernel().sending(source, clock.now()), clock.now());
+        Self { cache, flights: Flights::new(FlightsConfig::default()), source, first }
+    }
+}
+
+impl World {
+    pub(crate) fn new(guards: Guards, slip: Option<Slip>) -> Arc<Self> {
+        let clock = ManualClock::default();
+        let mut server = Server::default();
+        for connection in &mut server.connections {
+            connection.tracking = Tracking::On;
+        }
         Arc::new(Self {
-            cache,
-            flights: Flights::new(FlightsConfig::default()),
-            source,
-            first,
+            sidecars: std::array::from_fn(|_| Sidecar::new(guards, &clock)),
             clock,
-            server: Mutex::new(Server { tracking: Tracking::On, ..Server::default() }),
+            server: Mutex::new(server),
             changed: Condvar::new(),
             seen: parking_lot::Mutex::new(Seen::default()),
             slip,
@@ -122,8 +151,8 @@ impl World {
         seen.violation.as_ref().map(|what| format!("{what}\n  {}", seen.history.join("\n  ")))
     }
 
-    pub(crate) fn worker(&self) -> Worker<u64, u64> {
-        self.cache.worker()
+    pub(crate) fn worker(&self, at: usize) -> Worker<u64, u64> {
+        self.sidecars[at].cache.worker()
     }
 
     fn server(&self) -> MutexGuard<'_, Server> {
@@ -138,38 +167,60 @@ impl World {
         self.seen.lock().history.push(what);
     }
 
-    fn raise_floor(&self, version: u64) {
-        let mut seen = self.seen.lock();
-        seen.floor = seen.floor.max(version);
+    fn raise_floor(&self, at: usize, version: u64) {
+        let floor = &mut self.seen.lock().floors[at];
+        *floor = (*floor).max(version);
     }
 }
 
 // === what happens at the server ===
 
 impl World {
-    fn overwrite(&self, server: &mut Server) -> u64 {
+    /// A write, by a sidecar over one of its relays or by a foreigner.
+    fn overwrite(&self, server: &mut Server, by: Option<usize>) -> u64 {
         server.version += 1;
         self.seen.lock().overwritten.push(self.clock.now());
-        if server.tracking == Tracking::Registered {
-            server.tracking = Tracking::On;
-            server.replies.push_back(Reply::Push(server.version));
-            self.changed.notify_all();
+        for (at, connection) in server.connections.iter_mut().enumerate() {
+            if connection.tracking == Tracking::Registered {
+                connection.tracking = Tracking::On;
+                if by != Some(at) || self.slip != Some(Slip::OwnWritesNotPushed) {
+                    connection.replies.push_back(Reply::Push(server.version));
+                }
+            }
         }
+        self.changed.notify_all();
         server.version
     }
 
-    /// Another sidecar, or anybody with a Redis client.
+    /// Anybody with a Redis client.
     pub(crate) fn foreign_write(&self) {
-        let version = self.overwrite(&mut self.server());
+        let version = self.overwrite(&mut self.server(), None);
         self.note(format!("foreign write of {version}"));
     }
 
-    /// The tracked connection breaks; what was on its way is lost.
-    pub(crate) fn lose_connection(&self) {
+    /// FLUSHALL, and a write in the same step so that it can be seen.
+    pub(crate) fn foreign_flush(&self) {
         let mut server = self.server();
-        server.requests.clear();
-        server.replies.clear();
-        (server.tracking, server.broken) = (Tracking::Off, true);
+        server.version += 1;
+        self.seen.lock().overwritten.push(self.clock.now());
+        let version = server.version;
+        for connection in &mut server.connections {
+            if connection.tracking != Tracking::Off {
+                connection.tracking = Tracking::On;
+                connection.replies.push_back(Reply::Flush(version));
+            }
+        }
+        self.changed.notify_all();
+        self.note(format!("everything is replaced by {version}"));
+    }
+
+    /// The tracked connection breaks; what was on its way is lost.
+    pub(crate) fn lose_connection(&self, at: usize) {
+        let mut server = self.server();
+        let connection = &mut server.connections[at];
+        connection.requests.clear();
+        connection.replies.clear();
+        (connection.tracking, connection.broken) = (Tracking::Off, true);
         self.note("connection lost".into());
         self.changed.notify_all();
     }
@@ -179,24 +230,25 @@ impl World {
         self.note(format!("{span:?} later"));
     }
 
-    /// Executes what arrives on the tracked connection, in order.
-    pub(crate) fn serve(&self) {
+    /// Executes what arrives on a tracked connection, in order.
+    pub(crate) fn serve(&self, at: usize) {
         loop {
             let mut server = self.server();
-            while server.requests.is_empty() && !server.closing {
+            while server.connections[at].requests.is_empty() && !server.closing {
                 server = self.wait(server);
             }
-            let Some(request) = server.requests.pop_front() else { return };
             let version = server.version;
-            self.note(format!("server executes {request:?} at {version}"));
+            let connection = &mut server.connections[at];
+            let Some(request) = connection.requests.pop_front() else { return };
+            self.note(format!("server executes {request:?} of {at} at {version}"));
             match request {
                 Request::Get(id) => {
-                    if server.tracking == Tracking::On {
-                        server.tracking = Tracking::Registered;
+                    if connection.tracking == Tracking::On {
+                        connection.tracking = Tracking::Registered;
                     }
-                    server.replies.push_back(Reply::Value(id, version));
+                    connection.replies.push_back(Reply::Value(id, version));
                 }
-                Request::Probe(sent) => server.replies.push_back(Reply::Proof(sent)),
+                Request::Probe(sent) => connection.replies.push_back(Reply::Proof(sent)),
             }
             self.changed.notify_all();
         }
@@ -212,20 +264,20 @@ impl World {
 // === the tracked connection's reader ===
 
 impl World {
-    pub(crate) fn receive(&self) {
-        let mut incarnation = self.first;
+    pub(crate) fn receive(&self, at: usize) {
+        let mut incarnation = self.sidecars[at].first;
         loop {
             let mut server = self.server();
-            while server.replies.is_empty() && !server.broken && !server.closing {
+            while server.connections[at].replies.is_empty() && !server.connections[at].broken && !server.closing {
                 server = self.wait(server);
             }
-            if server.broken {
+            if server.connections[at].broken {
                 drop(server);
-                incarnation = self.reconnect(incarnation);
+                incarnation = self.reconnect(at, incarnation);
                 continue;
             }
-            let Some(reply) = server.replies.pop_front() else {
-                if server.requests.is_empty() {
+            let Some(reply) = server.connections[at].replies.pop_front() else {
+                if server.connections[at].requests.is_empty() {
                     return;
                 }
                 drop(server);
@@ -233,25 +285,32 @@ impl World {
                 continue;
             };
             drop(server);
-            self.note(format!("sidecar receives {reply:?}"));
-            self.apply(&reply);
+            self.note(format!("sidecar {at} receives {reply:?}"));
+            self.apply(at, &reply);
         }
     }
 
-    fn apply(&self, reply: &Reply) {
-        let kernel = self.cache.kernel();
+    fn apply(&self, at: usize, reply: &Reply) {
+        let Sidecar { cache, flights, source, .. } = &self.sidecars[at];
+        let kernel = cache.kernel();
         match *reply {
             Reply::Push(version) if self.slip == Some(Slip::PushNotInline) => {
-                self.server().late_pushes.push_back(version);
+                self.server().connections[at].late_pushes.push_back(version);
                 self.changed.notify_all();
             }
-            Reply::Push(version) => self.apply_push(version),
+            Reply::Push(version) => self.apply_push(at, version),
+            Reply::Flush(version) => {
+                if self.slip != Some(Slip::IgnoreFlush) {
+                    kernel.flush(*source, FlushCause::Overwritten);
+                }
+                self.raise_floor(at, version);
+            }
             Reply::Proof(sent) => kernel.proved(&sent, self.clock.now()),
             Reply::Value(id, version) => {
-                let Some(landed) = self.flights.land(id) else { return };
+                let Some(landed) = flights.land(id) else { return };
                 let now = self.clock.now();
                 kernel.proved(&landed.token.sent(), now);
-                let filled = self.cache.fill(&landed.token, landed.hash, landed.key, version, Moment::NEVER, now);
+                let filled = cache.fill(&landed.token, landed.hash, landed.key, version, Moment::NEVER, now);
                 self.note(format!(
                     "fill of {version}: {}",
                     filled.map_or_else(|refused| refused.to_string(), |_| "ok".into())
@@ -263,35 +322,36 @@ impl World {
         }
     }
 
-    fn apply_push(&self, version: u64) {
-        self.cache.kernel().bump(KeyHash::from_raw(KEY));
-        self.raise_floor(version);
+    fn apply_push(&self, at: usize, version: u64) {
+        self.sidecars[at].cache.kernel().bump(KeyHash::from_raw(KEY));
+        self.raise_floor(at, version);
     }
 
     /// Only for [`Slip::PushNotInline`]: the other task.
-    pub(crate) fn apply_late_pushes(&self) {
+    pub(crate) fn apply_late_pushes(&self, at: usize) {
         loop {
             let mut server = self.server();
-            while server.late_pushes.is_empty() && !server.closing {
+            while server.connections[at].late_pushes.is_empty() && !server.closing {
                 server = self.wait(server);
             }
-            let Some(version) = server.late_pushes.pop_front() else { return };
+            let Some(version) = server.connections[at].late_pushes.pop_front() else { return };
             drop(server);
-            self.apply_push(version);
+            self.apply_push(at, version);
         }
     }
 
-    fn reconnect(&self, incarnation: Incarnation) -> Incarnation {
-        let kernel = self.cache.kernel();
-        kernel.lost(self.source, incarnation);
-        for waiter in self.flights.abandon_source(self.source) {
+    fn reconnect(&self, at: usize, incarnation: Incarnation) -> Incarnation {
+        let Sidecar { cache, flights, source, .. } = &self.sidecars[at];
+        cache.kernel().lost(*source, incarnation);
+        for waiter in flights.abandon_source(*source) {
             let _ = waiter.send(None);
         }
         let mut server = self.server();
-        server.broken = false;
-        server.tracking = if self.slip == Some(Slip::NoRetracking) { Tracking::Off } else { Tracking::On };
+        let connection = &mut server.connections[at];
+        connection.broken = false;
+        connection.tracking = if self.slip == Some(Slip::NoRetracking) { Tracking::Off } else { Tracking::On };
         self.note("reconnected".into());
-        kernel.connected(self.source)
+        cache.kernel().connected(*source)
     }
 }
 
@@ -299,9 +359,9 @@ impl World {
 
 impl World {
     /// One read by an app on this worker, checked against C1, C3 and C4.
-    pub(crate) fn read(&self, worker: &mut Worker<u64, u64>) {
+    pub(crate) fn read(&self, at: usize, worker: &mut Worker<u64, u64>) {
         let start = self.clock.now();
-        let floor = self.seen.lock().floor;
+        let floor = self.seen.lock().floors[at];
         let key_hash = KeyHash::from_raw(KEY);
         let hash = key_hash.tier(0);
         let (how, answer) = match worker.lookup(hash, &KEY, start) {
@@ -309,35 +369,40 @@ impl World {
                 let version = *hit.entry.value();
                 let how = format!("{:?}", hit.tier);
                 if hit.probe_due {
-                    self.probe(start);
+                    self.probe(at, start);
                 }
                 (how, Some(version))
             }
             Lookup::Uncertain(uncertain) if uncertain.doubt == Doubt::Lapsed => {
-                self.probe(start);
-                ("relay".to_owned(), Some(self.relayed_read()))
+                self.probe(at, start);
+                ("relay".to_owned(), Some(self.relayed_read(at)))
             }
-            Lookup::Uncertain(_) | Lookup::Miss(_) => ("L3".to_owned(), self.fly(key_hash, start)),
+            Lookup::Uncertain(_) | Lookup::Miss(_) if self.slip == Some(Slip::FillFromRelay) => {
+                ("relay".to_owned(), Some(self.fill_from_relay(at, start)))
+            }
+            Lookup::Uncertain(_) | Lookup::Miss(_) => ("L3".to_owned(), self.fly(at, key_hash, start)),
         };
         let Some(version) = answer else { return };
         let mut seen = self.seen.lock();
-        seen.history.push(format!("read sent at {start:?} above {floor} is answered {version} from {how}"));
+        seen.history.push(format!("read by {at} sent at {start:?} above {floor} is answered {version} from {how}"));
         if version < floor {
             seen.violation.get_or_insert_with(|| format!("C1/C3: answered {version} below {floor}"));
         }
         if seen.overwritten.get(version as usize).is_some_and(|&at| start > at + MAX_STALENESS) {
             seen.violation.get_or_insert_with(|| format!("C4: {version} was overwritten before the bound"));
         }
-        seen.floor = seen.floor.max(version);
+        let floor = &mut seen.floors[at];
+        *floor = (*floor).max(version);
     }
 
-    fn fly(&self, key_hash: KeyHash, now: Moment) -> Answer {
+    fn fly(&self, at: usize, key_hash: KeyHash, now: Moment) -> Answer {
+        let Sidecar { cache, flights, source, .. } = &self.sidecars[at];
         let (sender, receiver) = mpsc::channel();
-        let wanted = Wanted { source: self.source, key_hash, hash: key_hash.tier(0), key: &KEY };
-        match self.flights.join(self.cache.kernel(), &wanted, |key| *key, sender, now, Moment::NEVER) {
+        let wanted = Wanted { source: *source, key_hash, hash: key_hash.tier(0), key: &KEY };
+        match flights.join(cache.kernel(), &wanted, |key| *key, sender, now, Moment::NEVER) {
             Joined::Lead(id, _) => {
-                if !self.send(Request::Get(id)) {
-                    for waiter in self.flights.abandon(id) {
+                if !self.send(at, Request::Get(id)) {
+                    for waiter in flights.abandon(id) {
                         let _ = waiter.send(None);
                     }
                 }
@@ -348,52 +413,78 @@ impl World {
         receiver.recv().ok().flatten()
     }
 
-    fn probe(&self, now: Moment) {
-        if let Some(sent) = self.cache.kernel().claim_probe(self.source, now) {
-            self.send(Request::Probe(sent));
+    fn probe(&self, at: usize, now: Moment) {
+        let Sidecar { cache, source, .. } = &self.sidecars[at];
+        if let Some(sent) = cache.kernel().claim_probe(*source, now) {
+            self.send(at, Request::Probe(sent));
         }
     }
 
-    fn send(&self, request: Request) -> bool {
+    fn send(&self, at: usize, request: Request) -> bool {
         let mut server = self.server();
-        if server.broken {
+        let connection = &mut server.connections[at];
+        if connection.broken {
             return false;
         }
-        server.requests.push_back(request);
+        connection.requests.push_back(request);
         self.changed.notify_all();
         true
     }
 
     /// Over another connection than the tracked one: its reply bumps before it is handed on.
-    fn relayed_read(&self) -> u64 {
+    fn relayed_read(&self, at: usize) -> u64 {
         let version = self.server().version;
         if self.slip != Some(Slip::RelayedReadWithoutBump) {
-            self.cache.kernel().bump(KeyHash::from_raw(KEY));
+            self.sidecars[at].cache.kernel().bump(KeyHash::from_raw(KEY));
         }
         version
     }
 
-    pub(crate) fn read_past_the_cache(&self) {
-        let version = self.relayed_read();
-        self.note(format!("relayed read is answered {version}"));
-        self.raise_floor(version);
+    /// Only for [`Slip::FillFromRelay`].
+    fn fill_from_relay(&self, at: usize, now: Moment) -> u64 {
+        let Sidecar { cache, source, .. } = &self.sidecars[at];
+        let token = cache.kernel().begin_fill(*source, KeyHash::from_raw(KEY), now);
+        let version = self.server().version;
+        let _ = cache.fill(&token, KeyHash::from_raw(KEY).tier(0), KEY, version, Moment::NEVER, now);
+        version
+    }
+
+    pub(crate) fn read_past_the_cache(&self, at: usize) {
+        let version = self.relayed_read(at);
+        self.note(format!("relayed read by {at} is answered {version}"));
+        self.raise_floor(at, version);
     }
 
     /// One write by an app, over a relay.
-    pub(crate) fn write(&self) {
-        let version = self.overwrite(&mut self.server());
-        self.note(format!("own write of {version} executes"));
+    pub(crate) fn write(&self, at: usize) {
+        let version = self.overwrite(&mut self.server(), Some(at));
+        self.note(format!("own write of {version} by {at} executes"));
         if self.slip == Some(Slip::AnswerBeforeBump) {
-            self.raise_floor(version);
+            self.raise_floor(at, version);
             shuttle::thread::yield_now();
         }
-        self.cache.kernel().bump(KeyHash::from_raw(KEY));
-        self.note(format!("own write of {version} is answered"));
-        self.raise_floor(version);
+        let Sidecar { cache, source, .. } = &self.sidecars[at];
+        cache.kernel().bump(KeyHash::from_raw(KEY));
+        if self.slip == Some(Slip::PopulateFromWrite) {
+            let (key, now) = (KeyHash::from_raw(KEY), self.clock.now());
+            let token = cache.kernel().begin_fill(*source, key, now);
+            let _ = cache.fill(&token, key.tier(0), KEY, version, Moment::NEVER, now);
+        }
+        self.note(format!("own write of {version} by {at} is answered"));
+        self.raise_floor(at, version);
+    }
+
+    /// A write whose relay is lost: its app is told that nobody knows, and it executes later.
+    pub(crate) fn lost_write(&self, at: usize) {
+        self.sidecars[at].cache.kernel().bump(KeyHash::from_raw(KEY));
+        self.note(format!("a write by {at} is answered by an error"));
+        shuttle::thread::yield_now();
+        let version = self.overwrite(&mut self.server(), Some(at));
+        self.note(format!("lost write of {version} by {at} executes"));
     }
 
     /// L2 lets go of the entry.
-    pub(crate) fn evict(&self) {
-        self.cache.remove(KeyHash::from_raw(KEY).tier(0), &KEY);
+    pub(crate) fn evict(&self, at: usize) {
+        self.sidecars[at].cache.remove(KeyHash::from_raw(KEY).tier(0), &KEY);
     }
 }
