@@ -49,7 +49,7 @@
 //!   [`max_staleness`](TierConfig::max_staleness): also when connections break, clocks jump or the machine sleeps. An L3
 //!   in this process is always current.
 //! * **No resurrection.** A copy enters only under a [`FillToken`] taken before its read was sent; one that was overtaken by
-//!   a write is dropped. The same holds for what loaders bring ([`Remote::claim`](remote::Remote::claim)).
+//!   a write is dropped. The same holds for what loaders bring ([`Remote::claim`]).
 //! * **Bounded memory.** Keys, values and metadata never exceed a tier's budget.
 //! * **Bounded waiting.** Whoever waits, for L3 or for a loader, has a deadline. Loaders may panic, hang or go away.
 //!

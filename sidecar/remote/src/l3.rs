@@ -36,7 +36,11 @@ pub struct RedisNames {
     pub prefix: String,
 }
 
-/// See the [module](self).
+/// A Redis or Valkey as the L3 of a [`MultiTierCache`](caddy_engine::MultiTierCache), coherent by tracking.
+///
+/// Reads and currency proofs travel on a *tracked* connection, whose pushes kill copies inline and whose loss kills all of
+/// them; everything else on another. Values are stored as the [`Codec`] writes them; what it cannot read is treated as
+/// absent. A server that refuses tracking is not used: reads fail and say why. Standalone servers only.
 ///
 /// ```no_run
 /// use caddy_engine::codec::{BinaryCodec, CodecConfig};

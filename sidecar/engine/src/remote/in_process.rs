@@ -17,7 +17,10 @@ use crate::sync::Mutex;
 use crate::timer::Timer;
 use crate::weigh::Weigh;
 
-/// See the [module](self).
+/// An L3 in this process: bounded, with expiry and load leases, shared by any number of caches.
+///
+/// For programs that need no other, for tests and for examples. Nothing in it is persistent; what it evicts stays valid
+/// where it was copied. It fails only on values larger than its budget.
 pub struct InProcess<K: CacheKey, V: CacheValue> {
     kept: Arc<Cache<K, Kept<V>>>,
     source: SourceId,
