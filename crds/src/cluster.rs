@@ -132,6 +132,21 @@ pub struct L1 {
 pub struct L2 {
     /// Bytes of keys, values, metadata and buffers in flight; at least 1Mi.
     pub max_bytes: Size,
+    /// Which entries leave when it is full. `Adaptive`: follows the load, by simulating the others on a sample of the keys.
+    /// `S3Fifo`: what is read once leaves soon. `Lru`: what was not read for longest leaves.
+    pub policy: L2Policy,
+}
+
+/// Which entries leave L2 when it is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum L2Policy {
+    /// Follows the load: a simulation on a sample of the keys tells which rule would hit most.
+    #[default]
+    Adaptive,
+    /// S3-FIFO: what is read once leaves soon.
+    S3Fifo,
+    /// What was not read for longest.
+    Lru,
 }
 
 /// The tier that all sidecars share; exactly one kind.
@@ -528,7 +543,7 @@ impl Default for L1 {
 
 impl Default for L2 {
     fn default() -> Self {
-        Self { max_bytes: "64Mi".into() }
+        Self { max_bytes: "64Mi".into(), policy: L2Policy::default() }
     }
 }
 

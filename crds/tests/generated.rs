@@ -72,6 +72,7 @@ fn defaults_are_those_of_the_contract() {
     let raw = caddy_contract::RawConfig::default();
     let redis = caddy_contract::RawRedis::default();
     assert_eq!((spec.l1.max_bytes.0, spec.l2.max_bytes.0), (raw.l1.max_bytes, raw.l2.max_bytes));
+    assert_eq!(format!("{:?}", spec.l2.policy), format!("{:?}", raw.l2.policy));
     assert_eq!(spec.l1.max_entries.unsigned_abs(), raw.l1.max_entries);
     assert_eq!(spec.tiering.promote_after_hits.unsigned_abs(), raw.tiering.promote_after_hits);
     assert_eq!(spec.tiering.demote_after_idle.0, raw.tiering.demote_after_idle);
@@ -94,6 +95,7 @@ fn defaults_stand_in_the_schema_too() {
     let spec = &schema()["properties"]["spec"]["properties"];
     assert_eq!(spec["l2"]["default"]["maxBytes"], "64Mi");
     assert_eq!(spec["l2"]["properties"]["maxBytes"]["default"], "64Mi");
+    assert_eq!(spec["l2"]["properties"]["policy"]["default"], "Adaptive");
     assert_eq!(spec["consistency"]["properties"]["onUncertain"]["default"], "Bypass");
     assert_eq!(spec["l3"]["properties"]["redis"]["properties"]["mode"]["default"], "Standalone");
 }

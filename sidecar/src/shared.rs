@@ -14,7 +14,7 @@ use bytes::Bytes;
 use caddy_contract::{Config, RedisMode};
 use caddy_engine::{
     BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
-    L1Config, L2Config, Moment, SourceId, SourceKind, TieringConfig,
+    L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
 };
 use caddy_remote::embedded::Embedded;
 use caddy_resp::{Protocol, encode};
@@ -318,7 +318,15 @@ fn cache_config(config: &Config) -> CacheConfig {
             max_entries: config.l1.max_entries.div_ceil(workers),
             max_bytes: config.l1.max_bytes.as_usize() / workers,
         },
-        l2: L2Config { max_bytes: config.l2.max_bytes.as_usize(), ..L2Config::default() },
+        l2: L2Config {
+            max_bytes: config.l2.max_bytes.as_usize(),
+            policy: match config.l2.policy {
+                caddy_contract::L2Policy::Adaptive => PolicyKind::Adaptive,
+                caddy_contract::L2Policy::S3Fifo => PolicyKind::S3Fifo,
+                caddy_contract::L2Policy::Lru => PolicyKind::Lru,
+            },
+            ..L2Config::default()
+        },
         tiering: TieringConfig {
             promote_after_hits: u16::try_from(config.tiering.promote_after_hits).unwrap_or(u16::MAX),
             demote_after_idle: config.tiering.demote_after_idle,

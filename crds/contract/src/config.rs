@@ -1,8 +1,8 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
 use crate::{
-    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, OnUncertain, QuantityError, RawConfig, RawConsistency,
-    RawKeyspace, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls, parse_duration,
+    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, L2Policy, OnUncertain, QuantityError, RawConfig,
+    RawConsistency, RawKeyspace, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -123,6 +123,8 @@ pub struct L1 {
 pub struct L2 {
     /// Bytes of keys, values, metadata and buffers in flight.
     pub max_bytes: ByteSize,
+    /// Which entries leave when it is full.
+    pub policy: L2Policy,
 }
 
 /// The tier that the sidecars of a cluster share.
@@ -326,7 +328,7 @@ impl RawConfig {
                 max_entries: usize::try_from(self.l1.max_entries).unwrap_or(usize::MAX),
                 max_bytes: read.size("l1.maxBytes", &self.l1.max_bytes),
             },
-            l2: L2 { max_bytes: read.size_from("l2.maxBytes", &self.l2.max_bytes, L2_MIN) },
+            l2: L2 { max_bytes: read.size_from("l2.maxBytes", &self.l2.max_bytes, L2_MIN), policy: self.l2.policy },
             l3: read.l3(&self.l3),
             tiering: Tiering {
                 promote_after_hits: read.within(

@@ -33,9 +33,9 @@ pub use config::{
 pub use fault::{Fault, Faults};
 pub use quantity::{ByteSize, QuantityError, parse_duration};
 pub use raw::{
-    CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency, RawEmbedded,
-    RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis,
-    RawSentinel, RawTiering, RawTls, RedisMode, SentinelTls,
+    CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
+    RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks,
+    RawRedis, RawSentinel, RawTiering, RawTls, RedisMode, SentinelTls,
 };
 pub use read::{Parsed, parse};
 

@@ -98,6 +98,20 @@ pub struct RawL2 {
     /// Bytes of keys, values, metadata and buffers in flight.
     #[serde(deserialize_with = "text")]
     pub max_bytes: String,
+    /// Which entries leave when it is full.
+    pub policy: L2Policy,
+}
+
+/// Which entries leave L2 when it is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum L2Policy {
+    /// Follows the load: a simulation on a sample of the keys tells which rule would hit most.
+    #[default]
+    Adaptive,
+    /// S3-FIFO: what is read once leaves soon.
+    S3Fifo,
+    /// What was not read for longest.
+    Lru,
 }
 
 /// The tier that the sidecars of a cluster share: exactly one kind.
@@ -422,7 +436,7 @@ impl Default for RawL1 {
 
 impl Default for RawL2 {
     fn default() -> Self {
-        Self { max_bytes: "64Mi".into() }
+        Self { max_bytes: "64Mi".into(), policy: L2Policy::Adaptive }
     }
 }
 

@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use caddy_contract::{
-    ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L3, OnUncertain, RawConfig, RedisMode, parse,
+    ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L2Policy, L3, OnUncertain, RawConfig, RedisMode,
+    parse,
 };
 use std::{fs, path::Path, time::Duration};
 
@@ -38,6 +39,7 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!(config.admin.address.to_string(), "0.0.0.0");
     assert_eq!((config.workers, config.l1.max_entries), (2, 2000));
     assert_eq!((config.l1.max_bytes, config.l2.max_bytes), (ByteSize::mebi(16), ByteSize::mebi(128)));
+    assert_eq!(config.l2.policy, L2Policy::S3Fifo);
     let L3::Redis(redis) = &config.l3 else { panic!("{:?}", config.l3) };
     assert_eq!(redis.endpoints, [Endpoint::Tcp { host: "redis.shop".into(), port: 6379 }]);
     assert_eq!(redis.username.as_deref(), Some("cache"));
@@ -125,10 +127,10 @@ fn all_faults_come_at_once_with_their_paths() {
 
 #[test]
 fn unknown_fields_are_harmless_only_in_the_operators_file() {
-    let fields = "l2: {policy: Adaptive}\nrollout: {policy: OnDelete}\nl3: {redis: {endpoints: [\"r:1\"], ring: 1}}\n";
+    let fields = "l2: {slabs: 4}\nrollout: {policy: OnDelete}\nl3: {redis: {endpoints: [\"r:1\"], ring: 1}}\n";
     assert_eq!(faults(fields).len(), 3);
     let parsed = parse(&format!("configGeneration: 3\n{fields}")).unwrap();
-    assert_eq!(parsed.ignored, ["l2.policy", "rollout", "l3.redis.ring"]);
+    assert_eq!(parsed.ignored, ["l2.slabs", "rollout", "l3.redis.ring"]);
     assert_eq!(parsed.config.config_generation, 3);
     assert!(!parse("configGeneration: 3\nl2: {maxBytes: x}").unwrap_err().is_empty());
 }

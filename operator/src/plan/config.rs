@@ -4,7 +4,7 @@
 //! ConfigMap then stays as it is.
 
 use caddy_contract::{
-    ByteSize, CacheMode, Coherence, KeyspaceMode, OnUncertain, RawAdmin, RawAuth, RawCluster, RawConfig,
+    ByteSize, CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth, RawCluster, RawConfig,
     RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits,
     RawLocks, RawRedis, RawSentinel, RawTiering, RawTls, RawUser, RedisMode, SentinelTls,
 };
@@ -128,7 +128,14 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
         // Prometheus reaches the pod by its own address; the port serves health and metrics only.
         admin: RawAdmin { port: caddy_contract::ADMIN_PORT, address: "0.0.0.0".to_owned() },
         l1: RawL1 { max_entries: spec.l1.max_entries.unsigned_abs(), max_bytes: spec.l1.max_bytes.0.clone() },
-        l2: RawL2 { max_bytes: spec.l2.max_bytes.0.clone() },
+        l2: RawL2 {
+            max_bytes: spec.l2.max_bytes.0.clone(),
+            policy: match spec.l2.policy {
+                cluster::L2Policy::Adaptive => L2Policy::Adaptive,
+                cluster::L2Policy::S3Fifo => L2Policy::S3Fifo,
+                cluster::L2Policy::Lru => L2Policy::Lru,
+            },
+        },
         l3: RawL3 {
             embedded: spec.l3.embedded.as_ref().map(|_| RawEmbedded {}),
             redis: spec.l3.redis.as_ref().map(raw_redis),
@@ -283,7 +290,7 @@ mod tests {
     fn the_file_says_what_the_spec_says() {
         let cluster = cluster_with(&json!({
             "l3": {"redis": {"endpoints": ["redis.shop:6379"], "username": "app", "authSecretRef": {"name": "redis", "key": "pw"}, "tls": {"caConfigMapRef": {"name": "ca"}, "clientCertificateSecretRef": {"name": "c"}, "serverName": "r.example"}}},
-            "l2": {"maxBytes": "128Mi"},
+            "l2": {"maxBytes": "128Mi", "policy": "Lru"},
             "listen": {"tcpPort": 6380},
             "consistency": {"onUncertain": "Fail"},
             "auth": {"secretRef": {"name": "all"}, "users": [{"name": "reports", "secretRef": {"name": "r"}, "commands": ["+@read"]}]},
@@ -301,6 +308,7 @@ mod tests {
         assert_eq!(config.listen.tcp_port, Some(6380));
         assert_eq!(config.admin.address.to_string(), "0.0.0.0");
         assert_eq!(config.l2.max_bytes, caddy_contract::ByteSize::mebi(128));
+        assert_eq!(config.l2.policy, L2Policy::Lru);
         assert_eq!(config.consistency.on_uncertain, OnUncertain::Fail);
         assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
         let users = &config.keyspaces[1];

@@ -8,9 +8,11 @@ mod shard;
 mod slots;
 mod wheel;
 
-pub(crate) use index::Growing;
+pub(crate) use index::{Growing, Index};
 pub(crate) use shard::Refusal;
-pub(crate) use slots::{Slots, Times};
+pub(crate) use slots::{Placed, Slots, Times};
+
+use std::sync::Arc;
 
 use hashbrown::Equivalent;
 
@@ -19,7 +21,7 @@ use crate::entry::Shared;
 use crate::hash::TierHash;
 use crate::hold::Hold;
 use crate::kernel::Kernel;
-use crate::policy::PolicyKind;
+use crate::policy::{Duel, PolicyKind};
 use crate::stats::SharedStats;
 use crate::sync::RwLock;
 use shard::Shard;
@@ -56,17 +58,25 @@ pub struct GroupSize {
 pub(crate) struct L2<K: Hold, V: Hold> {
     shards: Box<[RwLock<Shard<K, V>>]>,
     orders_hits: bool,
+    duel: Option<Arc<Duel>>,
 }
 
 impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn new(config: &L2Config) -> Self {
         let count = config.shards.clamp(1, 1 << 10).next_power_of_two();
         let entries = if config.max_entries == usize::MAX { usize::MAX } else { config.max_entries.div_ceil(count) };
-        let shard = || RwLock::new(Shard::new(config.policy, config.max_bytes / count, entries));
-        Self { shards: (0..count).map(|_| shard()).collect(), orders_hits: config.policy.orders_hits() }
+        let duel = Arc::new(Duel::new(config.max_bytes));
+        let duels = config.policy == PolicyKind::Adaptive;
+        let bytes = config.max_bytes - if duels { duel.bytes() } else { 0 };
+        let shard = || RwLock::new(Shard::new(config.policy, &duel, bytes / count, entries));
+        Self {
+            shards: (0..count).map(|_| shard()).collect(),
+            orders_hits: config.policy.orders_hits(),
+            duel: duels.then_some(duel),
+        }
     }
 
-    /// The table uses the lowest bits and the top seven; shards use those between.
+    /// The index uses the lower half; shards are chosen by the bits above, sampled keys by the highest.
     #[inline]
     fn shard(&self, hash: TierHash) -> &RwLock<Shard<K, V>> {
         &self.shards[(hash.raw() >> 40) as usize & (self.shards.len() - 1)]
@@ -85,7 +95,13 @@ impl<K: Hold, V: Hold> L2<K, V> {
             shard.hit(slot);
             return Some(found);
         }
-        self.peek(hash, key)
+        let found = self.peek(hash, key);
+        if found.is_some()
+            && let Some(duel) = &self.duel
+        {
+            duel.read(hash);
+        }
+        found
     }
 
     /// Like [`find`](Self::find), leaving no trace.
@@ -109,9 +125,19 @@ impl<K: Hold, V: Hold> L2<K, V> {
         K::Held: Eq,
     {
         loop {
-            let inserted = self.shard(hash).write().insert(hash, entry, times, kernel, stats);
-            if inserted != Err(Refusal::NotYet) {
-                return inserted;
+            let mut shard = self.shard(hash).write();
+            let inserted = shard.insert(hash, entry, times, kernel, stats);
+            let entries = shard.entries() * self.shards.len();
+            drop(shard);
+            match inserted {
+                Ok(evicted) => {
+                    if let Some(duel) = &self.duel {
+                        duel.filled(hash, (evicted > 0).then_some(entries));
+                    }
+                    return Ok(());
+                }
+                Err(Refusal::NotYet) => {}
+                Err(refusal) => return Err(refusal),
             }
         }
     }

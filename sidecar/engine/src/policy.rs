@@ -3,9 +3,16 @@
 //! A policy orders the slots of one shard. It learns of hits through the entry's frequency, which L1 and L2 credit
 //! without a lock; one that needs every hit in order says so and costs its readers the shard's exclusive lock.
 
+mod adaptive;
+mod duel;
 mod ghost;
 mod lru;
 mod s3fifo;
+mod segments;
+
+pub(crate) use duel::Duel;
+
+use std::sync::Arc;
 
 use crate::hold::Hold;
 use crate::l2::Slots;
@@ -17,17 +24,21 @@ type Queue = List<0>;
 /// The eviction policy of L2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PolicyKind {
-    /// S3-FIFO: three FIFO queues; scans pass through the small one without touching what is hot.
+    /// The one of these that a small simulation on a sample of the keys finds best for the present load: S3-FIFO, TinyLFU
+    /// admission behind a short or a long window, or recency.
     #[default]
+    Adaptive,
+    /// S3-FIFO: three FIFO queues; scans pass through the small one without touching what is hot.
     S3Fifo,
     /// Least recently used, exactly: every L2 hit takes the shard's exclusive lock.
     Lru,
 }
 
 impl PolicyKind {
-    pub(crate) fn build<K: Hold, V: Hold>(self, shard_bytes: usize) -> Box<dyn Policy<K, V>> {
+    pub(crate) fn build<K: Hold, V: Hold>(self, duel: &Arc<Duel>) -> Box<dyn Policy<K, V>> {
         match self {
-            Self::S3Fifo => Box::new(s3fifo::S3Fifo::new(shard_bytes)),
+            Self::Adaptive => Box::new(adaptive::Adaptive::new(duel.clone())),
+            Self::S3Fifo => Box::new(s3fifo::S3Fifo::new()),
             Self::Lru => Box::new(lru::Lru::new()),
         }
     }

@@ -32,7 +32,7 @@ impl Growing {
 }
 
 #[derive(Debug)]
-pub(super) struct Index {
+pub(crate) struct Index {
     #[expect(clippy::vec_box, reason = "a longer list must not copy what is in the segments")]
     segments: Vec<Box<[u32; SEGMENT]>>,
     growing: Growing,
@@ -40,13 +40,13 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { segments: vec![Box::new([NIL; SEGMENT])], growing: Growing::new(1), len: 0 }
     }
 
     /// The first place of the bucket that `hash` falls into; the others follow by their `next`.
     #[inline]
-    pub(super) fn first(&self, hash: u32) -> u32 {
+    pub(crate) fn first(&self, hash: u32) -> u32 {
         let bucket = self.growing.bucket(hash);
         self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
     }
@@ -55,11 +55,11 @@ impl Index {
         &mut self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
     }
 
-    pub(super) const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.len as usize
     }
 
-    pub(super) fn insert<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
+    pub(crate) fn insert<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.len += 1;
         if self.len > self.growing.count {
             self.split(slots);
@@ -90,7 +90,7 @@ impl Index {
         }
     }
 
-    pub(super) fn remove<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
+    pub(crate) fn remove<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         let Some((hash, next)) = slots.item(slot).map(|placed| (placed.hash, placed.next)) else { return };
         self.len -= 1;
         let bucket = self.bucket_mut(self.growing.bucket(hash));
@@ -109,12 +109,12 @@ impl Index {
     }
 
     /// Bytes allocated.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.segments.len() * size_of::<[u32; SEGMENT]>() + self.segments.capacity() * size_of::<Box<[u32; SEGMENT]>>()
     }
 
     /// Bytes that the next insertion would allocate: a segment, and perhaps a longer list of segments beside the old one.
-    pub(super) fn growth(&self) -> usize {
+    pub(crate) fn growth(&self) -> usize {
         if self.len < self.growing.count || (self.growing.count as usize) < self.segments.len() << SEGMENT_BITS {
             return 0;
         }

@@ -4,6 +4,8 @@
 //! slot serves it on. Every function does a bounded amount of work; what needs more says so and is called again, with the
 //! lock let go in between.
 
+use std::sync::Arc;
+
 use hashbrown::Equivalent;
 
 use super::GroupSize;
@@ -16,7 +18,7 @@ use crate::guards::Guard;
 use crate::hash::TierHash;
 use crate::hold::Hold;
 use crate::kernel::Kernel;
-use crate::policy::{Policy, PolicyKind};
+use crate::policy::{Duel, Policy, PolicyKind};
 use crate::slab::Slab;
 use crate::stats::{Counter, SharedStats};
 
@@ -49,11 +51,11 @@ pub(super) enum Leave {
 }
 
 impl<K: Hold, V: Hold> Shard<K, V> {
-    pub(super) fn new(policy: PolicyKind, max_bytes: usize, max_entries: usize) -> Self {
+    pub(super) fn new(policy: PolicyKind, duel: &Arc<Duel>, max_bytes: usize, max_entries: usize) -> Self {
         Self {
             index: Index::new(),
             slots: Slab::new(),
-            policy: policy.build(max_bytes),
+            policy: policy.build(duel),
             wheel: Wheel::new(),
             bytes: 0,
             groups: Vec::new(),
@@ -113,7 +115,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         self.index.growth() + places
     }
 
-    /// Installs `entry` in place of the one under its key if it fits after at most [`SLICE`] evictions.
+    /// Installs `entry` in place of the one under its key if it fits after at most [`SLICE`] evictions; tells how many.
     pub(super) fn insert(
         &mut self,
         hash: TierHash,
@@ -121,7 +123,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         times: Times,
         kernel: &Kernel,
         stats: &SharedStats,
-    ) -> Result<(), Refusal>
+    ) -> Result<usize, Refusal>
     where
         K::Held: Eq,
     {
@@ -156,7 +158,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         self.index.insert(&mut self.slots, slot);
         self.policy.insert(&mut self.slots, slot);
         self.wheel.insert(slot, times.due());
-        Ok(())
+        Ok(evicted)
     }
 
     pub(super) fn remove<Q>(&mut self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool

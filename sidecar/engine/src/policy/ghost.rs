@@ -1,30 +1,45 @@
 //! Hashes of entries lately evicted, each with how often it had been used: what a policy remembers of what it let go.
 //!
-//! Fingerprints in sets of four, as many as the shard has places: four bytes each. A memory is lost to a newer one in a
-//! full set, fades when as many others have come as the table is long, and may be mistaken for another one in about one
-//! of 16,000 questions. The table grows with the places, by a few sets at a time and without moving what is in it; the
+//! Fingerprints in sets of eight, two for each place of the shard: four bytes. A memory is lost to a newer one in a full
+//! set, fades when nearly twice as many others have come as the table has cells, and is taken for another one's in about
+//! one of 130 questions. The table grows with the places, by a few sets at a time and without moving what is in it; the
 //! few memories whose set is another one then are lost.
 
 use crate::l2::Growing;
 
-const WAYS: usize = 4;
+const WAYS: usize = 8;
 const CHUNK_SETS: usize = 16;
-/// The table's length in places is passed through in so many eras.
-const ERAS: u32 = 16;
-const ERA_MASK: u32 = (1 << 12) - 1;
+/// Cells for each place.
+const CELLS: usize = 2;
+/// So many eras pass while as many memories come as there are cells.
+const ERAS: usize = 4;
+const ERA_MASK: u16 = 7;
+const USES_SHIFT: u32 = 3;
+const USES_MAX: u8 = 7;
 
-/// Fingerprint (16 bits), uses (4 bits), era (12 bits); zero: nothing.
-type Cell = u32;
+/// Fingerprint (10 bits), uses (3 bits), era (3 bits).
+type Cell = u16;
 type Set = [Cell; WAYS];
+
+const FINGERPRINT_SHIFT: u32 = 6;
+
+/// What is known of an entry that left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Memory {
+    /// How often it had been used, as far as this counts: up to 7, and less with time.
+    pub(super) uses: u8,
+    /// Fewer have left since than there are places.
+    pub(super) is_recent: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Ghost {
     #[expect(clippy::vec_box, reason = "a longer list must not copy what is in the chunks")]
     chunks: Vec<Box<[Set; CHUNK_SETS]>>,
     growing: Growing,
-    era: u32,
+    era: u16,
     /// Memories of this era.
-    count: u32,
+    count: usize,
 }
 
 impl Ghost {
@@ -34,7 +49,7 @@ impl Ghost {
 
     /// Has a cell for each of so many places.
     pub(super) fn grow_to(&mut self, places: u32) {
-        while self.chunks.len() * CHUNK_SETS * WAYS < places as usize {
+        while self.cells() < places as usize * CELLS {
             self.chunks.push(Box::new([[0; WAYS]; CHUNK_SETS]));
             self.growing = Growing::new((self.chunks.len() * CHUNK_SETS) as u32);
         }
@@ -48,7 +63,7 @@ impl Ghost {
 
     /// Bytes that growing to so many places would allocate.
     pub(super) fn growth(&self, places: u32) -> usize {
-        if self.chunks.len() * CHUNK_SETS * WAYS >= places as usize {
+        if self.cells() >= places as usize * CELLS {
             return 0;
         }
         let list = if self.chunks.len() == self.chunks.capacity() { (2 * self.chunks.len()).max(4) } else { 0 };
@@ -57,26 +72,32 @@ impl Ghost {
 
     pub(super) fn remember(&mut self, hash: u32, uses: u8) {
         self.count += 1;
-        if self.count as usize * ERAS as usize > self.chunks.len() * CHUNK_SETS * WAYS {
+        if self.count * ERAS > self.cells() {
             self.count = 0;
             self.era = (self.era + 1) & ERA_MASK;
         }
         let era = self.era;
         let Some(set) = self.set_mut(hash) else { return };
         let known = set.iter().position(|&cell| is_of(cell, hash));
-        let oldest = || (0..WAYS).max_by_key(|&way| if set[way] == 0 { u32::MAX } else { age(set[way], era) });
+        let oldest = || (0..WAYS).max_by_key(|&way| if set[way] == 0 { u16::MAX } else { age(set[way], era) });
         if let Some(way) = known.or_else(oldest) {
-            set[way] = fingerprint(hash) << 16 | u32::from(uses.min(15)) << 12 | era;
+            set[way] = fingerprint(hash) << FINGERPRINT_SHIFT | u16::from(uses.min(USES_MAX)) << USES_SHIFT | era;
         }
     }
 
-    /// Forgets `hash` and tells how often it had been used; `None`: it is not remembered.
-    pub(super) fn take(&mut self, hash: u32) -> Option<u8> {
+    /// Forgets `hash` and tells what it knew of it.
+    pub(super) fn take(&mut self, hash: u32) -> Option<Memory> {
         let era = self.era;
         let set = self.set_mut(hash)?;
         let way = set.iter().position(|&cell| is_of(cell, hash))?;
         let cell = std::mem::take(&mut set[way]);
-        (age(cell, era) <= ERAS).then_some((cell >> 12 & 15) as u8)
+        let age = age(cell, era);
+        let uses = (cell >> USES_SHIFT) as u8 & USES_MAX;
+        (age < ERA_MASK).then_some(Memory { uses: uses >> (age / 2), is_recent: usize::from(age) * CELLS <= ERAS })
+    }
+
+    fn cells(&self) -> usize {
+        self.chunks.len() * CHUNK_SETS * WAYS
     }
 
     fn set_mut(&mut self, hash: u32) -> Option<&mut Set> {
@@ -85,17 +106,17 @@ impl Ghost {
     }
 }
 
-const fn age(cell: Cell, era: u32) -> u32 {
+const fn age(cell: Cell, era: u16) -> u16 {
     era.wrapping_sub(cell) & ERA_MASK
 }
 
 const fn is_of(cell: Cell, hash: u32) -> bool {
-    cell >> 16 == fingerprint(hash)
+    cell >> FINGERPRINT_SHIFT == fingerprint(hash)
 }
 
-/// Never zero, and of bits that do not choose the set as long as there are no more than 2^16 sets.
-const fn fingerprint(hash: u32) -> u32 {
-    let bits = hash >> 16;
+/// Never zero, and of bits that do not choose the set as long as there are no more than 2^22 sets.
+const fn fingerprint(hash: u32) -> u16 {
+    let bits = (hash >> 22) as u16;
     if bits == 0 { 1 } else { bits }
 }
 
@@ -112,12 +133,13 @@ mod tests {
     fn what_left_lately_is_remembered_once_and_fades() {
         let mut ghost = Ghost::new();
         ghost.grow_to(1024);
-        (0..200).for_each(|n| ghost.remember(hash(n), n as u8 % 16));
-        let known = (0..200).filter(|&n| ghost.take(hash(n)) == Some(n as u8 % 16)).count();
+        (0..200).for_each(|n| ghost.remember(hash(n), n as u8 % 8));
+        let known =
+            (0..200).filter(|&n| ghost.take(hash(n)) == Some(Memory { uses: n as u8 % 8, is_recent: true })).count();
         assert!(known > 190, "{known} of 200");
         assert!((0..200).all(|n| ghost.take(hash(n)).is_none()), "a memory is used up");
         ghost.remember(hash(1), 3);
-        (1_000..4_000).for_each(|n| ghost.remember(hash(n), 0));
+        (1_000..6_000).for_each(|n| ghost.remember(hash(n), 0));
         assert_eq!(ghost.take(hash(1)), None);
     }
 
