@@ -206,7 +206,7 @@ where
         };
         let counter = match self.kernel.verdict(&entry.basis(), times.deadline(), now) {
             Verdict::Valid(_) => {
-                entry.credit();
+                self.l2.credit(&entry);
                 self.stats.add(Counter::HitL2);
                 return Some(entry);
             }

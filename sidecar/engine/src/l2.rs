@@ -104,6 +104,14 @@ impl<K: Hold, V: Hold> L2<K, V> {
         found
     }
 
+    /// Credits a hit to an entry that was just found, unless its policy has ordered it already.
+    #[inline]
+    pub(crate) fn credit(&self, entry: &Shared<K, V>) {
+        if !self.orders_hits {
+            entry.credit();
+        }
+    }
+
     /// Like [`find`](Self::find), leaving no trace.
     #[inline]
     pub(crate) fn peek<Q>(&self, hash: TierHash, key: &Q) -> Option<(Shared<K, V>, Times)>

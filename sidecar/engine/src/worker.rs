@@ -233,7 +233,7 @@ where
         match verdict {
             Verdict::Valid(currency) => {
                 self.stats.add(Counter::HitL2, 1);
-                entry.credit();
+                self.cache.l2.credit(entry);
                 if entry.count_l2_hit() >= self.promote_after_hits && !entry.is_dead() {
                     put_into_l1(&mut self.l1, &self.stats, (hash, entry, deadline), now);
                 }

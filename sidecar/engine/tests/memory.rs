@@ -40,7 +40,9 @@ const BUDGET: usize = 8 << 20;
 /// One test, since the counters are the process's.
 #[test]
 fn the_heap_never_outgrows_the_budget() {
-    for (policy, size) in [(PolicyKind::S3Fifo, 60), (PolicyKind::S3Fifo, 900), (PolicyKind::Lru, 60)] {
+    for (policy, size) in
+        [(PolicyKind::Adaptive, 60), (PolicyKind::S3Fifo, 60), (PolicyKind::S3Fifo, 900), (PolicyKind::Lru, 60)]
+    {
         let clock = ManualClock::default();
         let cache = Cache::<Box<[u8]>, Box<[u8]>>::new(CacheConfig {
             kernel: KernelConfig { stripes: 1024, ..KernelConfig::default() },

@@ -124,7 +124,7 @@ impl ReferenceStateMachine for Model {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Self> {
-        prop_oneof![Just(PolicyKind::S3Fifo), Just(PolicyKind::Lru)]
+        prop_oneof![Just(PolicyKind::Adaptive), Just(PolicyKind::S3Fifo), Just(PolicyKind::Lru)]
             .prop_map(|policy| Self {
                 policy,
                 now: 0,

@@ -66,14 +66,11 @@ fn main() {
     RIVALS.iter().map(|rival| rival.0).chain(OURS.map(|own| own.0)).for_each(|name| print!("{name:>12}"));
     println!("{:>10}", "of best");
     let (mut parts, mut behind) = (Vec::new(), Vec::new());
-    for trace in traces.iter().filter(|t| std::env::var("TRACES").map_or(true, |f| f.split(',').any(|f| t.name == f))) {
+    for trace in &traces {
         for &size in &trace.sizes {
-            let possible =
-                if std::env::var("NORIVAL").is_ok() { 0.0 } else { rivals::belady(&trace.keys, size) as f64 }
-                    / trace.keys.len() as f64;
+            let possible = rivals::belady(&trace.keys, size) as f64 / trace.keys.len() as f64;
             print!("{:<22}{size:>7}{:>9.2}", trace.name, 100.0 * possible);
-            let rivals = RIVALS
-                .map(|(_, make)| if std::env::var("NORIVAL").is_ok() { 0.5 } else { ratio(&trace.keys, make(size)) });
+            let rivals = RIVALS.map(|(_, make)| ratio(&trace.keys, make(size)));
             let own = OURS.map(|(_, policy)| ratio(&trace.keys, Box::new(Ours::new(size, policy))));
             rivals.iter().chain(&own).for_each(|ratio| print!("{:>12.2}", 100.0 * ratio));
             let best = rivals.into_iter().fold(0.0, f64::max);

@@ -66,7 +66,7 @@ impl Rival for Moka {
 #[derive(Default)]
 struct Order {
     places: HashMap<u64, u64>,
-    order: BTreeSet<(u64, u64)>,
+    by_age: BTreeSet<(u64, u64)>,
     next: u64,
 }
 
@@ -75,16 +75,16 @@ impl Order {
         self.remove(key);
         self.next += 1;
         self.places.insert(key, self.next);
-        self.order.insert((self.next, key));
+        self.by_age.insert((self.next, key));
     }
 
     fn remove(&mut self, key: u64) -> bool {
         let place = self.places.remove(&key);
-        place.is_some_and(|place| self.order.remove(&(place, key)))
+        place.is_some_and(|place| self.by_age.remove(&(place, key)))
     }
 
     fn oldest(&self) -> Option<u64> {
-        self.order.first().map(|&(_, key)| key)
+        self.by_age.first().map(|&(_, key)| key)
     }
 
     fn pop(&mut self) -> Option<u64> {
@@ -153,9 +153,9 @@ impl Rival for S3Fifo {
             self.evict();
         }
         if self.ghost.remove(key) {
-            self.main.push_back(key)
+            self.main.push_back(key);
         } else {
-            self.small.push_back(key)
+            self.small.push_back(key);
         }
         self.uses.insert(key, 0);
         false
@@ -348,7 +348,7 @@ impl Rival for Lirs {
         }
         while self.stack.len() > 3 * self.size {
             // The oldest that is not hot.
-            let cold = self.stack.order.iter().map(|&(_, key)| key).find(|key| !self.hot.contains(key));
+            let cold = self.stack.by_age.iter().map(|&(_, key)| key).find(|key| !self.hot.contains(key));
             let Some(cold) = cold else { break };
             self.stack.remove(cold);
         }

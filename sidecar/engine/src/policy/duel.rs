@@ -110,7 +110,9 @@ impl Duel {
         if minis[best].hits > to_beat {
             self.winner.store(best as u8, Ordering::Relaxed);
         }
-        minis.iter_mut().for_each(|mini| mini.hits /= 2);
+        for mini in minis {
+            mini.hits /= 2;
+        }
     }
 
     /// Gives the simulations their share of so many entries.
@@ -135,7 +137,9 @@ impl Duel {
             arena.minis = RULES.map(Mini::new).into();
         }
         let capacity = (entries / factor).clamp(1, most);
-        arena.minis.iter_mut().for_each(|mini| mini.capacity = capacity);
+        for mini in &mut arena.minis {
+            mini.capacity = capacity;
+        }
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) struct Segments {
     ghost: Ghost,
     age: u8,
     insertions: usize,
+    /// Something had to leave for room.
+    was_full: bool,
 }
 
 impl Segments {
@@ -62,6 +64,7 @@ impl Segments {
             ghost: Ghost::new(),
             age: 0,
             insertions: 0,
+            was_full: false,
         }
     }
 
@@ -85,7 +88,7 @@ impl Segments {
             self.enter_main(slots, slot);
         } else {
             self.enter_small(slots, slot);
-            if matches!(rule, Rule::TinyLfu(_)) && self.is_small_long(rule) && self.main_bytes < self.small_bytes {
+            if matches!(rule, Rule::TinyLfu(_)) && !self.was_full && self.is_small_over(rule.small_share()) {
                 // The main queue is still being filled: nobody has to leave for it.
                 self.promote_oldest(slots);
             }
@@ -106,6 +109,13 @@ impl Segments {
 
     /// Takes the next entry to leave out of its queue.
     pub(super) fn victim<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, rule: Rule) -> Option<u32> {
+        self.was_full = true;
+        if let Rule::TinyLfu(share) = rule
+            && self.is_small_over(share as usize * 9 / 8 + 1)
+        {
+            // Another rule left the window too long, and losers alone do not shorten it.
+            self.promote_oldest(slots);
+        }
         let victim = self.choose(slots, rule)?;
         let uses = self.uses(slots, victim);
         if let Some(placed) = slots.item(victim) {
@@ -117,7 +127,7 @@ impl Segments {
 
     fn choose<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, rule: Rule) -> Option<u32> {
         for _ in 0..ROUNDS {
-            if self.main.len() > 0 && !self.is_small_long(rule) {
+            if self.main.len() > 0 && !self.is_small_over(rule.small_share()) {
                 break;
             }
             let Some(oldest) = self.small.tail() else { break };
@@ -181,8 +191,8 @@ impl Segments {
         self.small.push_front(slots, slot);
     }
 
-    fn is_small_long(&self, rule: Rule) -> bool {
-        self.small_bytes * 100 > (self.small_bytes + self.main_bytes) * rule.small_share()
+    fn is_small_over(&self, hundredths: usize) -> bool {
+        self.small_bytes * 100 > (self.small_bytes + self.main_bytes) * hundredths
     }
 
     /// How often an entry has been used, what is long ago counting less; brings its count up to date.

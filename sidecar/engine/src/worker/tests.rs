@@ -166,8 +166,8 @@ fn idle_and_dead_slots_leave_l1() {
 }
 
 #[test]
-fn l2_is_never_above_its_budget_under_either_policy() {
-    for policy in [PolicyKind::S3Fifo, PolicyKind::Lru] {
+fn l2_is_never_above_its_budget_under_any_policy() {
+    for policy in [PolicyKind::Adaptive, PolicyKind::S3Fifo, PolicyKind::Lru] {
         let max_bytes = 64 << 10;
         let f = fixture(L2Config { max_bytes, max_entries: 100, shards: 2, policy });
         let mut worker = f.cache.worker();
