@@ -34,6 +34,8 @@ use crate::{
 
 /// MGETs of more keys are relayed: their fills would crowd out what single reads keep warm.
 const MAX_FILL_KEYS: usize = 256;
+/// Thirty years after boot: the tiers keep deadlines exactly to a little beyond that, and later ones as that.
+const EXACT_UNTIL: Moment = Moment::from_nanos(30 * 365 * 24 * 3600 * 1_000_000_000);
 
 /// Where a miss is read.
 enum FillPath {
@@ -198,7 +200,8 @@ impl Conversation {
             Lookup::Hit(hit) => {
                 let (key, probe_due, tier) = (hit.entry.key(), hit.probe_due, hit.tier);
                 let keyspace = key.keyspace;
-                if wanted == Wanted::Expiry && key.is_bounded && hit.entry.value().exists() {
+                let is_exact = !key.is_bounded && (hit.deadline == Moment::NEVER || hit.deadline < EXACT_UNTIL);
+                if wanted == Wanted::Expiry && !is_exact && hit.entry.value().exists() {
                     worker.tally.add(keyspace, Count::Miss);
                     tiers.recount(tier.counter(), Counter::MissUnusable);
                     (Found::Absent, probe_due)
