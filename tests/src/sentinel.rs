@@ -26,14 +26,14 @@ use crate::{
 pub const NAME: &str = "shop";
 
 /// How long a failover, with everything that the Sentinels wait for, may take on a busy machine.
-pub const FAILOVER: Duration = Duration::from_secs(60);
+pub const FAILOVER: Duration = Duration::from_mins(1);
 
 /// One Sentinel.
 #[derive(Debug)]
 pub struct Sentinel {
     child: Child,
     port: u16,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// All of them.
@@ -165,7 +165,7 @@ impl Sentinel {
             .stderr(Stdio::null())
             .spawn()
             .context("start a Sentinel")?;
-        let mut sentinel = Self { child, port, _directory: directory };
+        let mut sentinel = Self { child, port, directory };
         eventually("a Sentinel answers", SOON, || {
             if let Some(status) = sentinel.child.try_wait()? {
                 bail!("it ended with {status}: {}", file_end(&sentinel.log()));
@@ -176,7 +176,7 @@ impl Sentinel {
     }
 
     fn log(&self) -> PathBuf {
-        self._directory.path().join("log")
+        self.directory.path().join("log")
     }
 
     /// Sends one command on a connection of its own; its reply.

@@ -28,14 +28,7 @@ impl Timer for Boot {
 const LEASE: Duration = Duration::from_hours(1);
 
 fn redis_locks(redis: &RedisServer, client: &str) -> Arc<RedisLocks> {
-    let target = Target {
-        endpoint: Endpoint::Unix(redis.socket().to_owned()),
-        login: caddy_remote::Login::default(),
-        tls: None,
-        mode: caddy_remote::Mode::Standalone,
-        connect_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(5),
-    };
+    let target = Target::new(Endpoint::Unix(redis.socket().to_owned()));
     let (locks, lanes) = RedisLocks::new(Arc::new(target), "test", client);
     for lane in lanes {
         tokio::task::spawn_local(lane);
