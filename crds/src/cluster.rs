@@ -135,6 +135,8 @@ pub struct L2 {
     /// Which entries leave when it is full. `Adaptive`: follows the load, by simulating the others on a sample of the keys.
     /// `S3Fifo`: what is read once leaves soon. `Lru`: what was not read for longest leaves.
     pub policy: L2Policy,
+    /// How values are kept small, where their keyspace does not say otherwise.
+    pub compression: Compression,
 }
 
 /// Which entries leave L2 when it is full.
@@ -147,6 +149,32 @@ pub enum L2Policy {
     S3Fifo,
     /// What was not read for longest.
     Lru,
+}
+
+/// How values are kept small in L2.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Compression {
+    /// `Lz4`; `Zstd`, with a dictionary that is trained for each keyspace; or `None`. Whatever does not shrink stays as
+    /// it is.
+    pub algorithm: Algorithm,
+    /// For `Zstd`: -7 (quickest) to 19. What more than 1 gains is little.
+    #[schemars(range(min = -7, max = 19))]
+    pub level: i32,
+    /// Smaller values stay as they are; where a dictionary is at hand, those below 64 bytes.
+    pub min_bytes: Size,
+}
+
+/// How values are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    /// LZ4.
+    #[default]
+    Lz4,
+    /// ZSTD.
+    Zstd,
+    /// Not at all.
+    None,
 }
 
 /// The tier that all sidecars share; exactly one kind.
@@ -386,6 +414,9 @@ pub struct Keyspace {
     /// The same for copies that say that there is no such key; absent means as `ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_ttl: Option<Period>,
+    /// How its values are kept small; absent means as `l2.compression` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 /// What the copies of a keyspace's keys are for.
@@ -543,7 +574,13 @@ impl Default for L1 {
 
 impl Default for L2 {
     fn default() -> Self {
-        Self { max_bytes: "64Mi".into(), policy: L2Policy::default() }
+        Self { max_bytes: "64Mi".into(), policy: L2Policy::default(), compression: Compression::default() }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { algorithm: Algorithm::Lz4, level: 1, min_bytes: "1Ki".into() }
     }
 }
 

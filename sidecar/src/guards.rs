@@ -73,6 +73,16 @@ mod build {
         *DROPPED != format!("{guard:?}")
     }
 
+    /// A compressed copy with a bit of it flipped, if the environment variable `CADDY_DAMAGE_COPIES` is set.
+    pub(crate) fn damaged(mut copy: caddy_engine::codec::Compressed) -> caddy_engine::codec::Compressed {
+        static DAMAGE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("CADDY_DAMAGE_COPIES").is_some());
+        if *DAMAGE {
+            // In LZ4 that is a byte of the value, and would go unseen.
+            copy.damage(copy.payload_bytes() / 4 * 8);
+        }
+        copy
+    }
+
     pub(crate) fn engine() -> caddy_engine::Guards {
         use caddy_engine::Guard::{
             Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
@@ -92,4 +102,6 @@ mod build {
     }
 }
 
+#[cfg(feature = "mutations")]
+pub(crate) use build::damaged;
 pub(crate) use build::{engine, hold};

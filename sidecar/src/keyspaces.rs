@@ -4,14 +4,30 @@
 //! Asked on misses and fills only: what is in a tier carries its keyspace's [`Id`] and what a hit has to know of its
 //! rule, and a change of rules kills what was kept under the old ones ([`keep_alike`]).
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use caddy_contract::{CacheMode, Coherence, Config, Keyspace, KeyspaceMode};
-use caddy_engine::{Moment, glob::Glob};
+use caddy_contract::{Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode};
+use caddy_engine::{
+    Moment,
+    codec::{
+        CodecConfig, CompressionAlgorithm, Dictionaries, KeyspaceCodec,
+        training::{MIN_SAMPLES, TrainingConfig},
+    },
+    glob::Glob,
+};
 use parking_lot::RwLock;
 
 /// The name of the keys that no rule matches; no rule can be called so.
 pub(crate) const UNMATCHED: &str = "*";
+
+/// Samples for training that all keyspaces together may hold, of at most 2 KiB each.
+const MAX_SAMPLES: usize = 4096;
 
 /// Names a keyspace while the process lives, whatever becomes of its rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,6 +62,10 @@ impl Names {
         u16::try_from(place).map(Id).unwrap_or_default()
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.0.read().len()
+    }
+
     /// All of them, in the order of their ids.
     pub(crate) fn all(&self) -> Vec<String> {
         self.0.read().clone()
@@ -53,13 +73,30 @@ impl Names {
 }
 
 /// What holds for the keys of one keyspace.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Rule {
     pub(crate) id: Id,
     cache: CacheMode,
     mode: KeyspaceMode,
     ttl: Option<Duration>,
     negative_ttl: Option<Duration>,
+    /// How its values are packed; `None`: they are not.
+    pub(crate) codec: Option<Arc<KeyspaceCodec>>,
+    training: Arc<Schedule>,
+}
+
+/// When a keyspace's dictionary is to be trained next.
+#[derive(Debug, Default)]
+pub(crate) struct Schedule(AtomicU64);
+
+impl Schedule {
+    pub(crate) fn is_due(&self, now: Moment) -> bool {
+        now.as_nanos() >= self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_at(&self, moment: Moment) {
+        self.0.store(moment.as_nanos(), Ordering::Relaxed);
+    }
 }
 
 /// When a copy expires.
@@ -92,31 +129,50 @@ impl Rule {
 }
 
 /// The compiled rules.
-#[derive(Debug)]
 pub(crate) struct Keyspaces {
     rules: Vec<(Glob, Rule)>,
     rest: Rule,
 }
 
 impl Keyspaces {
-    pub(crate) fn new(config: &Config, names: &Names) -> Self {
+    /// The rules of `config`; codecs of `previous` ones that are as before are taken over with what they have learned.
+    pub(crate) fn new(config: &Config, names: &Names, previous: Option<&Self>) -> Self {
+        let zstd = |compression: &Compression| compression.algorithm == Algorithm::Zstd;
+        let trained = config.keyspaces.iter().filter(|rule| zstd(&rule.compression)).count();
+        let sampling = TrainingConfig {
+            max_samples: (MAX_SAMPLES / trained.max(1)).clamp(MIN_SAMPLES, MAX_SAMPLES / 8),
+            ..TrainingConfig::default()
+        };
+        let packing = |id: Id, compression: &Compression| {
+            let wanted = codec_config(config, compression);
+            let kept = previous.and_then(|previous| previous.by_id(id)).filter(|rule| {
+                rule.codec.as_ref().map_or(CompressionAlgorithm::None, |codec| codec.config().algorithm)
+                    == wanted.algorithm
+                    && rule.codec.as_ref().is_none_or(|codec| *codec.config() == wanted)
+            });
+            match kept {
+                Some(rule) => (rule.codec.clone(), rule.training.clone()),
+                None if wanted.algorithm == CompressionAlgorithm::None => (None, Arc::default()),
+                None => {
+                    // Only values in L2 name them, and those keep their own.
+                    let dictionaries = Arc::new(Dictionaries::with_capacity(1));
+                    let seed = u64::from(id.0);
+                    let codec = KeyspaceCodec::with_training(wanted, dictionaries, sampling, seed);
+                    (Some(Arc::new(codec)), Arc::default())
+                }
+            }
+        };
         let rule = |rule: &Keyspace| {
-            let compiled = Rule {
-                id: names.id(&rule.name),
-                cache: rule.cache,
-                mode: rule.mode,
-                ttl: rule.ttl,
-                negative_ttl: rule.negative_ttl,
-            };
+            let id = names.id(&rule.name);
+            let (codec, training) = packing(id, &rule.compression);
+            let (ttl, negative_ttl) = (rule.ttl, rule.negative_ttl);
+            let compiled = Rule { id, cache: rule.cache, mode: rule.mode, ttl, negative_ttl, codec, training };
             (Glob::new(rule.pattern.as_bytes()), compiled)
         };
-        let rest = Rule {
-            id: names.id(UNMATCHED),
-            cache: CacheMode::Auto,
-            mode: KeyspaceMode::Serve,
-            ttl: None,
-            negative_ttl: None,
-        };
+        let id = names.id(UNMATCHED);
+        let (codec, training) = packing(id, &config.l2.compression);
+        let (cache, mode) = (CacheMode::Auto, KeyspaceMode::Serve);
+        let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, codec, training };
         let mut all = Self { rules: config.keyspaces.iter().map(rule).collect(), rest };
         if config.consistency.coherence == Coherence::Ttl {
             let bound = config.consistency.max_staleness;
@@ -130,6 +186,19 @@ impl Keyspaces {
         all
     }
 
+    fn all(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().map(|(_, rule)| rule).chain([&self.rest])
+    }
+
+    fn by_id(&self, id: Id) -> Option<&Rule> {
+        self.all().find(|rule| rule.id == id)
+    }
+
+    /// The codecs that dictionaries are trained for.
+    pub(crate) fn training(&self) -> impl Iterator<Item = (&KeyspaceCodec, &Schedule)> {
+        self.all().filter_map(|rule| Some((rule.codec.as_deref()?, &*rule.training)))
+    }
+
     /// The rule for a key.
     pub(crate) fn rule(&self, key: &[u8]) -> &Rule {
         self.rules.iter().find(|(glob, _)| glob.matches(key)).map_or(&self.rest, |(_, rule)| rule)
@@ -141,11 +210,33 @@ impl Keyspaces {
     }
 }
 
+fn codec_config(config: &Config, compression: &Compression) -> CodecConfig {
+    CodecConfig {
+        algorithm: match compression.algorithm {
+            Algorithm::None => CompressionAlgorithm::None,
+            Algorithm::Lz4 => CompressionAlgorithm::Lz4,
+            Algorithm::Zstd => CompressionAlgorithm::Zstd { level: compression.level },
+        },
+        min_bytes: compression.min_bytes.as_usize(),
+        max_decoded_bytes: config.limits.max_value_bytes.as_usize(),
+        ..CodecConfig::default()
+    }
+}
+
 /// Whether a copy that one configuration's rules let in is one that the other's would keep just so, whatever its key.
 pub(crate) fn keep_alike(old: &Config, new: &Config) -> bool {
     let bound = |config: &Config| (config.consistency.coherence, config.consistency.max_staleness);
     let is_bounded = [old, new].iter().any(|config| config.consistency.coherence == Coherence::Ttl);
-    old.keyspaces == new.keyspaces && (!is_bounded || bound(old) == bound(new))
+    let rules = |config: &Config| {
+        let mut rules = config.keyspaces.clone();
+        // How they lie in memory decides about no copy.
+        for rule in &mut rules {
+            rule.compression = config.l2.compression;
+        }
+        rules
+    };
+    let of_new = Config { l2: old.l2, ..new.clone() };
+    rules(old) == rules(&of_new) && (!is_bounded || bound(old) == bound(new))
 }
 
 #[cfg(test)]
@@ -160,9 +251,10 @@ mod tests {
             mode: KeyspaceMode::Serve,
             ttl: ttl.map(Duration::from_secs),
             negative_ttl: negative_ttl.map(Duration::from_secs),
+            compression: Config::default().l2.compression,
         };
         let config = Config { keyspaces: rules.iter().map(keyspace).collect(), ..Config::default() };
-        Keyspaces::new(&config, &Names::default())
+        Keyspaces::new(&config, &Names::default(), None)
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What Prometheus sees. Engine counters are read when asked for; only what the engine cannot know is counted here.
 //! Never a key in a label.
 
+use std::{sync::atomic::AtomicU64, time::Duration};
+
 use caddy_engine::{Counter as EngineCounter, locks::LockStats};
 use prometheus_client::{
     encoding::text::encode,
@@ -9,7 +11,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    shared::{L3, Shared},
+    shared::{L3, MEMORIES, Shared},
     supervisor::Supervisor,
     tally::Count,
 };
@@ -140,21 +142,49 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
 /// What is known of each keyspace; its name is the label.
 fn keyspaces(shared: &Shared, registry: &mut Registry) {
     let reads = Family::<[(&str, String); 2], Counter>::default();
-    let fills = Family::<[(&str, String); 1], Counter>::default();
+    let [fills, compressed, undecodable] = [(); 3].map(|()| Family::<[(&str, String); 1], Counter>::default());
+    let ratios = Family::<[(&str, String); 2], Gauge<f64, AtomicU64>>::default();
+    let compressed_bytes = Family::<[(&str, String); 2], Counter>::default();
+    let compression_time = Family::<[(&str, String); 2], Counter<f64, AtomicU64>>::default();
     let [entries, bytes] = [(); 2].map(|()| Family::<[(&str, String); 1], Gauge>::default());
     for stats in shared.keyspace_stats() {
         let label = [("keyspace", stats.name.clone())];
-        for count in Count::ALL.into_iter().filter(|count| *count != Count::Fill) {
+        for count in Count::READS {
             let [keyspace] = label.clone();
             let series = reads.get_or_create(&[keyspace, ("outcome", count.name().to_owned())]);
             series.inc_by(stats.counts.get(count));
         }
         fills.get_or_create(&label).inc_by(stats.counts.get(Count::Fill));
+        compressed.get_or_create(&label).inc_by(stats.counts.get(Count::Packed));
+        undecodable.get_or_create(&label).inc_by(stats.counts.get(Count::Damaged));
+        for (of, name, count) in
+            [(&compressed_bytes, "before", Count::PackedFrom), (&compressed_bytes, "after", Count::PackedTo)]
+        {
+            let [keyspace] = label.clone();
+            of.get_or_create(&[keyspace, ("side", name.to_owned())]).inc_by(stats.counts.get(count));
+        }
+        for (name, count) in [("compress", Count::PackNanos), ("decompress", Count::UnpackNanos)] {
+            let [keyspace] = label.clone();
+            let seconds = Duration::from_nanos(stats.counts.get(count)).as_secs_f64();
+            compression_time.get_or_create(&[keyspace, ("work", name.to_owned())]).inc_by(seconds);
+        }
+        for ((memory, _), estimate) in MEMORIES.iter().zip(stats.with_memory) {
+            let [keyspace] = label.clone();
+            let memory = memory.trim_start_matches("hit_ratio_").to_owned();
+            ratios
+                .get_or_create(&[keyspace, ("memory", memory)])
+                .set(estimate.map_or(f64::NAN, |known| known.hit_ratio));
+        }
         entries.get_or_create(&label).set(i64::try_from(stats.size.entries).unwrap_or(i64::MAX));
         bytes.get_or_create(&label).set(i64::try_from(stats.size.bytes).unwrap_or(i64::MAX));
     }
     registry.register("keyspace_reads", "Reads that looked for a copy, by keyspace and what became of them", reads);
     registry.register("keyspace_fills", "Copies put into L2, by keyspace", fills);
+    registry.register("compressed_values", "Copies that L2 holds, or held, compressed", compressed);
+    registry.register("compressed_bytes", "Bytes of those copies, before and after", compressed_bytes);
+    registry.register("compression_seconds", "Time spent on compression", compression_time);
+    registry.register("undecodable", "Copies that could not be decompressed, each a miss", undecodable);
+    registry.register("keyspace_hit_ratio", "Share of reads that L2 would answer with so much memory", ratios);
     registry.register("keyspace_entries", "Entries in L2, by keyspace", entries);
     registry.register("keyspace_bytes", "Bytes of the entries in L2, by keyspace", bytes);
 }

@@ -18,6 +18,7 @@ use crate::{
     coordination::Running,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
+    packer::{self, Jobs, Packer},
     reload, server_commands,
     session::Session,
     shared::{L3, Shared},
@@ -78,7 +79,8 @@ fn local_runtime() -> Result<LocalRuntime, ServeError> {
 async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError> {
     let config = start.config.clone();
     let (hub, additions) = mpsc::unbounded_channel();
-    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone())?;
+    let (packer, jobs) = Packer::new();
+    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone(), packer)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let listeners = Listeners::open(&config.listen.socket, config.listen.tcp_port).await?;
@@ -92,6 +94,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         let (hub, additions) = mpsc::unbounded_channel();
         workers.push(start_worker(index, &shared, hub, additions, &supervisor)?);
     }
+    let packing = start_packer(&shared, jobs, &supervisor)?;
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
     if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
         supervisor.spawn_vital("slot map", Cluster::keep(shared.clone()));
@@ -126,6 +129,9 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         if worker.thread.join().is_err() {
             tracing::error!("a worker thread panicked");
         }
+    }
+    if packing.join().is_err() {
+        tracing::error!("the packer's thread panicked");
     }
     Ok(())
 }
@@ -198,6 +204,15 @@ async fn drain(shared: &Shared, grace: Duration) {
             quiet_since = tokio::time::Instant::now();
         }
     }
+}
+
+fn start_packer(shared: &Arc<Shared>, jobs: Jobs, supervisor: &Supervisor) -> Result<JoinHandle<()>, ServeError> {
+    let (shared, supervisor) = (shared.clone(), supervisor.clone());
+    let work = move || match local_runtime() {
+        Ok(runtime) => runtime.block_on(packer::run(shared, jobs, supervisor)),
+        Err(error) => supervisor.fail(error.to_string()),
+    };
+    std::thread::Builder::new().name("packer".to_owned()).spawn(work).map_err(ServeError::Thread)
 }
 
 // === workers ===

@@ -20,6 +20,7 @@ mod reads;
 mod replies;
 mod routing;
 mod under_way;
+mod unpack;
 
 use std::{
     future::Future,

@@ -15,6 +15,7 @@ use caddy_contract::{Config, RedisMode};
 use caddy_engine::{
     BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
     L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
+    reuse::{Estimate, Reads, ReuseSample},
 };
 use caddy_remote::embedded::Embedded;
 use caddy_resp::{Protocol, encode};
@@ -23,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     auth::Auth,
-    cache::{Cached, TierKey, Waiter},
+    cache::{TierKey, Waiter},
     coordination::Coordination,
     files, guards,
     hub::Addition,
@@ -31,11 +32,13 @@ use crate::{
     locks::Locks,
     metrics::Metrics,
     nodes::RedisL3,
+    packer::Packer,
     seldom::Seldom,
     server_commands::ServerCommands,
     session::client::Shown,
     status::Status,
-    tally::{Counts, Tally},
+    stored::Stored,
+    tally::{Count, Counts, Tally},
 };
 
 /// See the module.
@@ -45,7 +48,10 @@ pub(crate) struct Shared {
     keyspaces: ArcSwap<Keyspaces>,
     pub(crate) names: Names,
     pub(crate) tally: Tally,
-    pub(crate) cache: Arc<Cache<TierKey, Cached>>,
+    pub(crate) packer: Packer,
+    /// What other amounts of memory would do.
+    pub(crate) reuse: ReuseSample,
+    pub(crate) cache: Arc<Cache<TierKey, Stored>>,
     pub(crate) flights: Flights<TierKey, Waiter>,
     pub(crate) l3: L3,
     pub(crate) status: Status,
@@ -76,7 +82,13 @@ pub(crate) struct KeyspaceStats {
     pub(crate) counts: Counts,
     /// What its copies take in L2.
     pub(crate) size: GroupSize,
+    /// What share of its reads L2 would answer with so much memory, by [`MEMORIES`].
+    pub(crate) with_memory: [Option<Estimate>; MEMORIES.len()],
 }
+
+/// For which amounts of memory, as multiples of what L2 has, hit ratios are estimated.
+pub(crate) const MEMORIES: [(&str, f64); 4] =
+    [("hit_ratio_0.5x", 0.5), ("hit_ratio_1x", 1.0), ("hit_ratio_2x", 2.0), ("hit_ratio_4x", 4.0)];
 
 /// The tier behind the sidecar.
 pub(crate) enum L3 {
@@ -92,6 +104,7 @@ impl Shared {
         config: Config,
         password: Option<&String>,
         hub: mpsc::UnboundedSender<Addition>,
+        packer: Packer,
     ) -> Result<Arc<Self>, KernelError> {
         let room = files::room_for_apps(config.limits.max_connections);
         let cache = Cache::new(cache_config(&config));
@@ -113,9 +126,11 @@ impl Shared {
         let coordination = Coordination::new(&config);
         let shared = Arc::new(Self {
             clock: BootClock,
-            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names)),
+            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, None)),
             names,
             tally: Tally::default(),
+            packer,
+            reuse: ReuseSample::default(),
             config: ArcSwap::from_pointee(config),
             cache,
             flights: Flights::new(FlightsConfig::default()),
@@ -164,7 +179,8 @@ impl Shared {
     pub(crate) fn reconfigure(&self, config: Config) {
         self.kernel().set_max_staleness(config.consistency.max_staleness);
         let alike = keyspaces::keep_alike(&self.config(), &config);
-        self.keyspaces.store(Arc::new(Keyspaces::new(&config, &self.names)));
+        let keyspaces = Keyspaces::new(&config, &self.names, Some(&self.keyspaces()));
+        self.keyspaces.store(Arc::new(keyspaces));
         self.locks.reconfigure(&config);
         if self.config().auth != config.auth {
             self.auth.reconfigure(&config.auth);
@@ -179,14 +195,37 @@ impl Shared {
 
     /// What is known of each keyspace that there ever was.
     pub(crate) fn keyspace_stats(&self) -> Vec<KeyspaceStats> {
+        self.advance_reuse();
         let sizes = self.cache.groups();
+        let capacity = self.capacity_of_entries(&sizes);
         let names = self.names.all().into_iter().enumerate();
         let stats = names.map(|(place, name)| KeyspaceStats {
             name,
             counts: self.tally.of(place),
             size: sizes.get(place).copied().unwrap_or_default(),
+            with_memory: MEMORIES.map(|(_, times)| self.reuse.estimate(place, capacity * times)),
         });
         stats.collect()
+    }
+
+    /// Shows the sample of reads how many there were; now and then, so that what is old fades.
+    pub(crate) fn advance_reuse(&self) {
+        let reads = (0..self.names.count()).map(|place| {
+            let counts = self.tally.of(place);
+            let sum = |of: &[Count]| of.iter().map(|count| counts.get(*count)).sum::<u64>();
+            let hits = sum(&[Count::HitL1, Count::HitL2, Count::WouldHit]);
+            Reads { recorded: hits + counts.get(Count::Fill), all: hits + sum(&[Count::Miss, Count::WouldMiss]) }
+        });
+        self.reuse.advance(reads, self.now());
+    }
+
+    /// What of L2's budget is for entries: less than all of it, since tables are in there too. How much less is seen once
+    /// it is filled to some part.
+    fn capacity_of_entries(&self, sizes: &[GroupSize]) -> f64 {
+        let budget = self.config().l2.max_bytes.as_usize() as f64;
+        let entries = sizes.iter().map(|size| size.bytes).sum::<usize>() as f64;
+        let all = self.cache.stats().l2_bytes as f64;
+        if entries * 8.0 < budget { budget } else { budget * entries / all }
     }
 
     /// Something contradicts the slot map of a cluster, or may; without one, nothing.

@@ -34,11 +34,46 @@ pub(crate) enum Count {
     Off,
     /// Copies kept.
     Fill,
+    /// Copies that were packed.
+    Packed,
+    /// Copies that packing was tried on, and which stay as they are.
+    NotPacked,
+    /// Bytes of the packed copies, before.
+    PackedFrom,
+    /// The same, after.
+    PackedTo,
+    /// Time spent packing.
+    PackNanos,
+    /// Copies unpacked to answer a read.
+    Unpacked,
+    /// Time spent on that.
+    UnpackNanos,
+    /// Copies that could not be unpacked.
+    Damaged,
 }
 
 impl Count {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::HitL1, Self::HitL2, Self::Miss, Self::WouldHit, Self::WouldMiss, Self::Off, Self::Fill];
+    pub(crate) const ALL: [Self; 15] = [
+        Self::HitL1,
+        Self::HitL2,
+        Self::Miss,
+        Self::WouldHit,
+        Self::WouldMiss,
+        Self::Off,
+        Self::Fill,
+        Self::Packed,
+        Self::NotPacked,
+        Self::PackedFrom,
+        Self::PackedTo,
+        Self::PackNanos,
+        Self::Unpacked,
+        Self::UnpackNanos,
+        Self::Damaged,
+    ];
+
+    /// What reads came to: each is counted as one of these.
+    pub(crate) const READS: [Self; 6] =
+        [Self::HitL1, Self::HitL2, Self::Miss, Self::WouldHit, Self::WouldMiss, Self::Off];
 
     /// Its name in `CACHE.STATS` and in the label `outcome`.
     pub(crate) const fn name(self) -> &'static str {
@@ -50,6 +85,14 @@ impl Count {
             Self::WouldMiss => "would_miss",
             Self::Off => "off",
             Self::Fill => "fills",
+            Self::Packed => "compressed",
+            Self::NotPacked => "not_compressed",
+            Self::PackedFrom => "compressed_from_bytes",
+            Self::PackedTo => "compressed_to_bytes",
+            Self::PackNanos => "compression_ns",
+            Self::Unpacked => "decompressed",
+            Self::UnpackNanos => "decompression_ns",
+            Self::Damaged => "undecodable",
         }
     }
 
@@ -68,6 +111,14 @@ pub(crate) struct Counts([u64; Count::ALL.len()]);
 impl Counts {
     pub(crate) fn get(&self, count: Count) -> u64 {
         self.0[count as usize]
+    }
+
+    /// How many times smaller packed copies are; 1 before the first.
+    pub(crate) fn compression_ratio(&self) -> f64 {
+        match self.get(Count::PackedTo) {
+            0 => 1.0,
+            after => self.get(Count::PackedFrom) as f64 / after as f64,
+        }
     }
 }
 
@@ -101,7 +152,12 @@ pub(crate) struct Tally {
 impl Tally {
     /// Counts from any thread.
     pub(crate) fn add(&self, keyspace: Id, count: Count) {
-        self.shared.row(keyspace.index()).0[count as usize].fetch_add(1, Ordering::Relaxed);
+        self.add_many(keyspace, count, 1);
+    }
+
+    /// The same, so many at once.
+    pub(crate) fn add_many(&self, keyspace: Id, count: Count, by: u64) {
+        self.shared.row(keyspace.index()).0[count as usize].fetch_add(by, Ordering::Relaxed);
     }
 
     /// A further worker's counts.

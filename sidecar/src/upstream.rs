@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, SourceId};
+use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, SourceId, reuse::Copied};
 use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
@@ -18,8 +18,10 @@ use crate::{
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
     nodes::{Node, NodeId},
+    packer,
     probe::{Probe, Prover},
     shared::{L3, Shared},
+    stored::Stored,
     tally::Count,
 };
 
@@ -452,9 +454,24 @@ pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: 
     {
         let expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
         key.admit(rule, expiry);
-        let hash = key.as_ref().tier_hash();
-        if shared.cache.fill(token, hash, key, value, expiry.at, shared.now()).is_ok() {
+        let (hash, bytes) = (key.as_ref().tier_hash(), value.reply_len());
+        let mut stored = Stored::Plain(value);
+        let codec = rule.codec.as_ref().filter(|codec| bytes >= codec.config().min_bytes_with_dictionary);
+        let later = codec.filter(|codec| packer::is_for_the_packer(codec, bytes));
+        if let Some(codec) = codec.filter(|_| later.is_none())
+            && let Some(packed) = packer::pack(shared, rule, codec, &stored)
+        {
+            stored = packed;
+        }
+        if let Ok(entry) = shared.cache.fill(token, hash, key, stored, expiry.at, shared.now()) {
             shared.tally.add(rule.id, Count::Fill);
+            if shared.reuse.takes(hash) {
+                let copy = Copied { basis: entry.basis(), deadline: expiry.at };
+                shared.reuse.filled(hash, rule.id.index(), entry.bytes(), copy, shared.kernel(), shared.now());
+            }
+            if let Some(codec) = later {
+                shared.packer.offer(entry.key(), codec);
+            }
         }
     }
 }

@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    cache::{Cached, TierKey},
+    cache::TierKey,
     hub::Addition,
     mailbox::Mailbox,
     nodes::{Node, NodeId},
     shared::{L3, Shared},
+    stored::Stored,
     supervisor::Supervisor,
     tally::WorkerTally,
     upstream::{Purpose, Tag, Upstream},
@@ -35,7 +36,7 @@ const MAX_IDLE_PINNED: usize = 8;
 /// See the module.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) tiers: RefCell<caddy_engine::Worker<TierKey, Cached>>,
+    pub(crate) tiers: RefCell<caddy_engine::Worker<TierKey, Stored>>,
     /// What becomes of the reads, by keyspace.
     pub(crate) tally: WorkerTally,
     pub(crate) supervisor: Supervisor,

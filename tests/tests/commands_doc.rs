@@ -36,7 +36,10 @@ They are answered also while Redis is away, as a map (in RESP2 an array of names
 * `CACHE.STATS`: what the tiers hold, and every counter of the [metrics](metrics.md).
 * `CACHE.STATS keyspace`: of one keyspace (`*`: keys that no rule matches) the reads that looked for a copy and what became of them
   (`hits_l1`, `hits_l2`, `misses`; `would_hit`, `would_miss` under `mode: Observe`; `off` under `cache: \"Off\"`), the copies kept (`fills`), and
-  what they take now (`l2_entries`, `l2_bytes`). See [keyspaces](configuration.md#keyspaces).
+  what they take now (`l2_entries`, `l2_bytes`); and of [compression](configuration.md#compression) how many copies were compressed
+  and how many are not worth it (`compressed`, `not_compressed`), their bytes before and after, the ratio, the bytes saved, the time
+  in nanoseconds, and how many copies could not be read back (`undecodable`); the share of reads that L2 would answer with half, all, twice and four
+  times its memory (`hit_ratio_0.5x` to `hit_ratio_4x`, estimated from `sampled_reads`). See [keyspaces](configuration.md#keyspaces).
 
 Whoever answers, a session sees its own commands in order: while one is unanswered on one connection to Redis, nothing of that
 session is sent on another. A request with a wrong number of arguments goes to Redis, which says what is wrong.

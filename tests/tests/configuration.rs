@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use caddy_contract::{
-    RawAuth, RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis, RawSentinel,
-    RawTls, RawUser,
+    RawAuth, RawCompression, RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis,
+    RawSentinel, RawTls, RawUser,
 };
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ fn every_field_of_the_file_is_documented_with_its_default() {
         RawRedis { tls: Some(RawTls::default()), sentinel: Some(RawSentinel::default()), ..RawRedis::default() };
     let everything = RawConfig {
         l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
-        keyspaces: vec![RawKeyspace::default()],
+        keyspaces: vec![RawKeyspace { compression: Some(RawCompression::default()), ..RawKeyspace::default() }],
         kubernetes: Some(RawKubernetes::default()),
         auth: RawAuth { users: vec![RawUser::default()], ..RawAuth::default() },
         ..RawConfig::default()

@@ -9,8 +9,10 @@ use anyhow::{Result, bail, ensure};
 use caddy_tests::{
     chaos::{self, Run},
     cluster_scenarios,
+    e2e::eventually,
+    redis::RedisServer,
     scenarios::{self, Scenario},
-    world::{Subject, Violation},
+    world::{Client, Subject, Violation},
 };
 
 /// A mutant may be lucky; how often it is tried.
@@ -111,6 +113,26 @@ fn every_guard_has_its_test() -> Result<()> {
             ensure!(known, "no scenario shows what {guard} is for");
         }
     }
+    Ok(())
+}
+
+/// Bits that flip in memory are misses, and counted: every compressed copy of this build is damaged.
+#[test]
+fn a_damaged_copy_is_a_miss_and_never_another_value() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let options = mutant(None).options(redis.socket()).variable("CADDY_DAMAGE_COPIES", "1");
+    let sidecar = options.start()?;
+    let mut client = Client(sidecar.connect()?);
+    // What repeats is compressed; what comes before is literal, and that is what is damaged.
+    let value: String =
+        (0..2000).map(|n| char::from(b'a' + (n * n % 26) as u8)).chain("x".repeat(3000).chars()).collect();
+    redis.command(&["SET", "k", &value])?;
+    eventually("copies are damaged, and found to be", Duration::from_secs(20), || {
+        ensure!(client.ask("GET k")? == value, "a wrong value");
+        ensure!(sidecar.metric("caddy_undecodable_total")? > 5, "caddy_undecodable");
+        Ok(())
+    })?;
+    ensure!(sidecar.metric("caddy_hits_total")? == 0, "nothing was served from a damaged copy");
     Ok(())
 }
 

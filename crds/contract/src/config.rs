@@ -1,8 +1,9 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
 use crate::{
-    Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, L2Policy, OnUncertain, QuantityError, RawConfig,
-    RawConsistency, RawKeyspace, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls, parse_duration,
+    Algorithm, Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, L2Policy, OnUncertain, QuantityError,
+    RawCompression, RawConfig, RawConsistency, RawKeyspace, RawL3, RawRedis, RawSentinel, RawTls, RedisMode,
+    SentinelTls, parse_duration,
 };
 use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -12,6 +13,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const L2_MIN: ByteSize = ByteSize::mebi(1);
 /// Least lease: several round trips, so that it can be renewed at all.
 pub const LEASE_MIN_MILLIS: u64 = 100;
+/// Levels of ZSTD: above 19 a compressor takes hundreds of megabytes.
+const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
 /// Least frame: room for any command with a key and small arguments.
 const FRAME_MIN: ByteSize = ByteSize::new(16 << 10);
 /// Largest frame: positions within one are kept in 32 bits.
@@ -125,6 +128,19 @@ pub struct L2 {
     pub max_bytes: ByteSize,
     /// Which entries leave when it is full.
     pub policy: L2Policy,
+    /// How values are kept small, where their keyspace does not say otherwise.
+    pub compression: Compression,
+}
+
+/// How values are kept small in L2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compression {
+    /// How they are compressed.
+    pub algorithm: Algorithm,
+    /// For `Zstd`.
+    pub level: i32,
+    /// Smaller values stay as they are.
+    pub min_bytes: ByteSize,
 }
 
 /// The tier that the sidecars of a cluster share.
@@ -241,6 +257,8 @@ pub struct Keyspace {
     pub ttl: Option<Duration>,
     /// Bound on the life of a copy that says "absent".
     pub negative_ttl: Option<Duration>,
+    /// How its values are kept small.
+    pub compression: Compression,
 }
 
 /// Bounds on everything that a client controls.
@@ -328,7 +346,11 @@ impl RawConfig {
                 max_entries: usize::try_from(self.l1.max_entries).unwrap_or(usize::MAX),
                 max_bytes: read.size("l1.maxBytes", &self.l1.max_bytes),
             },
-            l2: L2 { max_bytes: read.size_from("l2.maxBytes", &self.l2.max_bytes, L2_MIN), policy: self.l2.policy },
+            l2: L2 {
+                max_bytes: read.size_from("l2.maxBytes", &self.l2.max_bytes, L2_MIN),
+                policy: self.l2.policy,
+                compression: read.compression("l2.compression", &self.l2.compression),
+            },
             l3: read.l3(&self.l3),
             tiering: Tiering {
                 promote_after_hits: read.within(
@@ -347,7 +369,7 @@ impl RawConfig {
                 broadcast_prefixes: read.prefixes(&self.consistency),
                 allow_unmarked: self.consistency.allow_unmarked,
             },
-            keyspaces: read.keyspaces(&self.keyspaces),
+            keyspaces: read.keyspaces(&self.keyspaces, &self.l2.compression),
             kubernetes: self.kubernetes.as_ref().map(|kubernetes| Kubernetes {
                 identity_dir: PathBuf::from(&kubernetes.identity_dir),
                 members: kubernetes.members.max(1),
@@ -595,7 +617,18 @@ impl Reader {
         }
     }
 
-    fn keyspaces(&mut self, raw: &[RawKeyspace]) -> Vec<Keyspace> {
+    fn compression(&mut self, path: &str, raw: &RawCompression) -> Compression {
+        let level = raw.level;
+        self.check(
+            (LEVELS).contains(&level),
+            &format!("{path}.level"),
+            format!("{level} is out of range; write {} to {}", LEVELS.start(), LEVELS.end()),
+        );
+        let min_bytes = self.size(&format!("{path}.minBytes"), &raw.min_bytes);
+        Compression { algorithm: raw.algorithm, level, min_bytes }
+    }
+
+    fn keyspaces(&mut self, raw: &[RawKeyspace], compression: &RawCompression) -> Vec<Keyspace> {
         let mut names = HashSet::new();
         for (n, keyspace) in raw.iter().enumerate() {
             let path = format!("keyspaces[{n}]");
@@ -627,6 +660,10 @@ impl Reader {
                 mode: keyspace.mode,
                 ttl,
                 negative_ttl: self.bound(&format!("keyspaces[{n}].negativeTtl"), &keyspace.negative_ttl).or(ttl),
+                compression: match &keyspace.compression {
+                    Some(own) => self.compression(&format!("keyspaces[{n}].compression"), own),
+                    None => Self::default().compression("", compression),
+                },
             }
         };
         raw.iter().enumerate().map(parsed).collect()

@@ -27,15 +27,15 @@ mod read;
 
 pub use auth::{Auth, CATEGORIES, CommandRule, Commands, RawAuth, RawUser, User};
 pub use config::{
-    Admin, Cluster, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, LEASE_MIN_MILLIS, Limits, Listen,
-    Locks, Redis, Sentinel, Tiering, Tls,
+    Admin, Cluster, Compression, Config, Consistency, Endpoint, Keyspace, Kubernetes, L1, L2, L3, LEASE_MIN_MILLIS,
+    Limits, Listen, Locks, Redis, Sentinel, Tiering, Tls,
 };
 pub use fault::{Fault, Faults};
 pub use quantity::{ByteSize, QuantityError, parse_duration};
 pub use raw::{
-    CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawCluster, RawConfig, RawConsistency,
-    RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks,
-    RawRedis, RawSentinel, RawTiering, RawTls, RedisMode, SentinelTls,
+    Algorithm, CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawCluster, RawCompression,
+    RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen,
+    RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawTls, RedisMode, SentinelTls,
 };
 pub use read::{Parsed, parse};
 

@@ -100,6 +100,8 @@ pub struct RawL2 {
     pub max_bytes: String,
     /// Which entries leave when it is full.
     pub policy: L2Policy,
+    /// How values are kept small.
+    pub compression: RawCompression,
 }
 
 /// Which entries leave L2 when it is full.
@@ -112,6 +114,31 @@ pub enum L2Policy {
     S3Fifo,
     /// What was not read for longest.
     Lru,
+}
+
+/// How values are kept small in L2.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawCompression {
+    /// `Lz4`, `Zstd` (with a dictionary trained for each keyspace) or `None`.
+    pub algorithm: Algorithm,
+    /// For `Zstd`: −7 (quickest) to 19.
+    pub level: i32,
+    /// Smaller values stay as they are; where a dictionary is at hand, those below 64 bytes.
+    #[serde(deserialize_with = "text")]
+    pub min_bytes: String,
+}
+
+/// How values are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// LZ4.
+    #[default]
+    Lz4,
+    /// ZSTD.
+    Zstd,
+    /// Not at all.
+    None,
 }
 
 /// The tier that the sidecars of a cluster share: exactly one kind.
@@ -279,6 +306,9 @@ pub struct RawKeyspace {
     pub ttl: String,
     /// Bound on the life of a copy that says "absent"; empty means that `ttl` bounds it.
     pub negative_ttl: String,
+    /// How its values are kept small; absent means as `l2.compression` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<RawCompression>,
 }
 
 /// What the copies of a keyspace's keys are for.
@@ -436,7 +466,13 @@ impl Default for RawL1 {
 
 impl Default for RawL2 {
     fn default() -> Self {
-        Self { max_bytes: "64Mi".into(), policy: L2Policy::Adaptive }
+        Self { max_bytes: "64Mi".into(), policy: L2Policy::default(), compression: RawCompression::default() }
+    }
+}
+
+impl Default for RawCompression {
+    fn default() -> Self {
+        Self { algorithm: Algorithm::Lz4, level: 1, min_bytes: "1Ki".into() }
     }
 }
 

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use caddy_contract::{
-    ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L2Policy, L3, OnUncertain, RawConfig, RedisMode,
-    parse,
+    Algorithm, ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L2Policy, L3, OnUncertain, RawConfig,
+    RedisMode, parse,
 };
 use std::{fs, path::Path, time::Duration};
 
@@ -58,6 +58,9 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
     let users = &config.keyspaces[1];
     assert_eq!((users.pattern.as_str(), users.mode), ("user:*", KeyspaceMode::Observe));
+    assert_eq!((users.compression.algorithm, config.l2.compression.algorithm), (Algorithm::None, Algorithm::Zstd));
+    assert_eq!(config.keyspaces[0].compression, config.l2.compression);
+    assert_eq!((config.l2.compression.level, config.l2.compression.min_bytes), (3, ByteSize::new(2048)));
     assert_eq!(users.ttl, Some(Duration::from_mins(5)));
     assert_eq!(users.negative_ttl, Some(Duration::from_secs(10)));
     assert_eq!(config.kubernetes.unwrap().identity_dir, Path::new("/etc/caddy/identity"));
@@ -98,7 +101,8 @@ fn all_faults_come_at_once_with_their_paths() {
         l1: {maxEntries: -3, maxByte: 1Mi}
         l3: {embedded: {}, redis: {endpoints: ["redis"], timeout: 1}}
         consistency: {onUncertain: Perhaps, maxStaleness: 1ms}
-        keyspaces: [{name: a, match: "a:*"}, {name: a, match: "", cache: Sometimes, ttl: 1ms, negativeTtl: x}]
+        keyspaces: [{name: a, match: "a:*"}, {name: a, match: "", cache: Sometimes, ttl: 1ms, negativeTtl: x,
+                     compression: {algorithm: Gzip, level: 20, minBytes: 1x}}]
         limits: {maxPipeline: 0}
     "#;
     let faults = faults(text);
@@ -117,6 +121,9 @@ fn all_faults_come_at_once_with_their_paths() {
         "keyspaces[1].match: must be a Redis glob",
         "keyspaces[1].ttl: 1ms is out of range; write 10ms to 24h",
         r#"keyspaces[1].negativeTtl: "x" is not a duration"#,
+        "keyspaces[1].compression.algorithm: unknown variant `Gzip`",
+        "keyspaces[1].compression.level: 20 is out of range; write -7 to 19",
+        r#"keyspaces[1].compression.minBytes: "1x" is not a size"#,
         "limits.maxPipeline: 0 is out of range",
     ];
     for start in expected {

@@ -4,9 +4,9 @@
 //! ConfigMap then stays as it is.
 
 use caddy_contract::{
-    ByteSize, CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth, RawCluster, RawConfig,
-    RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits, RawListen, RawLockLimits,
-    RawLocks, RawRedis, RawSentinel, RawTiering, RawTls, RawUser, RedisMode, SentinelTls,
+    Algorithm, ByteSize, CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth, RawCluster,
+    RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits,
+    RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawTls, RawUser, RedisMode, SentinelTls,
 };
 use caddy_crds::{
     CacheCluster,
@@ -135,6 +135,7 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
                 cluster::L2Policy::S3Fifo => L2Policy::S3Fifo,
                 cluster::L2Policy::Lru => L2Policy::Lru,
             },
+            compression: raw_compression(&spec.l2.compression),
         },
         l3: RawL3 {
             embedded: spec.l3.embedded.as_ref().map(|_| RawEmbedded {}),
@@ -258,6 +259,18 @@ fn raw_tls(tls: &cluster::RedisTls) -> RawTls {
     }
 }
 
+fn raw_compression(compression: &cluster::Compression) -> RawCompression {
+    RawCompression {
+        algorithm: match compression.algorithm {
+            cluster::Algorithm::Lz4 => Algorithm::Lz4,
+            cluster::Algorithm::Zstd => Algorithm::Zstd,
+            cluster::Algorithm::None => Algorithm::None,
+        },
+        level: compression.level,
+        min_bytes: compression.min_bytes.0.clone(),
+    }
+}
+
 fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
     RawKeyspace {
         name: keyspace.name.clone(),
@@ -272,6 +285,7 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
         },
         ttl: keyspace.ttl.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
         negative_ttl: keyspace.negative_ttl.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
+        compression: keyspace.compression.as_ref().map(raw_compression),
     }
 }
 
@@ -290,14 +304,15 @@ mod tests {
     fn the_file_says_what_the_spec_says() {
         let cluster = cluster_with(&json!({
             "l3": {"redis": {"endpoints": ["redis.shop:6379"], "username": "app", "authSecretRef": {"name": "redis", "key": "pw"}, "tls": {"caConfigMapRef": {"name": "ca"}, "clientCertificateSecretRef": {"name": "c"}, "serverName": "r.example"}}},
-            "l2": {"maxBytes": "128Mi", "policy": "Lru"},
+            "l2": {"maxBytes": "128Mi", "policy": "Lru", "compression": {"algorithm": "Zstd", "minBytes": "256"}},
             "listen": {"tcpPort": 6380},
             "consistency": {"onUncertain": "Fail"},
             "auth": {"secretRef": {"name": "all"}, "users": [{"name": "reports", "secretRef": {"name": "r"}, "commands": ["+@read"]}]},
             "limits": {"maxConnections": 7, "idleTimeout": "5m"},
             "keyspaces": [
                 {"name": "queues", "match": "queue:*", "cache": "Off"},
-                {"name": "users", "match": "user:*", "mode": "Observe", "ttl": "5m", "negativeTtl": "1s"},
+                {"name": "users", "match": "user:*", "mode": "Observe", "ttl": "5m", "negativeTtl": "1s",
+                 "compression": {"algorithm": "None"}},
             ],
         }));
         let map = config_map(&cluster, 50).unwrap();
@@ -311,7 +326,10 @@ mod tests {
         assert_eq!(config.l2.policy, L2Policy::Lru);
         assert_eq!(config.consistency.on_uncertain, OnUncertain::Fail);
         assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
+        assert_eq!(config.keyspaces[0].compression.algorithm, Algorithm::Zstd);
+        assert_eq!(config.keyspaces[0].compression.min_bytes, ByteSize::new(256));
         let users = &config.keyspaces[1];
+        assert_eq!(users.compression.algorithm, Algorithm::None);
         assert_eq!(users.mode, KeyspaceMode::Observe);
         assert_eq!((users.ttl, users.negative_ttl), (Some(Duration::from_mins(5)), Some(Duration::from_secs(1))));
         assert_eq!(config.auth.password_file.unwrap().to_str(), Some("/etc/caddy/auth/default"));

@@ -219,6 +219,25 @@ where
         None
     }
 
+    /// The entry in L2, whatever its state, leaving no trace: for changing its form.
+    pub fn peek<Q>(&self, hash: TierHash, key: &Q) -> Option<Shared<K, V>>
+    where
+        Q: Equivalent<K::Held> + ?Sized,
+    {
+        self.l2.peek(hash, key).map(|(entry, _)| entry)
+    }
+
+    /// Puts another form of `old`'s value in its place, with all that `old` may be served under, if `old` is still there.
+    /// `None`: it is not, or the new form does not fit, and then `old` may be gone too.
+    pub fn renew(&self, hash: TierHash, old: &Shared<K, V>, key: K, value: V) -> Option<Shared<K, V>> {
+        let ((key, key_tail), (value, value_tail)) = (key.split(), value.split());
+        let key = Parts { field: key, tail: key_tail.as_ref() };
+        let value = Parts { field: value, tail: value_tail.as_ref() };
+        let entry = Entry::new(old.basis(), key, value);
+        entry.inherit(old);
+        self.l2.renew(hash, old, &entry, &self.kernel, &self.stats).then_some(entry)
+    }
+
     /// Removes the copy of one tier key from L2, and so from every L1. `true`: there was one.
     pub fn remove<Q>(&self, hash: TierHash, key: &Q) -> bool
     where

@@ -153,6 +153,12 @@ impl<K: Hold, V: Hold> Entry<K, V> {
         hits
     }
 
+    /// Takes over how much `old` was asked for.
+    pub(crate) fn inherit(&self, old: &Self) {
+        self.set_credit(old.uses(), old.chances());
+        self.0.header().l2_hits.store(old.0.header().l2_hits.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// After idling out of L1 an entry has to earn its place anew.
     pub(crate) fn forget_l2_hits(&self) {
         self.0.header().l2_hits.store(0, Ordering::Relaxed);

@@ -150,6 +150,29 @@ impl<K: Hold, V: Hold> L2<K, V> {
         }
     }
 
+    /// Puts `entry` in the place of `old`, if that is still there and the new one fits.
+    pub(crate) fn renew(
+        &self,
+        hash: TierHash,
+        old: &Shared<K, V>,
+        entry: &Shared<K, V>,
+        kernel: &Kernel,
+        stats: &SharedStats,
+    ) -> bool
+    where
+        K::Held: Eq,
+    {
+        loop {
+            let mut shard = self.shard(hash).write();
+            let Some(times) = shard.times_of(hash, old) else { return false };
+            let renewed = shard.insert(hash, entry, times, kernel, stats);
+            drop(shard);
+            if renewed != Err(Refusal::NotYet) {
+                return renewed.is_ok();
+            }
+        }
+    }
+
     pub(crate) fn remove<Q>(&self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool
     where
         Q: Equivalent<K::Held> + ?Sized,

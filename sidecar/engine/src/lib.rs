@@ -107,6 +107,7 @@ mod multi_tier;
 mod name;
 mod policy;
 pub mod remote;
+pub mod reuse;
 mod slab;
 mod stats;
 pub mod store;

@@ -8,7 +8,7 @@ use caddy_resp::encode;
 use super::{args::Args, conversation::Conversation};
 use crate::{
     cache::{KeyRef, Read},
-    shared::L3,
+    shared::{L3, MEMORIES},
     tally::Count,
 };
 
@@ -97,7 +97,16 @@ impl Conversation {
         let number = |count: u64| Field::Number(count.cast_signed());
         let mut fields: Vec<(&str, Field)> = vec![("keyspace", stats.name.clone().into())];
         fields.extend(Count::ALL.iter().map(|&count| (count.name(), number(stats.counts.get(count)))));
+        let saved = stats.counts.get(Count::PackedFrom).saturating_sub(stats.counts.get(Count::PackedTo));
+        fields.push(("compression_ratio", format!("{:.2}", stats.counts.compression_ratio()).into()));
+        fields.push(("compression_saved_bytes", number(saved)));
         fields.extend([("l2_entries", stats.size.entries.into()), ("l2_bytes", stats.size.bytes.into())]);
+        let samples = stats.with_memory.iter().flatten().map(|estimate| estimate.samples).next().unwrap_or(0);
+        for ((memory, _), estimate) in MEMORIES.iter().zip(stats.with_memory) {
+            let ratio = estimate.map_or_else(|| "unknown".to_owned(), |known| format!("{:.4}", known.hit_ratio));
+            fields.push((memory, ratio.into()));
+        }
+        fields.push(("sampled_reads", number(samples)));
         self.reply_fields(fields);
     }
 

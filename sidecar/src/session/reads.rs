@@ -4,7 +4,7 @@
 //! A hit touches nothing but the worker's own L1 and the shared L2. A miss becomes a flight on the tracked connection,
 //! or joins one; where there is no tracked connection, or the key's rule says `cache: Off`, the read is relayed.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use caddy_contract::OnUncertain;
@@ -28,6 +28,7 @@ use crate::{
     nodes::{Node, Tracked},
     probe::probe,
     shared::L3,
+    stored::Stored,
     tally::Count,
     upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep},
 };
@@ -200,8 +201,13 @@ impl Conversation {
             Lookup::Hit(hit) => {
                 let (key, probe_due, tier) = (hit.entry.key(), hit.probe_due, hit.tier);
                 let keyspace = key.keyspace;
+                let stored = hit.entry.value();
+                let reuse = &worker.shared.reuse;
+                if reuse.takes(hash) {
+                    reuse.hit(hash, keyspace.index(), hit.entry.bytes());
+                }
                 let is_exact = !key.is_bounded && (hit.deadline == Moment::NEVER || hit.deadline < EXACT_UNTIL);
-                if wanted == Wanted::Expiry && !is_exact && hit.entry.value().exists() {
+                if wanted == Wanted::Expiry && !is_exact && stored.exists() {
                     worker.tally.add(keyspace, Count::Miss);
                     tiers.recount(tier.counter(), Counter::MissUnusable);
                     (Found::Absent, probe_due)
@@ -209,20 +215,27 @@ impl Conversation {
                     worker.tally.add(keyspace, Count::WouldHit);
                     tiers.recount(tier.counter(), Counter::Observed);
                     (Found::Observed, probe_due)
-                } else {
+                } else if let Stored::Plain(value) = stored {
                     worker.tally.add(keyspace, Count::hit(tier));
-                    let answer = render(hit.entry.value(), hit.deadline, self.client.protocol);
-                    (Found::Answered(answer), probe_due)
+                    (Found::Answered(render(value, hit.deadline, self.client.protocol)), probe_due)
+                } else if let Some(value) = self.unpack(hash, hit.entry, tier) {
+                    worker.tally.add(keyspace, Count::hit(tier));
+                    (Found::Answered(render(&value, hit.deadline, self.client.protocol)), probe_due)
+                } else {
+                    worker.tally.add(keyspace, Count::Miss);
+                    tiers.recount(tier.counter(), Counter::MissUnusable);
+                    (Found::Absent, probe_due)
                 }
             }
             Lookup::Uncertain(copy) => {
-                let (value, counter) = (copy.entry.value().clone(), copy.doubt.counter());
+                let value = copy.entry.value().open().map(Cow::into_owned);
+                let counter = copy.doubt.counter();
                 match self.count_miss(name) {
                     Count::WouldMiss => {
                         tiers.recount(counter, Counter::Observed);
                         (Found::Absent, true)
                     }
-                    _ => (Found::Unproven(value), true),
+                    _ => (value.map_or(Found::Absent, Found::Unproven), true),
                 }
             }
             Lookup::Miss(miss) => {

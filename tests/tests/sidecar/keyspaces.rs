@@ -13,7 +13,7 @@ use caddy_tests::{
 
 use crate::session;
 
-fn start(redis: &RedisServer, rules: &str) -> Result<(Sidecar, Client)> {
+pub(crate) fn start(redis: &RedisServer, rules: &str) -> Result<(Sidecar, Client)> {
     let options = SidecarOptions::redis(redis.socket()).max_staleness(LONG);
     let sidecar = options.section(&format!("keyspaces: [{rules}]")).start()?;
     eventually("copies are tracked", SOON, || {
@@ -25,7 +25,7 @@ fn start(redis: &RedisServer, rules: &str) -> Result<(Sidecar, Client)> {
 }
 
 /// One number of `CACHE.STATS keyspace`.
-fn stat(client: &mut Client, keyspace: &str, field: &str) -> Result<i64> {
+pub(crate) fn stat(client: &mut Client, keyspace: &str, field: &str) -> Result<i64> {
     let reply = client.0.request(&["CACHE.STATS", keyspace])?;
     let (value, _) = Value::decode(&reply)?;
     let number = value.field(field.as_bytes()).and_then(Value::as_integer);

@@ -2,6 +2,7 @@
 
 mod auth;
 mod clients;
+mod compression;
 mod configuration;
 mod coordination;
 mod keyspaces;

@@ -76,6 +76,11 @@ pub enum CompressionError {
         /// The library's words.
         reason: String,
     },
+    /// The memory that the payload lies in is damaged.
+    #[error(
+        "the payload in memory does not have its checksum: the value is treated as absent; check the machine's memory"
+    )]
+    Checksum,
     /// The payload yields another length than declared.
     #[error("the payload yields {found} bytes instead of {declared}: the value is treated as absent; write it again")]
     Length {

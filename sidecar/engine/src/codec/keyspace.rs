@@ -48,14 +48,18 @@ pub struct Opened<'a> {
     pub value: Cow<'a, [u8]>,
 }
 
-/// A compressed value that stays in this process. Keeps its dictionary alive.
+/// A compressed value that stays in this process. Keeps its dictionary alive. 32 bytes beside its payload.
 #[derive(Clone, Debug)]
 pub struct Compressed {
     payload: Box<[u8]>,
-    encoding: Encoding,
-    length: usize,
     dictionary: Option<Arc<Dictionary>>,
+    /// CRC32C of the payload: LZ4 has none of its own, and turns one flipped bit into another value.
+    checksum: u32,
+    /// Bytes of the value; the highest bit says that it is ZSTD.
+    length: u32,
 }
+
+const ZSTD: u32 = 1 << 31;
 
 impl Compressed {
     /// Bytes of the payload.
@@ -65,7 +69,7 @@ impl Compressed {
 
     /// Bytes of the value.
     pub fn original_bytes(&self) -> usize {
-        self.length
+        (self.length & !ZSTD) as usize
     }
 
     /// The value.
@@ -74,8 +78,24 @@ impl Compressed {
     ///
     /// The memory it lay in is damaged.
     pub fn decompress(&self) -> Result<Vec<u8>, CompressionError> {
-        let body = Body::compressed(self.encoding, self.length, &self.payload);
-        compression::decompress(self.length, &body, |_| self.dictionary.clone()).map(Cow::into_owned)
+        if crc32c::crc32c(&self.payload) != self.checksum {
+            return Err(CompressionError::Checksum);
+        }
+        let encoding = match &self.dictionary {
+            Some(dictionary) => Encoding::ZstdDictionary(dictionary.id()),
+            None if self.length & ZSTD != 0 => Encoding::Zstd,
+            None => Encoding::Lz4,
+        };
+        let body = Body::compressed(encoding, self.original_bytes(), &self.payload);
+        compression::decompress(self.original_bytes(), &body, |_| self.dictionary.clone()).map(Cow::into_owned)
+    }
+
+    /// Flips one bit of the payload; only for tests of what damage comes to.
+    #[cfg(any(test, feature = "mutations"))]
+    pub fn damage(&mut self, bit: usize) {
+        if let Some(byte) = self.payload.get_mut(bit / 8) {
+            *byte ^= 1 << (bit % 8);
+        }
     }
 }
 
@@ -172,11 +192,12 @@ impl KeyspaceCodec {
     /// Why it is better kept as it is.
     pub fn compress(&self, value: &[u8]) -> Result<Compressed, Kept> {
         self.sample(value);
+        let length = u32::try_from(value.len()).ok().filter(|length| *length < ZSTD).ok_or(Kept::AboveLimit)?;
         let prepared = self.encoders.read().newest.clone();
         compression::compress(&self.config, prepared.as_deref(), 0, value, |encoding, payload| Compressed {
             payload: payload.into(),
-            encoding,
-            length: value.len(),
+            checksum: crc32c::crc32c(payload),
+            length: if encoding == Encoding::Lz4 { length } else { length | ZSTD },
             dictionary: match encoding {
                 Encoding::ZstdDictionary(_) => prepared.as_ref().map(|prepared| prepared.dictionary.clone()),
                 _ => None,
@@ -221,6 +242,16 @@ impl KeyspaceCodec {
             encoders.previous = Some(old);
         }
         Ok(())
+    }
+
+    /// How many values there are to train from; `None`: it does not sample.
+    pub fn samples(&self) -> Option<usize> {
+        self.reservoir.as_ref().map(|reservoir| reservoir.lock().len())
+    }
+
+    /// The dictionary that values which stay in this process are compressed with.
+    pub fn dictionary(&self) -> Option<Arc<Dictionary>> {
+        self.encoders.read().newest.as_ref().map(|prepared| prepared.dictionary.clone())
     }
 
     /// What was counted.

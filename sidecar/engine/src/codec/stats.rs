@@ -66,6 +66,7 @@ impl From<&CompressionError> for FailureCause {
         match error {
             CompressionError::UnknownDictionary { .. } => Self::UnknownDictionary,
             CompressionError::TooLarge { .. } => Self::TooLarge,
+            CompressionError::Checksum => Self::Checksum,
             CompressionError::Impossible { .. }
             | CompressionError::Decompress { .. }
             | CompressionError::Length { .. } => Self::Undecodable,

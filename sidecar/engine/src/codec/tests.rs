@@ -544,3 +544,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_value_in_memory_with_any_bit_flipped_is_no_value() {
+    let value = "{\"name\":\"Ada\",\"language\":\"analytical engine\"}".repeat(20);
+    for algorithm in [CompressionAlgorithm::Lz4, CompressionAlgorithm::Zstd { level: 1 }] {
+        let codec = KeyspaceCodec::new(
+            CodecConfig { algorithm, min_bytes: 64, ..CodecConfig::default() },
+            Arc::new(Dictionaries::default()),
+        );
+        let compressed = codec.compress(value.as_bytes()).unwrap();
+        assert_eq!(compressed.decompress().unwrap(), value.as_bytes());
+        for bit in 0..compressed.payload_bytes() * 8 {
+            let mut damaged = compressed.clone();
+            damaged.damage(bit);
+            assert_eq!(damaged.decompress(), Err(CompressionError::Checksum), "{algorithm:?}, bit {bit}");
+        }
+    }
+}

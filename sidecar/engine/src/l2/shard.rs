@@ -81,6 +81,15 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         None
     }
 
+    /// The times of this very entry, if it is here.
+    pub(super) fn times_of(&self, hash: TierHash, entry: &Shared<K, V>) -> Option<Times>
+    where
+        K::Held: Eq,
+    {
+        let (_, placed) = self.find(hash, &Same(entry.key()))?;
+        placed.entry.is_same(entry).then(|| placed.times())
+    }
+
     pub(super) fn hit(&mut self, slot: u32) {
         self.policy.hit(&mut self.slots, slot);
     }

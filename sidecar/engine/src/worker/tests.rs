@@ -201,3 +201,35 @@ fn why_explains_a_copy_without_counting_as_a_read() {
     assert_eq!(why.evidence.stamp.0 + 1, why.evidence.stamp.1);
     assert_eq!(f.cache.stats().hit_rate().to_bits(), 0);
 }
+
+#[test]
+fn a_renewed_value_takes_the_place_of_that_very_entry_only() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "packed", HOUR).unwrap();
+    f.read(&mut worker, "k");
+    f.read(&mut worker, "k");
+    let find = |worker: &mut Worker<Vec<u8>, Vec<u8>>| match worker.lookup(
+        KeyHash::of(b"k").tier(0),
+        &b"k".to_vec(),
+        f.clock.now(),
+    ) {
+        Lookup::Hit(hit) => hit.entry.clone(),
+        other => panic!("{other:?}"),
+    };
+    let old = find(&mut worker);
+    let hash = KeyHash::of(b"k").tier(0);
+    let new = f.cache.renew(hash, &old, b"k".to_vec(), b"ready".to_vec()).unwrap();
+    assert!(old.is_dead() && !new.is_dead());
+    assert_eq!(new.basis(), old.basis());
+    assert_eq!(f.read(&mut worker, "k"), "L2 ready", "it has earned its place in L1 already");
+    assert_eq!(f.read(&mut worker, "k"), "L1 ready");
+    f.clock.advance(HOUR);
+    assert_eq!(f.read(&mut worker, "k"), "Expired", "it lives no longer than the old one");
+
+    assert!(f.cache.renew(hash, &old, b"k".to_vec(), b"late".to_vec()).is_none(), "the old one is gone");
+    f.cache.remove(hash, &b"k".to_vec());
+    assert!(f.cache.renew(hash, &new, b"k".to_vec(), b"late".to_vec()).is_none(), "what was removed stays so");
+    assert_eq!(f.read(&mut worker, "k"), "Absent");
+    assert_eq!(f.cache.stats().l2_entries, 0);
+}
