@@ -22,6 +22,7 @@ mod keyspaces;
 mod listener;
 mod locks;
 mod mailbox;
+mod memory;
 mod metrics;
 mod nodes;
 mod packer;

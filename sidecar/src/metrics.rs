@@ -1,7 +1,10 @@
 //! What Prometheus sees. Engine counters are read when asked for; only what the engine cannot know is counted here.
 //! Never a key in a label.
 
-use std::{sync::atomic::AtomicU64, time::Duration};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use caddy_engine::{Counter as EngineCounter, locks::LockStats};
 use prometheus_client::{
@@ -104,6 +107,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     };
     let (status, duties) = (shared.status.get(), shared.coordination.duties());
     let config = shared.config();
+    let memory = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed).cast_signed();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let switches = match &shared.l3 {
         L3::Redis(redis) => redis.switches().cast_signed(),
@@ -113,7 +117,13 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("sessions", "Connected apps", count(shared.session_count())),
         ("l2_entries", "Entries in L2", count(stats.l2_entries)),
         ("l2_bytes", "Bytes in L2: keys, values and metadata", count(stats.l2_bytes)),
-        ("l2_max_bytes", "Budget of L2", count(config.l2.max_bytes.as_usize())),
+        (
+            "l2_max_bytes",
+            "Budget of L2 at the moment: less than configured while memory is short",
+            count(shared.cache.l2_max_bytes()),
+        ),
+        ("memory_limit_bytes", "What the cgroup gives the process; 0 without a limit", memory(&shared.memory.limit)),
+        ("memory_used_bytes", "What it uses of that", memory(&shared.memory.used)),
         ("flights", "Reads of L3 under way", count(shared.flights.len())),
         ("locks_held", "Locks held by apps of this sidecar", count(locks.held)),
         ("lock_waiters", "Acquisitions that wait for their turn", count(locks.waiting)),

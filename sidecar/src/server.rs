@@ -18,6 +18,7 @@ use crate::{
     coordination::Running,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
+    memory,
     packer::{self, Jobs, Packer},
     reload, server_commands,
     session::Session,
@@ -95,6 +96,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         workers.push(start_worker(index, &shared, hub, additions, &supervisor)?);
     }
     let packing = start_packer(&shared, jobs, &supervisor)?;
+    supervisor.spawn_vital("memory", memory::watch(shared.clone()));
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
     if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
         supervisor.spawn_vital("slot map", Cluster::keep(shared.clone()));

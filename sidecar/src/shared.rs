@@ -30,6 +30,7 @@ use crate::{
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
     locks::Locks,
+    memory::Memory,
     metrics::Metrics,
     nodes::RedisL3,
     packer::Packer,
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) names: Names,
     pub(crate) tally: Tally,
     pub(crate) packer: Packer,
+    pub(crate) memory: Memory,
     /// What other amounts of memory would do.
     pub(crate) reuse: ReuseSample,
     pub(crate) cache: Arc<Cache<TierKey, Stored>>,
@@ -130,6 +132,7 @@ impl Shared {
             names,
             tally: Tally::default(),
             packer,
+            memory: Memory::default(),
             reuse: ReuseSample::default(),
             config: ArcSwap::from_pointee(config),
             cache,
@@ -222,7 +225,7 @@ impl Shared {
     /// What of L2's budget is for entries: less than all of it, since tables are in there too. How much less is seen once
     /// it is filled to some part.
     fn capacity_of_entries(&self, sizes: &[GroupSize]) -> f64 {
-        let budget = self.config().l2.max_bytes.as_usize() as f64;
+        let budget = self.cache.l2_max_bytes() as f64;
         let entries = sizes.iter().map(|size| size.bytes).sum::<usize>() as f64;
         let all = self.cache.stats().l2_bytes as f64;
         if entries * 8.0 < budget { budget } else { budget * entries / all }

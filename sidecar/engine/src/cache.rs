@@ -280,6 +280,22 @@ where
         self.stats.add(counter);
     }
 
+    /// The budget of L2 at the moment.
+    pub fn l2_max_bytes(&self) -> usize {
+        self.l2.max_bytes()
+    }
+
+    /// Changes the budget of L2. Nothing is put in above it from now on; what is there above it goes with
+    /// [`shrink`](Self::shrink).
+    pub fn set_l2_max_bytes(&self, max_bytes: usize) {
+        self.l2.set_max_bytes(max_bytes);
+    }
+
+    /// One slice of getting L2 down to its budget. `true`: there may be more; come back soon.
+    pub fn shrink(&self) -> bool {
+        self.l2.shrink(&self.kernel, &self.stats)
+    }
+
     /// Entries and their bytes by the [group](crate::Weigh::group) of their keys, as long as the greatest group there has
     /// been.
     pub fn groups(&self) -> Vec<GroupSize> {

@@ -200,6 +200,24 @@ impl<K: Hold, V: Hold> L2<K, V> {
         more
     }
 
+    pub(crate) fn max_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().max_bytes()).sum()
+    }
+
+    pub(crate) fn set_max_bytes(&self, max_bytes: usize) {
+        let share = max_bytes / self.shards.len();
+        self.shards.iter().for_each(|shard| shard.write().set_max_bytes(share));
+    }
+
+    /// One slice of getting down to the budget. `true`: there is more to do.
+    pub(crate) fn shrink(&self, kernel: &Kernel, stats: &SharedStats) -> bool {
+        let mut more = false;
+        for shard in &self.shards {
+            more |= shard.write().shrink(kernel, stats);
+        }
+        more
+    }
+
     /// Entries and their bytes by the group of their keys.
     pub(crate) fn groups(&self) -> Vec<GroupSize> {
         let mut all: Vec<GroupSize> = Vec::new();

@@ -9,6 +9,7 @@ mod keyspaces;
 mod lifecycle;
 mod limits;
 mod logins;
+mod memory;
 mod modes;
 mod modules;
 mod pooled;

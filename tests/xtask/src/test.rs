@@ -135,7 +135,11 @@ fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
     with_parts(&mut command, place);
     let seconds = std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned());
     command.env("CADDY_SOAK_SECONDS", seconds);
-    done(log.run(command.args(["--", "--nocapture"])))
+    done(log.run(command.args(["--", "--nocapture"])))?;
+    let mut command = cargo(place, &["test", "--workspace", "--test", "sidecar"]);
+    with_parts(&mut command, place);
+    command.env("CADDY_SOAK_SECONDS", std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned()));
+    done(log.run(command.args(["--", "memory::", "--nocapture"])))
 }
 
 /// The end-to-end tests and what they need: the node is built in the background while cargo compiles.

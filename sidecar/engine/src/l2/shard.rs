@@ -81,6 +81,27 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         None
     }
 
+    pub(super) const fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// Changes the budget; what is above it goes with [`shrink`](Self::shrink), or when room is made for others.
+    pub(super) fn set_max_bytes(&mut self, max_bytes: usize) {
+        self.max_bytes = max_bytes;
+    }
+
+    /// Lets at most [`SLICE`] entries go, as long as there is more than the budget. `true`: there still is.
+    pub(super) fn shrink(&mut self, kernel: &Kernel, stats: &SharedStats) -> bool {
+        for _ in 0..SLICE {
+            if self.bytes() <= self.max_bytes {
+                return false;
+            }
+            let Some(slot) = self.policy.victim(&mut self.slots) else { return false };
+            self.discard(slot, Leave::Evicted, kernel, stats);
+        }
+        self.bytes() > self.max_bytes
+    }
+
     /// The times of this very entry, if it is here.
     pub(super) fn times_of(&self, hash: TierHash, entry: &Shared<K, V>) -> Option<Times>
     where

@@ -128,7 +128,7 @@ fn estimates_are_within_two_points_of_a_full_simulation_with_scans() {
     // One read in four belongs to a scan that comes round after 60,000 keys: a cliff between two of the sizes.
     let mut scan = 0_u64;
     let trace = (0..READS).map(|_| {
-        if random.next() % 4 == 0 {
+        if random.next().is_multiple_of(4) {
             scan += 1;
             (1, 1_000_000 + scan % 60_000)
         } else {

@@ -233,3 +233,24 @@ fn a_renewed_value_takes_the_place_of_that_very_entry_only() {
     assert_eq!(f.read(&mut worker, "k"), "Absent");
     assert_eq!(f.cache.stats().l2_entries, 0);
 }
+
+#[test]
+fn a_smaller_budget_is_kept_at_once_and_reached_in_slices() {
+    let f = fixture(L2Config { max_bytes: 4 << 20, shards: 2, ..L2Config::default() });
+    let value = "v".repeat(1000);
+    (0..3000).for_each(|key| f.fill(&format!("k{key}"), &value, HOUR).unwrap());
+    assert!(f.cache.stats().l2_bytes > 3 << 20);
+    f.cache.set_l2_max_bytes(1 << 20);
+    let mut slices = 1;
+    while f.cache.shrink() {
+        slices += 1;
+    }
+    assert!(slices > 5, "{slices}");
+    let stats = f.cache.stats();
+    assert!((1 << 19..=1 << 20).contains(&stats.l2_bytes), "{}", stats.l2_bytes);
+    (0..3000).for_each(|key| f.fill(&format!("l{key}"), &value, HOUR).unwrap());
+    assert!(f.cache.stats().l2_bytes <= 1 << 20);
+    f.cache.set_l2_max_bytes(4 << 20);
+    (0..3000).for_each(|key| f.fill(&format!("m{key}"), &value, HOUR).unwrap());
+    assert!(f.cache.stats().l2_bytes > 3 << 20);
+}
