@@ -60,6 +60,7 @@ fn take_over(config: Config, shared: &Shared) {
         ("workers", old.workers != config.workers),
         ("l1", old.l1 != config.l1),
         ("l2.maxBytes", old.l2.max_bytes != config.l2.max_bytes),
+        ("l2.policy", old.l2.policy != config.l2.policy),
         ("l3", old.l3 != config.l3),
         ("consistency.coherence", old.consistency.coherence != config.consistency.coherence),
         ("consistency.broadcastPrefixes", old.consistency.broadcast_prefixes != config.consistency.broadcast_prefixes),
