@@ -125,7 +125,7 @@ fn a_damaged_copy_is_a_miss_and_never_another_value() -> Result<()> {
     let mut client = Client(sidecar.connect()?);
     // What repeats is compressed; what comes before is literal, and that is what is damaged.
     let value: String =
-        (0..2000).map(|n| char::from(b'a' + (n * n % 26) as u8)).chain("x".repeat(3000).chars()).collect();
+        (0..2000_u32).map(|n| char::from(b'a' + (n * n % 26) as u8)).chain("x".repeat(3000).chars()).collect();
     redis.command(&["SET", "k", &value])?;
     eventually("copies are damaged, and found to be", Duration::from_secs(20), || {
         ensure!(client.ask("GET k")? == value, "a wrong value");
