@@ -130,7 +130,7 @@ pub struct L1 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct L2 {
-    /// Bytes of keys, values, metadata and buffers in flight; at least 1Mi.
+    /// Bytes of keys, values and metadata; at least 1Mi.
     pub max_bytes: Size,
     /// Which entries leave when it is full. `Adaptive`: follows the load, by simulating the others on a sample of the keys.
     /// `S3Fifo`: what is read once leaves soon. `Lru`: what was not read for longest leaves.

@@ -124,7 +124,7 @@ pub struct L1 {
 /// The tier that the workers of a sidecar share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct L2 {
-    /// Bytes of keys, values, metadata and buffers in flight.
+    /// Bytes of keys, values and metadata.
     pub max_bytes: ByteSize,
     /// Which entries leave when it is full.
     pub policy: L2Policy,

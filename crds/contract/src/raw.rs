@@ -95,7 +95,7 @@ pub struct RawL1 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RawL2 {
-    /// Bytes of keys, values, metadata and buffers in flight.
+    /// Bytes of keys, values and metadata.
     #[serde(deserialize_with = "text")]
     pub max_bytes: String,
     /// Which entries leave when it is full.
