@@ -17,8 +17,11 @@ use std::{
 
 use crate::shared::Shared;
 
-/// How often it is looked.
+/// How often it is looked: where half of the limit or more is in use, where less is, and where there is no limit (one may
+/// be set while we run).
 const INTERVAL: Duration = Duration::from_millis(250);
+const ROOMY: Duration = Duration::from_secs(1);
+const UNLIMITED: Duration = Duration::from_secs(5);
 /// Shares of the limit, in percent: above the one L2 shrinks, below the other it grows again.
 const HIGH: u64 = 82;
 const LOW: u64 = 72;
@@ -40,7 +43,9 @@ pub(crate) struct Memory {
 pub(crate) async fn watch(shared: Arc<Shared>) {
     let Some(cgroup) = Cgroup::own() else { return std::future::pending().await };
     loop {
+        let mut pause = UNLIMITED;
         if let Some(seen) = cgroup.look() {
+            pause = if seen.used < seen.limit / 2 { ROOMY } else { INTERVAL };
             shared.memory.limit.store(seen.limit, Ordering::Relaxed);
             shared.memory.used.store(seen.used, Ordering::Relaxed);
             let configured = shared.config().l2.max_bytes.bytes();
@@ -56,7 +61,7 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
                 tokio::task::yield_now().await;
             }
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
