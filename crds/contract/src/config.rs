@@ -1,11 +1,15 @@
 //! The file's meaning: what the sidecar works with. Only [`RawConfig::parse`] and [`Config::default`] make one.
 
-use crate::{
-    Algorithm, Auth, ByteSize, CacheMode, Coherence, Faults, KeyspaceMode, L2Policy, OnUncertain, QuantityError,
-    RawCompression, RawConfig, RawConsistency, RawKeyspace, RawL3, RawRedis, RawSentinel, RawTls, RedisMode,
-    SentinelTls, parse_duration,
-};
-use std::{collections::HashSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
+mod keyspaces;
+mod l3;
+mod reader;
+
+pub use keyspaces::{Compression, Keyspace};
+pub use l3::{Endpoint, L3, Redis, Sentinel, Tls};
+
+use crate::{Auth, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency};
+use reader::Reader;
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 /// Longest path that fits into a Unix socket address, its closing NUL not counted.
 const SOCKET_PATH_MAX: usize = 107;
@@ -13,8 +17,6 @@ const SOCKET_PATH_MAX: usize = 107;
 const L2_MIN: ByteSize = ByteSize::mebi(1);
 /// Least lease: several round trips, so that it can be renewed at all.
 pub const LEASE_MIN_MILLIS: u64 = 100;
-/// Levels of ZSTD: above 19 a compressor takes hundreds of megabytes.
-const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
 /// Least frame: room for any command with a key and small arguments.
 const FRAME_MIN: ByteSize = ByteSize::new(16 << 10);
 /// Largest frame: positions within one are kept in 32 bits.
@@ -132,90 +134,6 @@ pub struct L2 {
     pub compression: Compression,
 }
 
-/// How values are kept small in L2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compression {
-    /// How they are compressed.
-    pub algorithm: Algorithm,
-    /// For `Zstd`.
-    pub level: i32,
-    /// Smaller values stay as they are.
-    pub min_bytes: ByteSize,
-}
-
-/// The tier that the sidecars of a cluster share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum L3 {
-    /// In this process: each sidecar has its own data.
-    Embedded,
-    /// A Redis or Valkey.
-    Redis(Box<Redis>),
-}
-
-/// A Redis or Valkey.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redis {
-    /// How its nodes form one store.
-    pub mode: RedisMode,
-    /// At least one; exactly one in mode `Standalone`, every Sentinel in mode `Sentinel`, in mode `Cluster` those to ask for
-    /// the others, in order.
-    pub endpoints: Vec<Endpoint>,
-    /// Set in mode `Sentinel`, and only there.
-    pub sentinel: Option<Sentinel>,
-    /// User for AUTH; none means Redis's default user.
-    pub username: Option<String>,
-    /// File that holds the user, read on each connect.
-    pub username_file: Option<PathBuf>,
-    /// File that holds the password, read on each connect, so that a rotated Secret is used.
-    pub password_file: Option<PathBuf>,
-    /// TLS; none means plain text.
-    pub tls: Option<Tls>,
-    /// Deadline of a connect with its handshake.
-    pub connect_timeout: Duration,
-    /// Deadline of a command.
-    pub timeout: Duration,
-}
-
-/// How to ask the Sentinels.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sentinel {
-    /// What they call the primary.
-    pub master_name: String,
-    /// User for AUTH at the Sentinels.
-    pub username: Option<String>,
-    /// File that holds that user.
-    pub username_file: Option<PathBuf>,
-    /// File that holds their password.
-    pub password_file: Option<PathBuf>,
-    /// Whether TLS, where it is set for Redis, is used towards the Sentinels too.
-    pub tls: SentinelTls,
-}
-
-/// TLS towards a Redis.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// Certificates of the authorities that are trusted; none means the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Files of the certificate that is shown to the server, and of its key.
-    pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// The name that the server's certificate must be for; none means the endpoint's host.
-    pub server_name: Option<String>,
-}
-
-/// Address of an L3 node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
-    /// A host name or address (IPv6 without brackets) and a port.
-    Tcp {
-        /// Name or address.
-        host: String,
-        /// Port.
-        port: u16,
-    },
-    /// Path of a Unix socket.
-    Unix(PathBuf),
-}
-
 /// When entries move between L1 and L2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiering {
@@ -242,25 +160,6 @@ pub struct Consistency {
     pub allow_unmarked: bool,
 }
 
-/// A rule for the keys that match.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keyspace {
-    /// Name in metrics and messages, unique.
-    pub name: String,
-    /// Redis glob over whole keys.
-    pub pattern: String,
-    /// Whether copies are kept.
-    pub cache: CacheMode,
-    /// Whether copies answer, or are only counted.
-    pub mode: KeyspaceMode,
-    /// Bound on the life of a copy.
-    pub ttl: Option<Duration>,
-    /// Bound on the life of a copy that says "absent".
-    pub negative_ttl: Option<Duration>,
-    /// How its values are kept small.
-    pub compression: Compression,
-}
-
 /// Bounds on everything that a client controls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -284,39 +183,6 @@ impl Default for Config {
     /// What an empty file says: the embedded L3 behind [`crate::SOCKET_PATH`].
     fn default() -> Self {
         RawConfig::default().parse().expect("the defaults are valid: a unit test parses them")
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl std::str::FromStr for Endpoint {
-    type Err = String;
-
-    /// Reads `host:port`, `[v6]:port` or `unix:/path`; the error says what to write.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let unclear = || format!("{text:?} is not an endpoint; write host:port (e.g. redis.shop:6379) or unix:/path");
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = path.strip_prefix("//").unwrap_or(path);
-            let fits = path.starts_with('/') && path.len() <= SOCKET_PATH_MAX;
-            return fits.then(|| Self::Unix(path.into())).ok_or_else(unclear);
-        }
-        let (host, port) = text.rsplit_once(':').ok_or_else(unclear)?;
-        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(unclear)?;
-        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = bracketed.unwrap_or(host);
-        let named = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/@[]?#".contains(c));
-        if !named || (host.contains(':') && bracketed.is_none()) {
-            return Err(unclear());
-        }
-        Ok(Self::Tcp { host: host.to_owned(), port })
     }
 }
 
@@ -409,70 +275,7 @@ impl RawConfig {
     }
 }
 
-/// Reads values and notes what is wrong with them; a faulty value's stand-in never leaves [`RawConfig::parse`].
-#[derive(Default)]
-struct Reader {
-    faults: Faults,
-}
-
 impl Reader {
-    fn check(&mut self, holds: bool, path: &str, message: impl Into<String>) {
-        if !holds {
-            self.faults.add(path, message);
-        }
-    }
-
-    fn noted<T: Default>(&mut self, path: &str, value: Result<T, QuantityError>) -> T {
-        value.unwrap_or_else(|error| {
-            self.faults.add(path, error.to_string());
-            T::default()
-        })
-    }
-
-    fn size(&mut self, path: &str, text: &str) -> ByteSize {
-        self.noted(path, text.parse())
-    }
-
-    fn size_from(&mut self, path: &str, text: &str, least: ByteSize) -> ByteSize {
-        let known = self.faults.len();
-        let size = self.size(path, text);
-        self.check(
-            size >= least || self.faults.len() > known,
-            path,
-            format!("{text} is too small; write at least {least}"),
-        );
-        size
-    }
-
-    fn time(&mut self, path: &str, text: &str, least_millis: u64) -> Duration {
-        let known = self.faults.len();
-        let time = self.noted(path, parse_duration(text));
-        let least = Duration::from_millis(least_millis);
-        self.check(
-            (least..=Duration::from_hours(24)).contains(&time) || self.faults.len() > known,
-            path,
-            format!("{text} is out of range; write {least:?} to 24h"),
-        );
-        time
-    }
-
-    /// A time that need not be said.
-    fn bound(&mut self, path: &str, text: &str) -> Option<Duration> {
-        (!text.is_empty()).then(|| self.time(path, text, 10))
-    }
-
-    fn within(&mut self, path: &str, value: u32, least: u32, most: u32) -> u32 {
-        self.check((least..=most).contains(&value), path, format!("{value} is out of range; write {least} to {most}"));
-        value
-    }
-
-    fn address(&mut self, path: &str, text: &str) -> IpAddr {
-        text.parse().unwrap_or_else(|_| {
-            self.faults.add(path, format!("{text:?} is not an IP address; write e.g. 127.0.0.1 or 0.0.0.0"));
-            IpAddr::from([127, 0, 0, 1])
-        })
-    }
-
     fn cluster(&mut self, raw: &RawConfig) -> Cluster {
         let cluster = &raw.cluster;
         self.check(!cluster.name.is_empty(), "cluster.name", "must not be empty");
@@ -490,99 +293,6 @@ impl Reader {
         );
         let uid = (!cluster.uid.is_empty()).then(|| cluster.uid.clone());
         Cluster { name: cluster.name.clone(), namespace: cluster.namespace.clone(), domain, uid }
-    }
-
-    fn l3(&mut self, raw: &RawL3) -> L3 {
-        match (&raw.embedded, &raw.redis) {
-            (Some(_), None) => L3::Embedded,
-            (None, Some(redis)) => L3::Redis(Box::new(self.redis(redis))),
-            (Some(_), Some(_)) => {
-                self.faults.add("l3", "has both embedded and redis; keep exactly one");
-                L3::Embedded
-            }
-            (None, None) => {
-                self.faults.add(
-                    "l3",
-                    "must have exactly one of embedded, redis; write e.g. `l3: {redis: {endpoints: [\"redis:6379\"]}}`",
-                );
-                L3::Embedded
-            }
-        }
-    }
-
-    fn redis(&mut self, raw: &RawRedis) -> Redis {
-        let mut endpoints = Vec::new();
-        for (n, text) in raw.endpoints.iter().enumerate() {
-            match text.parse() {
-                Ok(endpoint) => endpoints.push(endpoint),
-                Err(message) => self.faults.add(format!("l3.redis.endpoints[{n}]"), message),
-            }
-        }
-        match raw.mode {
-            RedisMode::Standalone => self.check(
-                raw.endpoints.len() == 1,
-                "l3.redis.endpoints",
-                format!("has {}; mode Standalone takes exactly one", raw.endpoints.len()),
-            ),
-            RedisMode::Cluster => self.check(
-                !raw.endpoints.is_empty(),
-                "l3.redis.endpoints",
-                "is empty; mode Cluster takes one or more nodes to ask for the others",
-            ),
-            RedisMode::Sentinel => {
-                self.check(
-                    !raw.endpoints.is_empty(),
-                    "l3.redis.endpoints",
-                    "is empty; mode Sentinel takes the addresses of all Sentinels",
-                );
-            }
-        }
-        let sentinel = raw.sentinel.as_ref().map(|sentinel| self.sentinel(sentinel));
-        self.check(
-            sentinel.is_some() == (raw.mode == RedisMode::Sentinel),
-            "l3.redis.sentinel",
-            "belongs to mode Sentinel, which needs it; write e.g. `mode: Sentinel, sentinel: {masterName: mymaster}`",
-        );
-        self.check(
-            raw.username.is_empty() || raw.username_file.is_empty(),
-            "l3.redis.usernameFile",
-            "stands beside username; keep one of them",
-        );
-        let tls = raw.tls.as_ref().map(|tls| self.tls(tls));
-        let over_unix = raw.endpoints.iter().any(|endpoint| endpoint.starts_with("unix:"));
-        self.check(
-            tls.is_none() || !over_unix,
-            "l3.redis.tls",
-            "is for endpoints host:port; a Redis speaks no TLS on a Unix socket",
-        );
-        Redis {
-            mode: raw.mode,
-            endpoints,
-            sentinel,
-            username: named(&raw.username),
-            username_file: named(&raw.username_file),
-            password_file: named(&raw.password_file),
-            tls,
-            connect_timeout: self.time("l3.redis.connectTimeout", &raw.connect_timeout, 10),
-            timeout: self.time("l3.redis.timeout", &raw.timeout, 10),
-        }
-    }
-
-    fn sentinel(&mut self, raw: &RawSentinel) -> Sentinel {
-        let plain = !raw.master_name.is_empty() && !raw.master_name.chars().any(char::is_whitespace);
-        self.check(plain, "l3.redis.sentinel.masterName", "must be what the Sentinels call the primary, e.g. mymaster");
-        self.check(
-            raw.username.is_empty() || raw.username_file.is_empty(),
-            "l3.redis.sentinel.usernameFile",
-            "stands beside username; keep one of them",
-        );
-        Sentinel {
-            master_name: raw.master_name.clone(),
-            username: named(&raw.username),
-            username_file: named(&raw.username_file),
-            password_file: named(&raw.password_file),
-            tls: raw.tls,
-        }
     }
 
     /// Redis refuses prefixes of which one begins with another.
@@ -603,74 +313,4 @@ impl Reader {
         }
         prefixes.clone()
     }
-
-    fn tls(&mut self, raw: &RawTls) -> Tls {
-        self.check(
-            raw.cert_file.is_empty() == raw.key_file.is_empty(),
-            "l3.redis.tls.certFile",
-            "must stand together with keyFile; a certificate is of use only with its key",
-        );
-        Tls {
-            ca_file: named(&raw.ca_file),
-            client_certificate: named(&raw.cert_file).zip(named(&raw.key_file)),
-            server_name: named(&raw.server_name),
-        }
-    }
-
-    fn compression(&mut self, path: &str, raw: &RawCompression) -> Compression {
-        let level = raw.level;
-        self.check(
-            (LEVELS).contains(&level),
-            &format!("{path}.level"),
-            format!("{level} is out of range; write {} to {}", LEVELS.start(), LEVELS.end()),
-        );
-        let min_bytes = self.size(&format!("{path}.minBytes"), &raw.min_bytes);
-        Compression { algorithm: raw.algorithm, level, min_bytes }
-    }
-
-    fn keyspaces(&mut self, raw: &[RawKeyspace], compression: &RawCompression) -> Vec<Keyspace> {
-        let mut names = HashSet::new();
-        for (n, keyspace) in raw.iter().enumerate() {
-            let path = format!("keyspaces[{n}]");
-            let name = &keyspace.name;
-            let plain = (1..=63).contains(&name.len())
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-            self.check(
-                plain,
-                &format!("{path}.name"),
-                format!("{name:?} must be 1 to 63 letters, digits, `-`, `_`, `.`"),
-            );
-            self.check(
-                names.insert(name),
-                &format!("{path}.name"),
-                format!("{name:?} is taken by an earlier keyspace; names are unique"),
-            );
-            self.check(
-                (1..=512).contains(&keyspace.pattern.len()),
-                &format!("{path}.match"),
-                "must be a Redis glob of 1 to 512 bytes, e.g. user:*",
-            );
-        }
-        let parsed = |(n, keyspace): (usize, &RawKeyspace)| {
-            let ttl = self.bound(&format!("keyspaces[{n}].ttl"), &keyspace.ttl);
-            Keyspace {
-                name: keyspace.name.clone(),
-                pattern: keyspace.pattern.clone(),
-                cache: keyspace.cache,
-                mode: keyspace.mode,
-                ttl,
-                negative_ttl: self.bound(&format!("keyspaces[{n}].negativeTtl"), &keyspace.negative_ttl).or(ttl),
-                compression: match &keyspace.compression {
-                    Some(own) => self.compression(&format!("keyspaces[{n}].compression"), own),
-                    None => Self::default().compression("", compression),
-                },
-            }
-        };
-        raw.iter().enumerate().map(parsed).collect()
-    }
-}
-
-/// An empty text says nothing.
-fn named<T: for<'a> From<&'a String>>(text: &String) -> Option<T> {
-    (!text.is_empty()).then(|| T::from(text))
 }

@@ -1,5 +1,15 @@
 //! The file's shape, field by field, with the defaults. Quantities are still text; nothing is judged here.
 
+mod bounds;
+mod keyspaces;
+mod l3;
+mod tiers;
+
+pub use bounds::{RawLimits, RawLockLimits, RawLocks};
+pub use keyspaces::{CacheMode, KeyspaceMode, RawKeyspace};
+pub use l3::{RawEmbedded, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls};
+pub use tiers::{Algorithm, L2Policy, RawCompression, RawL1, RawL2, RawTiering};
+
 use crate::RawAuth;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::fmt;
@@ -80,175 +90,6 @@ pub struct RawAdmin {
     pub address: String,
 }
 
-/// The private tier of each worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawL1 {
-    /// Entries, all workers together; 0 turns L1 off.
-    pub max_entries: u64,
-    /// Bytes, all workers together.
-    #[serde(deserialize_with = "text")]
-    pub max_bytes: String,
-}
-
-/// The tier that the workers of a sidecar share.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawL2 {
-    /// Bytes of keys, values and metadata.
-    #[serde(deserialize_with = "text")]
-    pub max_bytes: String,
-    /// Which entries leave when it is full.
-    pub policy: L2Policy,
-    /// How values are kept small.
-    pub compression: RawCompression,
-}
-
-/// Which entries leave L2 when it is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum L2Policy {
-    /// Follows the load: a simulation on a sample of the keys tells which rule would hit most.
-    #[default]
-    Adaptive,
-    /// S3-FIFO: what is read once leaves soon.
-    S3Fifo,
-    /// What was not read for longest.
-    Lru,
-}
-
-/// How values are kept small in L2.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawCompression {
-    /// `Lz4`, `Zstd` (with a dictionary trained for each keyspace) or `None`.
-    pub algorithm: Algorithm,
-    /// For `Zstd`: −7 (quickest) to 19.
-    pub level: i32,
-    /// Smaller values stay as they are; where a dictionary is at hand, those below 64 bytes.
-    #[serde(deserialize_with = "text")]
-    pub min_bytes: String,
-}
-
-/// How values are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Algorithm {
-    /// LZ4.
-    #[default]
-    Lz4,
-    /// ZSTD.
-    Zstd,
-    /// Not at all.
-    None,
-}
-
-/// The tier that the sidecars of a cluster share: exactly one kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawL3 {
-    /// In this process: each sidecar has its own data.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedded: Option<RawEmbedded>,
-    /// A Redis or Valkey.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub redis: Option<RawRedis>,
-}
-
-/// The embedded L3 has nothing to set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawEmbedded {}
-
-/// A Redis or Valkey.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawRedis {
-    /// How its nodes form one store.
-    pub mode: RedisMode,
-    /// `host:port` or `unix:/path`; exactly one in mode `Standalone`, every Sentinel in mode `Sentinel`, in mode `Cluster`
-    /// nodes to ask for the others.
-    pub endpoints: Vec<String>,
-    /// What mode `Sentinel` needs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sentinel: Option<RawSentinel>,
-    /// User for AUTH; empty means Redis's default user.
-    pub username: String,
-    /// File that holds the user instead, read on each connect.
-    pub username_file: String,
-    /// File that holds the password, read on each connect; empty means no AUTH.
-    pub password_file: String,
-    /// TLS; without it connections are plain text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<RawTls>,
-    /// Deadline of a connect with its handshake.
-    pub connect_timeout: String,
-    /// Deadline of a command.
-    pub timeout: String,
-}
-
-/// TLS towards a Redis. All files are in PEM form and looked at before each connect.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawTls {
-    /// Certificates of the authorities that are trusted; empty means the system's.
-    pub ca_file: String,
-    /// The certificate that is shown to the server, with its chain; empty means none.
-    pub cert_file: String,
-    /// Its key.
-    pub key_file: String,
-    /// The name that the server's certificate must be for; empty means the endpoint's host.
-    pub server_name: String,
-}
-
-/// How to ask the Sentinels.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawSentinel {
-    /// What they call the primary.
-    pub master_name: String,
-    /// User for AUTH at the Sentinels; empty means their default user.
-    pub username: String,
-    /// File that holds that user instead.
-    pub username_file: String,
-    /// File that holds their password; empty means no AUTH.
-    pub password_file: String,
-    /// Whether TLS, where it is set for Redis, is used towards the Sentinels too.
-    pub tls: SentinelTls,
-}
-
-/// TLS towards Sentinels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SentinelTls {
-    /// As towards Redis.
-    #[default]
-    Same,
-    /// Plain text.
-    Off,
-}
-
-/// How the nodes of a Redis form one store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RedisMode {
-    /// One server.
-    #[default]
-    Standalone,
-    /// A Redis Cluster.
-    Cluster,
-    /// The primary that Sentinels name.
-    Sentinel,
-}
-
-/// When entries move between L1 and L2.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawTiering {
-    /// L2 hits after which an entry is copied into L1.
-    pub promote_after_hits: u32,
-    /// Idle time after which it leaves L1.
-    pub demote_after_idle: String,
-    /// Pause between two maintenance runs.
-    pub maintenance_interval: String,
-}
-
 /// What a reader is promised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -289,48 +130,6 @@ pub enum Coherence {
     Ttl,
 }
 
-/// A rule for the keys that match.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawKeyspace {
-    /// Name in metrics and messages.
-    pub name: String,
-    /// Redis glob over whole keys.
-    #[serde(rename = "match")]
-    pub pattern: String,
-    /// Whether copies are kept.
-    pub cache: CacheMode,
-    /// Whether copies answer, or are only counted.
-    pub mode: KeyspaceMode,
-    /// Bound on the life of a copy; empty means that only L3's own expiry bounds it.
-    pub ttl: String,
-    /// Bound on the life of a copy that says "absent"; empty means that `ttl` bounds it.
-    pub negative_ttl: String,
-    /// How its values are kept small; absent means as `l2.compression` says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compression: Option<RawCompression>,
-}
-
-/// What the copies of a keyspace's keys are for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KeyspaceMode {
-    /// They answer reads.
-    #[default]
-    Serve,
-    /// L3 answers every read; what a copy would have answered is counted.
-    Observe,
-}
-
-/// Whether copies of a keyspace's keys are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CacheMode {
-    /// Kept as usual.
-    #[default]
-    Auto,
-    /// Everything is relayed.
-    Off,
-}
-
 /// How the sidecar speaks to the API server, whose address Kubernetes puts into every container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -340,55 +139,6 @@ pub struct RawKubernetes {
     pub identity_dir: String,
     /// How many sidecars the cluster has, rounded up: each of them paces its requests by it.
     pub members: u32,
-}
-
-/// Bounds on everything that a client controls.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawLimits {
-    /// Connections of apps at one time.
-    pub max_connections: u32,
-    /// Bytes of one command.
-    #[serde(deserialize_with = "text")]
-    pub max_frame_bytes: String,
-    /// Bytes of a value; larger ones are relayed and never cached.
-    #[serde(deserialize_with = "text")]
-    pub max_value_bytes: String,
-    /// Unanswered commands of one connection; beyond it the sidecar stops reading from it.
-    pub max_pipeline: u32,
-    /// Bytes of replies that wait for one slow reader.
-    #[serde(deserialize_with = "text")]
-    pub output_buffer_bytes: String,
-    /// Time a reader may make no progress with a full buffer before it is disconnected.
-    pub slow_reader_timeout: String,
-    /// Time after which a connection that sends nothing is closed; empty means never.
-    pub idle_timeout: String,
-}
-
-/// Locks between the pods.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawLocks {
-    /// How long a lock outlives an owner that died.
-    pub lease: String,
-    /// How long an acquisition waits for its turn unless it says otherwise.
-    pub timeout: String,
-    /// At which part of the lease it is renewed, percent.
-    pub renew_at_percent: u32,
-    /// Pause between two looks for deadlocks.
-    pub deadlock_check: String,
-    /// Bounds for one sidecar.
-    pub limits: RawLockLimits,
-}
-
-/// Bounds on the locks of one sidecar.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RawLockLimits {
-    /// Locks held at a time.
-    pub max_held: u32,
-    /// Acquisitions under way at a time, waiting ones included.
-    pub max_waiters: u32,
 }
 
 // === defaults ===
@@ -416,30 +166,6 @@ impl Default for RawConfig {
     }
 }
 
-impl Default for RawLocks {
-    fn default() -> Self {
-        Self {
-            lease: "30s".into(),
-            timeout: "5s".into(),
-            renew_at_percent: 33,
-            deadlock_check: "1s".into(),
-            limits: RawLockLimits::default(),
-        }
-    }
-}
-
-impl Default for RawLockLimits {
-    fn default() -> Self {
-        Self { max_held: 10_000, max_waiters: 10_000 }
-    }
-}
-
-impl RawLocks {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 impl Default for RawCluster {
     fn default() -> Self {
         Self { name: "local".into(), namespace: "default".into(), domain: String::new(), uid: String::new() }
@@ -458,46 +184,6 @@ impl Default for RawAdmin {
     }
 }
 
-impl Default for RawL1 {
-    fn default() -> Self {
-        Self { max_entries: 1000, max_bytes: "8Mi".into() }
-    }
-}
-
-impl Default for RawL2 {
-    fn default() -> Self {
-        Self { max_bytes: "64Mi".into(), policy: L2Policy::default(), compression: RawCompression::default() }
-    }
-}
-
-impl Default for RawCompression {
-    fn default() -> Self {
-        Self { algorithm: Algorithm::Lz4, level: 1, min_bytes: "1Ki".into() }
-    }
-}
-
-impl Default for RawRedis {
-    fn default() -> Self {
-        Self {
-            mode: RedisMode::Standalone,
-            endpoints: Vec::new(),
-            sentinel: None,
-            username: String::new(),
-            username_file: String::new(),
-            password_file: String::new(),
-            tls: None,
-            connect_timeout: "1s".into(),
-            timeout: "2s".into(),
-        }
-    }
-}
-
-impl Default for RawTiering {
-    fn default() -> Self {
-        Self { promote_after_hits: 10, demote_after_idle: "5m".into(), maintenance_interval: "60s".into() }
-    }
-}
-
 impl Default for RawConsistency {
     fn default() -> Self {
         Self {
@@ -513,26 +199,6 @@ impl Default for RawConsistency {
 impl Default for RawKubernetes {
     fn default() -> Self {
         Self { identity_dir: crate::coordination::IDENTITY_DIR.into(), members: 50 }
-    }
-}
-
-impl Default for RawLimits {
-    fn default() -> Self {
-        Self {
-            max_connections: 10_000,
-            max_frame_bytes: "64Mi".into(),
-            max_value_bytes: "1Mi".into(),
-            max_pipeline: 10_000,
-            output_buffer_bytes: "32Mi".into(),
-            slow_reader_timeout: "30s".into(),
-            idle_timeout: String::new(),
-        }
-    }
-}
-
-impl RawLimits {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
     }
 }
 
