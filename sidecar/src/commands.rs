@@ -14,6 +14,7 @@ mod permissions;
 mod specs;
 mod table;
 
+pub(crate) use keys::trailing_options;
 pub use keys::{KeyPositions, Positions};
 pub use learned::{Interner, Learned};
 pub use lookup::{lookup, lookup_request, rows};
@@ -42,6 +43,8 @@ pub enum Class {
     Session,
     /// The sidecar's locks; they live in L3, and the session waits for the answer before it takes anything else.
     Lock,
+    /// The sidecar by a request of its own to L3.
+    Cache,
     /// Nobody; the text says what to do instead.
     Refused(&'static str),
     /// Nobody: a web browser was led here by somebody else's page. Close without a reply, as Redis does.

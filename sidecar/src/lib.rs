@@ -15,6 +15,7 @@ mod cli;
 mod cluster;
 pub mod commands;
 mod coordination;
+mod envelope;
 mod files;
 mod guards;
 mod hub;

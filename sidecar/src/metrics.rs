@@ -90,6 +90,9 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     for (name, help, counter) in counters {
         registry.register(name, help, counter.clone());
     }
+    let undecodable: Counter = Counter::default();
+    undecodable.inc_by(shared.envelopes.failures());
+    registry.register("l3_undecodable", "Values in L3 that could not be opened: misses", undecodable);
     keyspaces(shared, &mut registry);
     let locks = shared.locks.stats();
     for (name, help, counted) in lock_counters(&locks) {

@@ -13,6 +13,7 @@ mod conversation;
 mod gather;
 mod guard;
 mod inspect;
+mod invalidate;
 pub(crate) mod locking;
 mod own;
 mod pinned;

@@ -26,6 +26,7 @@ use crate::{
     auth::Auth,
     cache::{TierKey, Waiter},
     coordination::Coordination,
+    envelope::Envelopes,
     files, guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) l3: L3,
     pub(crate) status: Status,
     pub(crate) locks: Locks,
+    pub(crate) envelopes: Envelopes,
     pub(crate) metrics: Metrics,
     /// What is agreed on with the other sidecars of the cluster.
     pub(crate) coordination: Coordination,
@@ -140,6 +142,7 @@ impl Shared {
             l3,
             status: Status::new(is_embedded),
             locks,
+            envelopes: Envelopes::default(),
             metrics: Metrics::default(),
             commands: ServerCommands::default(),
             coordination,

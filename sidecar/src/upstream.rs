@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::{
     cache::{Cached, Read, TierKey, Waiter},
+    envelope::Decoded,
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
     nodes::{Node, NodeId},
@@ -390,8 +391,13 @@ fn finish_fill(shared: &Shared, fill: Fill) {
         }
         return;
     }
-    if let Some(value) = value.as_ref().filter(|_| fill.keep) {
-        keep(shared, landed.key, &landed.token, value.clone(), fill.pttl);
+    let decoded = value.map(|value| match landed.key.read {
+        Read::Get => shared.envelopes.decode(landed.key.as_ref().key(), value, fill.pttl),
+        Read::Request => Decoded::plain(value, fill.pttl),
+    });
+    let value = decoded.as_ref().map(|decoded| decoded.value.clone());
+    if let Some(decoded) = decoded.filter(|_| fill.keep) {
+        keep(shared, landed.key, &landed.token, decoded);
     }
     for waiter in landed.waiters {
         match &value {
@@ -416,11 +422,11 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
         Ok((Value::Array(elements), _)) if elements.len() == keys.len() => {
             encode::array_header(&mut out, elements.len());
             for ((element, (key, token)), pttl) in elements.iter().zip(keys).zip(pttls) {
-                let value = Cached::from_value(element);
-                value.encode(waiter.protocol, &mut out);
+                let decoded = shared.envelopes.decode(key.as_ref().key(), Cached::from_value(element), pttl);
+                decoded.value.encode(waiter.protocol, &mut out);
                 // A nil may also stand for a key of another type; `deadline` tells them apart by PTTL.
                 if may_keep {
-                    keep(shared, key, &token, value, pttl);
+                    keep(shared, key, &token, decoded);
                 }
             }
         }
@@ -433,7 +439,8 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
 /// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.
 ///
 /// The rules are looked at here, behind the token: see [`Shared::reconfigure`].
-pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: Cached, pttl: Option<i64>) {
+pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, decoded: Decoded) {
+    let Decoded { value, pttl, is_bounded, stale: _ } = decoded;
     let keyspaces = shared.keyspaces();
     let rule = keyspaces.rule(key.as_ref().key());
     let absent_until = match &shared.l3 {
@@ -452,7 +459,8 @@ pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, value: 
         && let Some(deadline) = deadline(key.read, &value, pttl, token, absent_until)
         && value.reply_len() <= shared.config().limits.max_value_bytes.as_usize()
     {
-        let expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
+        let mut expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
+        expiry.is_bounded |= is_bounded;
         key.admit(rule, expiry);
         let (hash, bytes) = (key.as_ref().tier_hash(), value.reply_len());
         let mut stored = Stored::Plain(value);

@@ -41,6 +41,11 @@ They are answered also while Redis is away, as a map (in RESP2 an array of names
   in nanoseconds, and how many copies could not be read back (`undecodable`); the share of reads that L2 would answer with half, all, twice and four
   times its memory (`hit_ratio_0.5x` to `hit_ratio_4x`, estimated from `sampled_reads`). See [keyspaces](configuration.md#keyspaces).
 
+And they are about what is in Redis:
+
+* `CACHE.INVALIDATE KEY key… [MODE REMOVE] [REASON text]`: removes the keys, as `UNLINK` does; answers how many there were.
+  Options stand at the end.
+
 Whoever answers, a session sees its own commands in order: while one is unanswered on one connection to Redis, nothing of that
 session is sent on another. A request with a wrong number of arguments goes to Redis, which says what is wrong.
 
@@ -138,6 +143,7 @@ fn answered(class: Class) -> (&'static str, &'static str) {
              subscriptions and tracking until the session ends",
         ),
         Class::Lock => ("sidecar (lock)", "the sidecar's locks, which live in Redis; see [locks](locks.md)"),
+        Class::Cache => ("sidecar (L3)", "the sidecar, by a command of its own to Redis"),
         Class::Session => ("session", "the session, or Redis on its behalf: it is about the app's own connection"),
         Class::Refused(_) => ("refused", "nobody: an error says what to do instead"),
         Class::CrossProtocol => ("closed", "nobody: it is HTTP, and the connection is closed"),
@@ -220,7 +226,7 @@ fn document() -> String {
             "caddy" => "this product",
             since => since,
         };
-        let here = matches!(row.class, Class::Local | Class::Lock | Class::Session);
+        let here = matches!(row.class, Class::Local | Class::Lock | Class::Cache | Class::Session);
         let word = name.split(' ').next().unwrap();
         let embedded = if here || embedded.contains(word) { "yes" } else { "" };
         writeln!(text, "| `{name}` | {} | {} | {since} | {embedded} |", answered(row.class).0, effect(row.effect))

@@ -45,6 +45,8 @@ pub enum Positions {
     },
     /// The third argument, or if that is empty what follows `KEYS`: `MIGRATE`.
     Migrate,
+    /// All behind the subcommand, up to options at the end: `CACHE.INVALIDATE KEY`.
+    UpToOptions,
     /// As a server described it in `COMMAND`, where the built-in table has no row.
     Specs(&'static [KeySpec]),
 }
@@ -96,6 +98,7 @@ impl Positions {
             Self::Sort => with_destination(n_args, &arg, 2, &[b"STORE"]),
             Self::Georadius { options } => with_destination(n_args, &arg, options, &[b"STORE", b"STOREDIST"]),
             Self::Migrate => migrate(n_args, &arg),
+            Self::UpToOptions => (2..trailing_options(n_args, arg)).collect(),
             Self::Specs(specs) => {
                 let mut keys = KeyPositions::new();
                 for spec in specs {
@@ -105,6 +108,20 @@ impl Positions {
             }
         }
     }
+}
+
+/// Where the options of `CACHE.INVALIDATE` begin: `MODE` and `REASON`, each with one word, at most once, at the end.
+pub(crate) fn trailing_options<'a>(n_args: usize, arg: impl Fn(usize) -> &'a [u8]) -> usize {
+    let mut options: SmallVec<[&[u8]; 2]> = SmallVec::from_slice(&[b"MODE" as &[u8], b"REASON"]);
+    let mut end = n_args;
+    // Behind the command, its kind and one subject, if any.
+    while end >= 4
+        && let Some(at) = options.iter().position(|option| arg(end - 2).eq_ignore_ascii_case(option))
+    {
+        options.swap_remove(at);
+        end -= 2;
+    }
+    end
 }
 
 /// What stands before the keys of `XREAD` and `XREADGROUP`.

@@ -198,6 +198,7 @@ impl Conversation {
             Class::Derived => self.derived(row, args),
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
+            Class::Cache => self.invalidate(args),
             Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
             Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
             Class::Refused(hint) => self.refuse(args, hint),

@@ -301,6 +301,7 @@ impl Conversation {
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
+            Class::Cache => self.invalidate(args),
             Class::Pinned(Pin::Blocking) => self.send(row, args, Pending::Blocking),
             _ => self.send(row, args, Pending::Relayed),
         }
@@ -490,7 +491,7 @@ fn refused_in_transaction(row: &Row, args: Args<'_>) -> Option<&'static str> {
         (Class::Refused(hint), _) => Some(hint),
         (Class::Pinned(Pin::PubSub), _) => Some("send it before MULTI or after EXEC"),
         (Class::Session, "hello") if args.len() == 1 => None,
-        (Class::Session, "hello" | "auth") => Some("send it outside of MULTI"),
+        (Class::Session, "hello" | "auth") | (Class::Cache, _) => Some("send it outside of MULTI"),
         _ => None,
     }
 }

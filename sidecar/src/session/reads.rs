@@ -409,10 +409,16 @@ impl Conversation {
         let (mut reply, mut pttl) = (Vec::new(), Vec::new());
         store.execute(self.client.database, self.client.protocol, &[b"GET", key], &mut reply);
         store.execute(self.client.database, self.client.protocol, &[b"PTTL", key], &mut pttl);
-        if may_keep && let Some(value) = Cached::from_reply(Read::Get, &reply) {
-            keep(&shared, TierKey::get(self.client.database, key), &token, value, integer(&pttl));
+        if let Some(value) = Cached::from_reply(Read::Get, &reply) {
+            let decoded = shared.envelopes.decode(key, value, integer(&pttl));
+            let protocol = self.client.protocol;
+            self.reply(|out| decoded.value.encode(protocol, out));
+            if may_keep {
+                keep(&shared, TierKey::get(self.client.database, key), &token, decoded);
+            }
+        } else {
+            self.reply(|out| out.extend_from_slice(&reply));
         }
-        self.reply(|out| out.extend_from_slice(&reply));
         Flow::Done
     }
 

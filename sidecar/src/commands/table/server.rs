@@ -1,6 +1,8 @@
 //! Connections, pub/sub, scripts as such, and the server itself.
 
-use crate::commands::{Class, Effect, Merge, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown};
+use crate::commands::{
+    Class, Effect, Merge, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown, write,
+};
 
 const MONITOR: &str = "MONITOR would show what one sidecar relays, not what Redis executes: run it on Redis directly";
 const CONNECTIONS: &str =
@@ -17,6 +19,9 @@ const fn lock(name: &'static str, arity: i8) -> Row {
     harmless(name, arity).class(Class::Lock).since("caddy")
 }
 
+/// What `CACHE.INVALIDATE` takes.
+const INVALIDATE: &[Row] = &[write("key", -3, Positions::UpToOptions).class(Class::Cache).since("caddy")];
+
 const fn pubsub(name: &'static str, arity: i8) -> Row {
     harmless(name, arity).pinned(Pin::PubSub)
 }
@@ -27,6 +32,7 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     harmless("echo", 2).class(Class::Local),
     read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
     harmless("cache.stats", -1).class(Class::Local).since("caddy"),
+    container("cache.invalidate", -3, INVALIDATE).class(Class::Cache).since("caddy"),
     lock("lock.acquire", -2),
     lock("lock.renew", -3),
     lock("lock.release", -3),
