@@ -111,6 +111,7 @@ pub mod reuse;
 mod slab;
 mod stats;
 pub mod store;
+pub mod strategy;
 mod sync;
 mod timer;
 mod weigh;

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod embedded;
 mod files;
 mod handshake;
+pub mod journal;
 mod l3;
 mod lane;
 pub mod locks;

@@ -1,0 +1,20 @@
+//! Write-behind: writes are acknowledged before the store has them, and brought to it in batches.
+//!
+//! [`Queue`] decides what goes out when, and knows nothing of time or I/O; [`WriteBehind`] does what it decides;
+//! a [`Journal`] makes what was acknowledged survive the process. Of every key the store gets the writes in their order,
+//! each at least once unless a newer one has replaced it.
+
+mod config;
+mod journal;
+mod queue;
+mod store;
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;
+mod unkept;
+mod writer;
+
+pub use config::BehindConfig;
+pub use journal::{Done, Journal, JournalError};
+pub use queue::{Backlog, Batch, DeadLetter, Landed, Outcome, Queue, Record, Write};
+pub use writer::{BehindError, BehindStats, Room, WriteBehind};

@@ -1,0 +1,34 @@
+//! Where writes are kept until the store has them, so that they survive the process.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::Record;
+
+/// Runs once, when it is known whether a write is kept.
+pub type Done = Box<dyn FnOnce(Result<(), JournalError>) + Send>;
+
+/// Why a write is not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the write could not be kept: {reason}")]
+pub struct JournalError {
+    /// What went wrong.
+    pub reason: Arc<str>,
+}
+
+/// Keeps writes. All calls return at once, and take effect in the order in which they were made.
+///
+/// After the process has died, of each key the record with the highest number is to be restored, unless that number was
+/// settled; a journal may also give back some that were settled just before.
+pub trait Journal<K, V>: Send + Sync {
+    /// Keeps `records`; `done` runs, never within this call, when they would survive what the journal is for, or cannot be
+    /// kept.
+    fn append(&self, records: Vec<Record<K, V>>, done: Done);
+
+    /// The store has these, or they were given up.
+    fn settled(&self, seqs: &[u64]);
+
+    /// A newer record of its key has taken this one's place.
+    fn replaced(&self, seq: u64);
+}

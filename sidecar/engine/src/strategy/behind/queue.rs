@@ -1,0 +1,486 @@
+//! What is still to be stored, and in which order: write-behind as a state machine without I/O, threads or a clock.
+//!
+//! It owns at most two writes of a key: the newest one that waits, and one that is under way to the store. A newer write
+//! replaces the one that waits, which keeps its turn; a key that is under way is in no second batch. So what the store
+//! gets of a key is in the order of its writes, whatever fails in between. A batch that the store refuses is tried again
+//! in halves until what it refuses stands alone; that rests, is tried again, and in the end stays as a *dead letter*, until
+//! it is replayed, given up, or replaced by a newer write of its key.
+//!
+//! It never drops a write that was not stored or replaced, and never holds more than its bounds: room is reserved first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::BehindConfig;
+use crate::clock::Moment;
+use crate::weigh::Weigh;
+
+/// What a key and its place in the queue cost beside the bytes of key and value.
+const OVERHEAD: usize = 160;
+/// Bytes after which a batch is long enough.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What is to become of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write<V> {
+    /// It has this value.
+    Put(V),
+    /// It is gone.
+    Delete,
+}
+
+impl<V> Write<V> {
+    /// The value, if there is one.
+    pub fn value(&self) -> Option<&V> {
+        match self {
+            Self::Put(value) => Some(value),
+            Self::Delete => None,
+        }
+    }
+}
+
+/// A write with its number: of two writes of a key the one with the higher number is newer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record<K, V> {
+    /// The number.
+    pub seq: u64,
+    /// The key.
+    pub key: K,
+    /// What becomes of it.
+    pub write: Write<V>,
+}
+
+impl<K: Weigh, V: Weigh> Record<K, V> {
+    /// What it counts for in [`BehindConfig::max_bytes`].
+    pub fn weight(key: &K, write: &Write<V>) -> usize {
+        key.heap_bytes() + write.value().map_or(0, Weigh::heap_bytes) + OVERHEAD
+    }
+}
+
+/// Writes of different keys for one call to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch<K, V> {
+    pub(super) id: u64,
+    /// To be stored.
+    pub puts: Vec<(K, V)>,
+    /// To be deleted.
+    pub deletes: Vec<K>,
+}
+
+/// What the store did with one part of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has it.
+    Stored,
+    /// It did not answer, or said "later".
+    Later,
+    /// It refused, in these words.
+    Refused(Arc<str>),
+}
+
+/// What became of the writes of a batch, by their numbers; the others are tried again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Landed {
+    /// The store has them.
+    pub stored: Vec<u64>,
+    /// It does not, and need not: a newer write of the key, by the second number, waits.
+    pub replaced: Vec<(u64, u64)>,
+    /// They are dead letters now.
+    pub died: Vec<u64>,
+}
+
+/// A write that the store refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter<K, V> {
+    /// The write.
+    pub record: Record<K, V>,
+    /// When it was made.
+    pub since: Moment,
+    /// The store's words.
+    pub reason: Arc<str>,
+}
+
+/// What a queue holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Writes that the store does not have yet, dead letters included.
+    pub records: usize,
+    /// Their bytes, by [`Record::weight`].
+    pub bytes: usize,
+    /// Those of them that the store refuses.
+    pub dead_letters: usize,
+    /// When the oldest of the others was made.
+    pub oldest: Option<Moment>,
+    /// Failures in a row of the whole store.
+    pub failures: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Queue<K, V> {
+    config: BehindConfig,
+    slots: HashMap<K, Slot<V>>,
+    /// Keys whose waiting write may go, by its age.
+    ready: BTreeMap<(Moment, u64), K>,
+    /// Keys whose write the store refused when it stood alone, by when it is tried again.
+    resting: BTreeMap<(Moment, u64), K>,
+    dead: BTreeMap<u64, K>,
+    flights: HashMap<u64, Flight<K>>,
+    next_seq: u64,
+    next_batch: u64,
+    reserved: (usize, usize),
+    /// Held, dead letters included.
+    records: usize,
+    bytes: usize,
+    failures: u32,
+    /// Nothing goes out before, after failures.
+    paused_until: Moment,
+}
+
+#[derive(Debug)]
+struct Slot<V> {
+    waiting: Option<Waiting<V>>,
+    flying: Option<Waiting<V>>,
+}
+
+#[derive(Debug)]
+struct Waiting<V> {
+    write: Write<V>,
+    seq: u64,
+    /// When this, or the first of those it replaced, was made.
+    since: Moment,
+    weight: usize,
+    /// Largest batch it may be part of.
+    limit: usize,
+    attempts: u32,
+    place: Place,
+}
+
+/// Where a waiting write is listed.
+#[derive(Debug, Clone)]
+enum Place {
+    /// Nowhere: its key is under way.
+    Behind,
+    Ready,
+    Resting(Moment),
+    Dead(Arc<str>),
+}
+
+#[derive(Debug)]
+struct Flight<K> {
+    keys: Vec<K>,
+    since: Moment,
+}
+
+impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
+    /// An empty one.
+    pub fn new(config: BehindConfig) -> Self {
+        Self {
+            config,
+            slots: HashMap::new(),
+            ready: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            flights: HashMap::new(),
+            next_seq: 1,
+            next_batch: 1,
+            reserved: (0, 0),
+            records: 0,
+            bytes: 0,
+            failures: 0,
+            paused_until: Moment::ZERO,
+        }
+    }
+
+    /// From now on by another configuration; what is held is kept, also beyond its bounds.
+    pub fn reconfigure(&mut self, config: BehindConfig) {
+        self.config = config;
+    }
+
+    // === room ===
+
+    /// Room for so many records of so many bytes ([`Record::weight`]) together; `false`: there is none now. Something larger
+    /// than all the room there is fits into an empty queue.
+    pub fn reserve(&mut self, records: usize, bytes: usize) -> bool {
+        let held = (self.records + self.reserved.0, self.bytes + self.reserved.1);
+        let fits = held.0 + records <= self.config.max_records && held.1 + bytes <= self.config.max_bytes;
+        if !fits && held.0 > 0 {
+            return false;
+        }
+        self.reserved = (self.reserved.0 + records, self.reserved.1 + bytes);
+        true
+    }
+
+    /// Gives back what was reserved, used or not.
+    pub fn release(&mut self, records: usize, bytes: usize) {
+        self.reserved = (self.reserved.0.saturating_sub(records), self.reserved.1.saturating_sub(bytes));
+    }
+
+    // === writes ===
+
+    /// Takes a write; its number, and the one of a write that it replaces.
+    pub fn offer(&mut self, key: K, write: Write<V>, now: Moment) -> (u64, Option<u64>) {
+        let seq = self.next_seq;
+        (seq, self.restore(Record { seq, key, write }, now))
+    }
+
+    /// Takes a write that was numbered before, in an earlier life; tells the number of one that it replaces.
+    pub fn restore(&mut self, record: Record<K, V>, now: Moment) -> Option<u64> {
+        let Record { seq, key, write } = record;
+        self.next_seq = self.next_seq.max(seq + 1);
+        let weight = Record::weight(&key, &write);
+        let slot = self.slots.entry(key.clone()).or_insert(Slot { waiting: None, flying: None });
+        let mut since = now;
+        let replaced = slot.waiting.take();
+        if let Some(old) = &replaced {
+            // Of a letter that lay dead nobody counts the age.
+            since = if matches!(old.place, Place::Dead(_)) { now } else { old.since };
+            self.records -= 1;
+            self.bytes -= old.weight;
+            unlist(&mut self.ready, &mut self.resting, &mut self.dead, old);
+        }
+        let place = if slot.flying.is_some() { Place::Behind } else { Place::Ready };
+        if matches!(place, Place::Ready) {
+            self.ready.insert((since, seq), key);
+        }
+        slot.waiting = Some(Waiting { write, seq, since, weight, limit: usize::MAX, attempts: 0, place });
+        self.records += 1;
+        self.bytes += weight;
+        replaced.map(|old| old.seq)
+    }
+
+    /// The newest write of a key that the store may not have.
+    pub fn pending(&self, key: &K) -> Option<&Write<V>> {
+        let slot = self.slots.get(key)?;
+        slot.waiting.as_ref().or(slot.flying.as_ref()).map(|waiting| &waiting.write)
+    }
+
+    /// The number of the write by which the store gets to know of the write `seq` of a key: its own or a newer one's; `None`:
+    /// it knows.
+    pub fn carrier(&self, key: &K, seq: u64) -> Option<u64> {
+        let slot = self.slots.get(key)?;
+        let numbers = [&slot.flying, &slot.waiting].into_iter().flatten().map(|waiting| waiting.seq);
+        numbers.filter(|number| *number >= seq).min()
+    }
+
+    // === batches ===
+
+    /// The next batch, if one is due: it is full, its oldest record has waited for `flush_interval`, or `all` must go.
+    pub fn take(&mut self, now: Moment, all: bool) -> Option<Batch<K, V>> {
+        let woken = self.wake(now, all);
+        let is_busy = self.flights.len() >= self.most_in_flight();
+        if is_busy || self.ready.is_empty() || now < self.paused_until || !(woken || self.is_due(now, all)) {
+            return None;
+        }
+        let id = self.next_batch;
+        self.next_batch += 1;
+        let mut batch = Batch { id, puts: Vec::new(), deletes: Vec::new() };
+        let (mut keys, mut bytes, mut most, mut since) = (Vec::new(), 0, self.config.batch_size.max(1), now);
+        while let Some(entry) = self.ready.first_entry() {
+            let Some(slot) = self.slots.get_mut(entry.get()) else {
+                entry.remove();
+                continue;
+            };
+            let Some(waiting) = slot.waiting.as_ref() else { break };
+            most = most.min(waiting.limit);
+            if keys.len() >= most || (bytes > 0 && bytes + waiting.weight > BATCH_BYTES) {
+                break;
+            }
+            bytes += waiting.weight;
+            since = since.min(waiting.since);
+            let key = entry.remove();
+            match &waiting.write {
+                Write::Put(value) => batch.puts.push((key.clone(), value.clone())),
+                Write::Delete => batch.deletes.push(key.clone()),
+            }
+            slot.flying = slot.waiting.take();
+            keys.push(key);
+        }
+        self.flights.insert(id, Flight { keys, since });
+        Some(batch)
+    }
+
+    /// When [`take`](Self::take) is to be asked next, if nothing else happens; `None`: not before something does.
+    pub fn due_at(&self, all: bool) -> Option<Moment> {
+        if self.flights.len() >= self.most_in_flight() {
+            return None;
+        }
+        let first = |list: &BTreeMap<(Moment, u64), K>| list.first_key_value().map(|((at, _), _)| *at);
+        let soon = all || self.failures > 0;
+        let fresh = first(&self.ready).map(|since| if soon { since } else { since + self.config.flush_interval });
+        let rested = first(&self.resting).map(|at| if all { Moment::ZERO } else { at });
+        Some(fresh.into_iter().chain(rested).min()?.max(self.paused_until))
+    }
+
+    /// While the store fails one batch is enough to see that it is back.
+    fn most_in_flight(&self) -> usize {
+        if self.failures > 0 { 1 } else { self.config.max_in_flight.max(1) }
+    }
+
+    fn is_due(&self, now: Moment, all: bool) -> bool {
+        let oldest = self.ready.first_key_value().map(|((since, _), _)| *since);
+        all || self.failures > 0
+            || self.ready.len() >= self.config.batch_size
+            || self.bytes * 2 >= self.config.max_bytes
+            || self.records * 2 >= self.config.max_records
+            || oldest.is_some_and(|since| since + self.config.flush_interval <= now)
+    }
+
+    /// Those that have rested go with the next batch; whether there are any.
+    fn wake(&mut self, now: Moment, all: bool) -> bool {
+        let before = self.resting.len();
+        while let Some(entry) = self.resting.first_entry() {
+            if !all && entry.key().0 > now {
+                break;
+            }
+            let key = entry.remove();
+            if let Some(waiting) = self.slots.get_mut(&key).and_then(|slot| slot.waiting.as_mut()) {
+                waiting.place = Place::Ready;
+                self.ready.insert((waiting.since, waiting.seq), key);
+            }
+        }
+        self.resting.len() < before
+    }
+
+    /// What the store did with a batch.
+    pub fn landed(&mut self, batch: &Batch<K, V>, puts: &Outcome, deletes: &Outcome, now: Moment) -> Landed {
+        let mut landed = Landed::default();
+        let Some(flight) = self.flights.remove(&batch.id) else { return landed };
+        let failed = |outcome: &Outcome, any: bool| any && *outcome == Outcome::Later;
+        if failed(puts, !batch.puts.is_empty()) || failed(deletes, !batch.deletes.is_empty()) {
+            self.failures = self.failures.saturating_add(1);
+            self.paused_until = now + self.config.pause(self.failures);
+        } else {
+            self.failures = 0;
+        }
+        for key in flight.keys {
+            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            let Some(flown) = slot.flying.take() else { continue };
+            let is_put = matches!(flown.write, Write::Put(_));
+            let (outcome, together) = if is_put { (puts, batch.puts.len()) } else { (deletes, batch.deletes.len()) };
+            if *outcome == Outcome::Stored || slot.waiting.is_some() {
+                match &slot.waiting {
+                    Some(newer) if *outcome != Outcome::Stored => landed.replaced.push((flown.seq, newer.seq)),
+                    _ => landed.stored.push(flown.seq),
+                }
+                self.records -= 1;
+                self.bytes -= flown.weight;
+                match &mut slot.waiting {
+                    Some(newer) => {
+                        newer.place = Place::Ready;
+                        self.ready.insert((newer.since, newer.seq), key);
+                    }
+                    None => drop(self.slots.remove(&key)),
+                }
+                continue;
+            }
+            let mut back = flown;
+            match outcome {
+                Outcome::Refused(reason) if together == 1 => {
+                    back.attempts += 1;
+                    if back.attempts >= self.config.max_attempts.max(1) {
+                        landed.died.push(back.seq);
+                        self.dead.insert(back.seq, key);
+                        back.place = Place::Dead(reason.clone());
+                    } else {
+                        let at = now + self.config.pause(back.attempts);
+                        self.resting.insert((at, back.seq), key);
+                        back.place = Place::Resting(at);
+                    }
+                }
+                _ => {
+                    if matches!(outcome, Outcome::Refused(_)) {
+                        back.limit = together.div_ceil(2);
+                    }
+                    self.ready.insert((back.since, back.seq), key);
+                    back.place = Place::Ready;
+                }
+            }
+            slot.waiting = Some(back);
+        }
+        landed
+    }
+
+    // === what is there ===
+
+    /// Sizes.
+    pub fn backlog(&self) -> Backlog {
+        let fresh = self.ready.first_key_value().map(|((since, _), _)| *since);
+        let flying = self.flights.values().map(|flight| flight.since);
+        let slots = self.resting.values().filter_map(|key| self.slots.get(key)?.waiting.as_ref());
+        let oldest = flying.chain(slots.map(|waiting| waiting.since)).chain(fresh).min();
+        Backlog {
+            records: self.records,
+            bytes: self.bytes,
+            dead_letters: self.dead.len(),
+            oldest,
+            failures: self.failures,
+        }
+    }
+
+    /// Whether everything is stored that the store does not refuse.
+    pub fn is_drained(&self) -> bool {
+        self.records == self.dead.len()
+    }
+
+    // === dead letters ===
+
+    /// The oldest dead letters.
+    pub fn dead_letters(&self, most: usize) -> Vec<DeadLetter<K, V>> {
+        let letters = self.dead.values().filter_map(|key| {
+            let waiting = self.slots.get(key)?.waiting.as_ref()?;
+            let Place::Dead(reason) = &waiting.place else { return None };
+            let record = Record { seq: waiting.seq, key: key.clone(), write: waiting.write.clone() };
+            Some(DeadLetter { record, since: waiting.since, reason: reason.clone() })
+        });
+        letters.take(most).collect()
+    }
+
+    /// Offers dead letters to the store again, of these keys or all; how many.
+    pub fn replay(&mut self, keys: Option<&[K]>) -> usize {
+        let chosen = self.chosen(keys);
+        for (seq, key) in &chosen {
+            self.dead.remove(seq);
+            if let Some(waiting) = self.slots.get_mut(key).and_then(|slot| slot.waiting.as_mut()) {
+                waiting.place = Place::Ready;
+                waiting.attempts = 0;
+                self.ready.insert((waiting.since, waiting.seq), key.clone());
+            }
+        }
+        chosen.len()
+    }
+
+    /// Gives dead letters up, of these keys or all: they are lost. Their numbers.
+    pub fn discard(&mut self, keys: Option<&[K]>) -> Vec<u64> {
+        let chosen = self.chosen(keys);
+        for (seq, key) in &chosen {
+            self.dead.remove(seq);
+            if let Some(waiting) = self.slots.remove(key).and_then(|slot| slot.waiting) {
+                self.records -= 1;
+                self.bytes -= waiting.weight;
+            }
+        }
+        chosen.into_iter().map(|(seq, _)| seq).collect()
+    }
+
+    fn chosen(&self, keys: Option<&[K]>) -> Vec<(u64, K)> {
+        let is_chosen = |key: &K| keys.is_none_or(|keys| keys.contains(key));
+        self.dead.iter().filter(|(_, key)| is_chosen(key)).map(|(seq, key)| (*seq, key.clone())).collect()
+    }
+}
+
+/// Takes a write out of the list that it is in.
+fn unlist<K, V>(
+    ready: &mut BTreeMap<(Moment, u64), K>,
+    resting: &mut BTreeMap<(Moment, u64), K>,
+    dead: &mut BTreeMap<u64, K>,
+    waiting: &Waiting<V>,
+) {
+    match waiting.place {
+        Place::Behind => None,
+        Place::Ready => ready.remove(&(waiting.since, waiting.seq)),
+        Place::Resting(at) => resting.remove(&(at, waiting.seq)),
+        Place::Dead(_) => dead.remove(&waiting.seq),
+    };
+}

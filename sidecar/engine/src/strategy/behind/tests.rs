@@ -1,0 +1,4 @@
+//! The queue against a model, and the writer against a store that fails.
+
+mod queue;
+mod writer;
