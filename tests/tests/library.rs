@@ -14,6 +14,7 @@ use std::{
 use caddy_engine::{
     CacheError, CacheTier, Lifetime, LoadedFrom, MultiTierCache, RemoteError, TierConfig,
     codec::{BinaryCodec, CodecConfig},
+    invalidation::{KeyPattern, PatternInvalidator},
 };
 use caddy_remote::{Credential, Endpoint, Login, RedisNames, RedisRemote, Target};
 use caddy_tests::{random::Random, redis::RedisServer};
@@ -320,5 +321,28 @@ fn no_process_ever_reads_backwards() {
         join_all((0..8).map(worker)).await;
         let stats = caches[0].stats();
         assert!(stats.tier(CacheTier::L2).hits + stats.tier(CacheTier::L1).hits > 100, "not much was local: {stats:?}");
+    });
+}
+
+#[test]
+fn what_matches_a_pattern_is_gone_from_every_tier_and_every_process() {
+    let server = RedisServer::start().unwrap();
+    run(async {
+        let (one, two) = (process(&server), process(&server));
+        for n in 0..40 {
+            one.insert(format!("user:{n}"), n).await.unwrap();
+        }
+        one.insert("order:1".into(), 1).await.unwrap();
+        server.command(&["SET", "user:1", "beyond the prefix"]).unwrap();
+        for key in ["user:1", "user:11", "order:1"] {
+            warm(&one, key).await;
+            warm(&two, key).await;
+        }
+        let removed = PatternInvalidator::new(one.clone()).invalidate(&KeyPattern::glob(b"user:1*").unwrap()).await;
+        assert_eq!(removed, Ok(11));
+        assert_eq!((one.get("user:1").await, one.get("user:11").await), (Ok(None), Ok(None)), "here at once");
+        assert_eq!((one.get("user:2").await, one.get_local("order:1")), (Ok(Some(2)), Some(Some(1))));
+        until("the other hears of it", async || two.get_local("user:11") != Some(Some(11))).await;
+        assert_eq!(server.command(&["EXISTS", "user:1"]).unwrap(), b":1\r\n", "what is not the cache's stays");
     });
 }

@@ -246,6 +246,12 @@ where
         self.l2.remove(hash, key, &self.kernel, &self.stats)
     }
 
+    /// Calls `visit` for the key of every entry in L2, whatever its state, in slices between which others use L2: what is
+    /// there all the while is visited.
+    pub fn for_each_key(&self, visit: impl FnMut(&K::Held)) {
+        self.l2.for_each_key(visit);
+    }
+
     /// Removes everything.
     pub fn clear(&self) {
         self.l2.clear(&self.kernel, &self.stats);

@@ -182,6 +182,13 @@ impl<K: Eq, W> Flights<K, W> {
         shard.newest.find(flight.hash.raw(), |&(_, other)| other == id.0).is_some()
     }
 
+    /// Calls `visit` for the key of every flight in the air.
+    pub fn for_each_key(&self, mut visit: impl FnMut(&K)) {
+        for shard in &self.shards {
+            shard.lock().flights.values().for_each(|flight| visit(&flight.key));
+        }
+    }
+
     /// The token of a flight still in the air, for a fill that goes in before its waiters are told.
     pub fn token(&self, id: FlightId) -> Option<FillToken> {
         self.shards[(id.0 % SHARDS) as usize].lock().flights.get(&id.0).map(|flight| flight.token)

@@ -190,6 +190,16 @@ impl<K: Hold, V: Hold> L2<K, V> {
         }
     }
 
+    /// Calls `visit` for the keys of all entries, in slices: those that stay are visited.
+    pub(crate) fn for_each_key(&self, mut visit: impl FnMut(&K::Held)) {
+        for shard in &self.shards {
+            let mut cursor = Some(0);
+            while let Some(from) = cursor {
+                cursor = shard.read().visit_keys(from, &mut visit);
+            }
+        }
+    }
+
     /// Frees expired entries, in at most `steps` steps per shard and with the lock let go between shards. `true`: some
     /// shard used all of its steps, so there may be more.
     pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> bool {

@@ -57,6 +57,7 @@
 //!
 //! * [`remote`]: what an L3 has to be. `RedisRemote` in `caddy-remote` is one over Redis or Valkey, coherent by tracking.
 //! * [`store`]: what the app's own database has to be; `caddy-remote` has HTTP and PostgreSQL.
+//! * [`invalidation`]: many keys at once, by pattern, and what others are told of it.
 //! * [`codec`]: values as bytes, with checksums, compression and schema versions.
 //! * [`kernel`]: how coherence works, and the parts for programs that own their event loop, as the CADDY sidecar does: a
 //!   [`Worker`] per thread (L1) in front of a shared [`Cache`] (L2), and [`Flights`] for single flight.
@@ -99,6 +100,7 @@ pub mod glob;
 mod guards;
 mod hash;
 mod hold;
+pub mod invalidation;
 pub mod kernel;
 mod l1;
 mod l2;

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::hash::KeyHash;
+use crate::invalidation::KeyPattern;
 use crate::kernel::{FlushCause, Incarnation, Kernel, Sent, SourceId, SourceKind};
 use crate::timer::Timer;
 
@@ -142,6 +143,13 @@ pub trait Remote<K, V>: Send + Sync {
 
     /// Removes everything.
     fn clear(&self) -> RemoteFuture<'_, ()>;
+
+    /// Removes every value whose key's name `pattern` has, one by one: what is written meanwhile may stay or go. Tells how
+    /// many it removed.
+    fn remove_matching<'a>(&'a self, pattern: &'a KeyPattern) -> RemoteFuture<'a, u64> {
+        let _ = pattern;
+        Box::pin(async { Err(RemoteError::Refused { reason: "this L3 cannot find keys by pattern".into() }) })
+    }
 
     /// Asks for the right to load `key` for at most `span`, unless somebody has it.
     fn claim<'a>(&'a self, key: &'a K, span: Duration) -> RemoteFuture<'a, Claim>;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use caddy_engine::codec::Codec;
 use caddy_engine::codec::envelope::{Header, SoftExpiry};
+use caddy_engine::invalidation::KeyPattern;
 use caddy_engine::remote::{
     Claim, Coherence, Fetched, Lifetime, LoadLease, Remote, RemoteError, RemoteFuture, Sending,
 };
@@ -26,6 +27,9 @@ pub use driver::Driver;
 use driver::{Asked, Outcome, Readers, Tag};
 
 use crate::{LaneHandle, Request, Target};
+
+/// Stands between the prefix and a key's name in the name of its lease.
+const LEASE: &[u8] = b"caddy:lease:";
 
 /// Where in a Redis a cache lives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,7 +89,7 @@ impl<K: CacheKey, V: CacheValue, C: Codec<V>> RedisRemote<K, V, C> {
     fn names(&self, key: &K) -> Names {
         key.with_name(|name| {
             let prefix = self.prefix.as_bytes();
-            Names { key: [prefix, name].concat(), lease: [prefix, b"caddy:lease:", name].concat() }
+            Names { key: [prefix, name].concat(), lease: [prefix, LEASE, name].concat() }
         })
     }
 
@@ -136,6 +140,19 @@ impl<K: CacheKey, V: CacheValue, C: Codec<V>> RedisRemote<K, V, C> {
     async fn delete(&self, names: &Names) -> Result<bool, RemoteError> {
         let reply = self.transaction(&[&[b"DEL", &names.key], &[b"DEL", &names.lease]]).await?;
         Ok(element(&reply, 0) == Some(Value::Integer(1)))
+    }
+
+    /// The next keys that begin with the prefix, and where to go on. A walk shows those that are there all the while.
+    async fn scan(&self, from: &[u8]) -> Result<(Vec<Vec<u8>>, Option<Vec<u8>>), RemoteError> {
+        let pattern = scripts::literal(&self.prefix);
+        let scan = [b"SCAN".as_slice(), from, b"MATCH", &pattern, b"COUNT", b"1000"];
+        let reply = self.ask(1, |out| encode::command(out, scan)).await?;
+        let keys = match element(&reply, 1) {
+            Some(Value::Array(keys)) => keys.iter().filter_map(Value::as_bytes).map(<[u8]>::to_vec).collect(),
+            _ => Vec::new(),
+        };
+        let next = element(&reply, 0).and_then(|next| next.as_bytes().map(<[u8]>::to_vec));
+        Ok((keys, next.filter(|next| next != b"0")))
     }
 
     /// The bytes under a key, and its lifetime, by way of the connection that is not tracked.
@@ -222,26 +239,36 @@ impl<K: CacheKey, V: CacheValue, C: Codec<V> + Send + Sync> Remote<K, V> for Red
                     "without a prefix the cache's keys cannot be told from others: give it one, or use FLUSHDB";
                 return Err(RemoteError::Refused { reason: reason.into() });
             }
-            let pattern = scripts::literal(&self.prefix);
-            let mut cursor = b"0".to_vec();
-            loop {
-                let reply = self
-                    .ask(1, |out| {
-                        encode::command(out, [b"SCAN".as_slice(), &cursor, b"MATCH", &pattern, b"COUNT", b"1000"]);
-                    })
-                    .await?;
-                if let Some(Value::Array(keys)) = element(&reply, 1) {
-                    let keys: Vec<&[u8]> = keys.iter().filter_map(Value::as_bytes).collect();
-                    if !keys.is_empty() {
-                        let unlink = std::iter::once(b"UNLINK".as_slice()).chain(keys).collect::<Vec<_>>();
-                        self.ask(1, |out| encode::command(out, unlink.iter().copied())).await?;
+            let mut cursor = Some(b"0".to_vec());
+            while let Some(from) = cursor {
+                let (keys, next) = self.scan(&from).await?;
+                if !keys.is_empty() {
+                    self.ask(1, |out| encode::command(out, unlink(&keys))).await?;
+                }
+                cursor = next;
+            }
+            Ok(())
+        })
+    }
+
+    fn remove_matching<'a>(&'a self, pattern: &'a KeyPattern) -> RemoteFuture<'a, u64> {
+        Box::pin(async move {
+            let lease = [self.prefix.as_bytes(), LEASE].concat();
+            let (mut removed, mut cursor) = (0, Some(b"0".to_vec()));
+            while let Some(from) = cursor {
+                let (mut keys, next) = self.scan(&from).await?;
+                keys.retain(|key| !key.starts_with(&lease) && pattern.matches(&key[self.prefix.len()..]));
+                if !keys.is_empty() {
+                    // A lease goes in the same step as what was there when it was given.
+                    let leases: Vec<_> = keys.iter().map(|key| [&lease, &key[self.prefix.len()..]].concat()).collect();
+                    let reply = self.transaction(&[&unlink(&keys), &unlink(&leases)]).await?;
+                    if let Some(Value::Integer(count)) = element(&reply, 0) {
+                        removed += count.unsigned_abs();
                     }
                 }
-                match element(&reply, 0).and_then(|next| next.as_bytes().map(<[u8]>::to_vec)) {
-                    Some(next) if next != b"0" => cursor = next,
-                    _ => return Ok(()),
-                }
+                cursor = next;
             }
+            Ok(removed)
         })
     }
 
@@ -297,6 +324,10 @@ impl<K: CacheKey, V: CacheValue, C: Codec<V> + Send + Sync> Remote<K, V> for Red
         // An ended lane has no copies left to prove.
         let _ = submit(&self.tracked, bytes, 1, Tag::Probe(sending));
     }
+}
+
+fn unlink(keys: &[Vec<u8>]) -> Vec<&[u8]> {
+    std::iter::once(b"UNLINK".as_slice()).chain(keys.iter().map(Vec::as_slice)).collect()
 }
 
 fn submit(lane: &LaneHandle<Tag>, bytes: Vec<u8>, replies: u16, tag: Tag) -> Result<(), RemoteError> {

@@ -211,6 +211,18 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         (next < self.slots.span()).then_some(next)
     }
 
+    /// Shows the keys in the [`SLICE`] places from `cursor` on; the next cursor, or `None` at the end. Entries keep their
+    /// places, so that those that stay are seen.
+    pub(super) fn visit_keys(&self, cursor: u32, visit: &mut impl FnMut(&K::Held)) -> Option<u32> {
+        let next = cursor + SLICE as u32;
+        for slot in cursor..next.min(self.slots.span()) {
+            if let Some(placed) = self.slots.item(slot) {
+                visit(placed.entry.key());
+            }
+        }
+        (next < self.slots.span()).then_some(next)
+    }
+
     /// Frees what has expired, in at most `steps` steps; tells how many it used.
     pub(super) fn expire(&mut self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
         for used in 0..steps {

@@ -6,6 +6,7 @@ use super::threads::with_local;
 use super::wait::within;
 use super::{CacheError, CacheKey, CacheValue, Inner, MultiTierCache};
 use crate::hash::KeyHash;
+use crate::invalidation::KeyPattern;
 use crate::kernel::FlushCause;
 use crate::name::Name;
 use crate::remote::{Lifetime, RemoteError, RemoteFuture};
@@ -79,6 +80,15 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         Ok(was_there)
     }
 
+    /// Removes everything that `pattern` has from every tier; see [`PatternInvalidator`](crate::invalidation).
+    pub(crate) async fn remove_matching(&self, pattern: &KeyPattern) -> Result<u64, CacheError> {
+        let inner = &*self.inner;
+        let kill = OnDrop(|| inner.kill_matching(pattern));
+        let removed = inner.settle(inner.remote.remove_matching(pattern), CacheError::Remove).await;
+        drop(kill);
+        removed
+    }
+
     /// Removes everything from every tier.
     ///
     /// # Errors
@@ -97,6 +107,19 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
 impl<K: CacheKey, V: CacheValue> Inner<K, V> {
     pub(super) fn lifetime(&self) -> Lifetime {
         Lifetime { ttl: self.config.ttl, stale: self.config.stale_if_error }
+    }
+
+    /// Kills local copies and the reads under way. Those first: what lands meanwhile is in L2 before it leaves the flights.
+    fn kill_matching(&self, pattern: &KeyPattern) {
+        let kernel = self.cache.kernel();
+        let kill = |key: &K| {
+            if key.with_name(|name| pattern.matches(name)) {
+                kernel.bump(key.key_hash());
+            }
+        };
+        self.reads.for_each_key(kill);
+        self.loads.for_each_key(kill);
+        self.cache.for_each_key(kill);
     }
 
     async fn write(&self, key: &K, value: &V, lifetime: Lifetime) -> Result<(), CacheError> {

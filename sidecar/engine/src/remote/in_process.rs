@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::{Claim, Coherence, Fetched, Lifetime, LoadLease, Remote, RemoteError, RemoteFuture};
 use crate::cache::{Cache, CacheConfig, FillRefused};
 use crate::clock::Moment;
+use crate::invalidation::KeyPattern;
 use crate::kernel::{FlushCause, KernelConfig, SourceId, SourceKind};
 use crate::multi_tier::{CacheKey, CacheValue, TierSize};
 use crate::sync::Mutex;
@@ -197,6 +198,28 @@ impl<K: CacheKey, V: CacheValue> Remote<K, V> for InProcess<K, V> {
             book.leases.clear();
             book.tell(|reader| reader.flush(FlushCause::Overwritten));
             Ok(())
+        })
+    }
+
+    fn remove_matching<'a>(&'a self, pattern: &'a KeyPattern) -> RemoteFuture<'a, u64> {
+        Box::pin(async move {
+            let mut book = self.book.lock();
+            let now = self.timer.now();
+            let mut matching = Vec::new();
+            self.kept.for_each_key(|key| {
+                if key.with_name(|name| pattern.matches(name)) {
+                    matching.push(key.clone());
+                }
+            });
+            let mut removed = 0;
+            for key in &matching {
+                removed += u64::from(self.find(key, now).is_some());
+                self.kept.remove(key.key_hash().tier(0), key);
+                Self::changed(&mut book, key);
+            }
+            // Whoever loads what is not there yet loads what is invalid.
+            book.leases.retain(|name, _| !pattern.matches(name));
+            Ok(removed)
         })
     }
 
