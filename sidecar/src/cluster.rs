@@ -201,6 +201,7 @@ impl Cluster {
             // of the old one.
             lapse();
             self.map.store(Some(map.clone()));
+            shared.ranges.moved();
             lapse();
             let primaries = map.nodes.len();
             tracing::info!(version = map.version, primaries, "the cluster's slot map is in force");

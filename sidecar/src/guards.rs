@@ -45,6 +45,14 @@ pub(crate) enum Guard {
     BroadcastLag,
     /// Where no pushes come, what touched unknown keys kills every copy.
     FlushUntracked,
+    /// A key that a pattern in force has is cleared in L3 before a request about it is taken.
+    RangesClear,
+    /// A request is taken only while it is known well enough which patterns are in force.
+    RangesKnown,
+    /// A push of their index ends what was known of them.
+    RangesFollow,
+    /// What an index that was lost, or a failover, has lost of them is entered again.
+    RangesRepeated,
 }
 
 #[cfg(not(feature = "mutations"))]

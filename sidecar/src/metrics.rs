@@ -46,6 +46,12 @@ pub(crate) struct Metrics {
     pub(crate) denied_commands: Counter,
     /// Sessions closed because the app sent nothing.
     pub(crate) idle_closed: Counter,
+    /// Patterns whose sweep this sidecar ended.
+    pub(crate) swept_patterns: Counter,
+    /// Keys cleared for requests.
+    pub(crate) cleared_keys: Counter,
+    /// Events that could not be told.
+    pub(crate) lost_events: Counter,
 }
 
 /// The OpenMetrics text of this moment.
@@ -85,6 +91,9 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("refused_logins", "Logins with a wrong name or password", &own.refused_logins),
         ("denied_commands", "Commands that auth does not allow, also those before a login", &own.denied_commands),
         ("idle_closed", "Sessions closed because the app sent nothing for limits.idleTimeout", &own.idle_closed),
+        ("swept_patterns", "Invalidations by pattern whose sweep this sidecar brought to its end", &own.swept_patterns),
+        ("cleared_keys", "Keys cleared before a request, since a pattern in force has them", &own.cleared_keys),
+        ("lost_events", "Events of invalidations that were not told: L3 did not take them", &own.lost_events),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];
     for (name, help, counter) in counters {
@@ -139,6 +148,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("server_commands", "Commands of the server that the built-in table lacks", count(shared.commands.len())),
         ("sentinel_switches", "How often the Sentinels have named another primary", switches),
         ("config_generation", "The CacheCluster's generation in force", config.config_generation.cast_signed()),
+        ("active_patterns", "Invalidations by pattern that are being swept", count(shared.ranges.active().len())),
         ("uptime_seconds", "Time since start", shared.now().since(shared.started).as_secs().cast_signed()),
     ];
     for (name, help, value) in gauges {

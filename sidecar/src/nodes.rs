@@ -12,7 +12,7 @@ use caddy_contract::{Consistency, RedisMode};
 use caddy_engine::{Kernel, SourceId, SourceKind};
 use caddy_remote::{LaneHandle, LaneState, Setup, Target, Tracking, cluster::slot_of, lane};
 use caddy_resp::{Protocol, encode};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -48,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) target: Arc<Target>,
     tracked: RwLock<BTreeMap<u32, Tracked>>,
+    /// By database: the connections of the sidecar's own requests.
+    errands: Mutex<BTreeMap<u32, LaneHandle<Tag>>>,
     probe: ArcSwap<Probing>,
 }
 
@@ -107,6 +109,11 @@ impl RedisL3 {
             }
             _ => true,
         }
+    }
+
+    /// Whether Redis tells of writes at all.
+    pub(crate) fn tracks(&self) -> bool {
+        self.tracking != Tracking::Nothing
     }
 
     /// How often Sentinels have named another primary.
@@ -182,6 +189,19 @@ impl RedisL3 {
         all.insert(database, tracked.clone());
         Some(tracked)
     }
+
+    /// The connection for the sidecar's own requests about a node's database.
+    pub(crate) fn errand_lane(&self, shared: &Arc<Shared>, node: &Arc<Node>, database: u32) -> LaneHandle<Tag> {
+        let mut all = node.errands.lock();
+        let made = all.entry(database).or_insert_with(|| {
+            let setup = Setup { protocol: Protocol::Resp3, database, tracked: false, timed: true };
+            let (handle, lane) = lane(node.target.clone(), setup, Upstream::new(shared, node, Purpose::Relay));
+            // Without a hub the sidecar is ending, and the handle says so at the first request.
+            let _ = self.hub.send(Addition::Relay(lane));
+            handle
+        });
+        made.clone()
+    }
 }
 
 // === impl Node ===
@@ -192,6 +212,7 @@ impl Node {
             id,
             target: Arc::new(target),
             tracked: RwLock::default(),
+            errands: Mutex::default(),
             probe: ArcSwap::from_pointee(Probing::of_one()),
         }
     }

@@ -108,6 +108,7 @@ impl Proof {
             let (kernel, now) = (shared.kernel(), shared.now());
             if let Some(sent) = proven {
                 kernel.proved(sent, now);
+                shared.ranges.proved(shared, sent.source(), sent.at());
             }
             // Not so if the connection was lost meanwhile.
             if kernel.currency(self.sent.source(), now) != Currency::Lapsed {

@@ -16,11 +16,12 @@ use crate::{
     cli::Start,
     cluster::Cluster,
     coordination::Running,
+    events,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
     memory,
     packer::{self, Jobs, Packer},
-    reload, server_commands,
+    ranges, reload, server_commands,
     session::Session,
     shared::{L3, Shared},
     supervisor::Supervisor,
@@ -105,6 +106,8 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         supervisor.spawn_vital("configuration watch", reload::watch(path, shared.clone()));
     }
     supervisor.spawn_vital("command table", server_commands::refresh(shared.clone()));
+    supervisor.spawn_vital("sweep", ranges::sweep(shared.clone()));
+    supervisor.spawn_vital("events", events::run(shared.clone()));
     let coordination = Running::start(&shared, &supervisor);
     announce(&start, &shared, admin_address);
 

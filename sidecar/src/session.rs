@@ -16,6 +16,7 @@ mod inspect;
 mod invalidate;
 pub(crate) mod locking;
 mod own;
+mod patterns;
 mod pinned;
 mod reads;
 mod replies;

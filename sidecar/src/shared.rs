@@ -27,6 +27,7 @@ use crate::{
     cache::{TierKey, Waiter},
     coordination::Coordination,
     envelope::Envelopes,
+    events::Events,
     files, guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
@@ -35,6 +36,7 @@ use crate::{
     metrics::Metrics,
     nodes::RedisL3,
     packer::Packer,
+    ranges::Ranges,
     seldom::Seldom,
     server_commands::ServerCommands,
     session::client::Shown,
@@ -60,6 +62,9 @@ pub(crate) struct Shared {
     pub(crate) status: Status,
     pub(crate) locks: Locks,
     pub(crate) envelopes: Envelopes,
+    /// Which invalidations by pattern are in force.
+    pub(crate) ranges: Ranges,
+    pub(crate) events: Events,
     pub(crate) metrics: Metrics,
     /// What is agreed on with the other sidecars of the cluster.
     pub(crate) coordination: Coordination,
@@ -125,6 +130,7 @@ impl Shared {
             },
         );
         let auth = Auth::new(&config.auth);
+        let ranges = Ranges::new(&config);
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
         let coordination = Coordination::new(&config);
@@ -143,6 +149,8 @@ impl Shared {
             status: Status::new(is_embedded),
             locks,
             envelopes: Envelopes::default(),
+            ranges,
+            events: Events::default(),
             metrics: Metrics::default(),
             commands: ServerCommands::default(),
             coordination,

@@ -16,11 +16,13 @@ use smallvec::SmallVec;
 use crate::{
     cache::{Cached, Read, TierKey, Waiter},
     envelope::Decoded,
+    errands::Errand,
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
     nodes::{Node, NodeId},
     packer,
     probe::{Probe, Prover},
+    ranges::Look,
     shared::{L3, Shared},
     stored::Stored,
     tally::Count,
@@ -73,6 +75,10 @@ pub(crate) enum Tag {
     Forward,
     /// `COMMAND`: what the server has beyond the built-in table.
     Commands,
+    /// A look at the index of invalidations by pattern.
+    Look(Box<Look>),
+    /// A request of one of the sidecar's own tasks.
+    Errand(Box<Errand>),
 }
 
 /// See [`Tag::Relay`].
@@ -172,6 +178,8 @@ impl Handler for Upstream {
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(probe) => probe.replies.push(frame),
             Tag::Commands => self.shared.commands.take(&frame),
+            Tag::Look(look) => look.reply = Some(frame),
+            Tag::Errand(errand) => errand.replies.push(frame),
             Tag::Barrier(_) | Tag::Forward => {}
         }
     }
@@ -194,6 +202,9 @@ impl Handler for Upstream {
                     prover.judge(&self.shared, self.id, self.node.upgrade().as_deref(), &probe);
                 }
             }
+            (Tag::Look(look), Ok(())) => self.shared.ranges.answered(&self.shared, *look),
+            (Tag::Look(look), Err(loss)) => self.shared.ranges.failed(*look, &loss.to_string()),
+            (Tag::Errand(errand), outcome) => errand.finish(outcome),
             (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::Commands, _) => {}
         }
     }
@@ -225,6 +236,7 @@ impl Handler for Upstream {
                 if let Some(incarnation) = incarnation.take() {
                     self.shared.kernel().lost(*source, incarnation);
                 }
+                self.shared.ranges.lost(*source);
                 self.tracked_down(&format!("the tracked connection was lost: {reason}"));
             }
             Purpose::Relay => {}
@@ -337,7 +349,7 @@ pub(crate) fn integer(frame: &[u8]) -> Option<i64> {
 }
 
 /// An invalidation push: named keys, or null for all.
-fn invalidate(shared: &Shared, source: SourceId, frame: &[u8]) {
+fn invalidate(shared: &Arc<Shared>, source: SourceId, frame: &[u8]) {
     let kernel = shared.kernel();
     let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
     match elements.as_slice() {
@@ -346,9 +358,15 @@ fn invalidate(shared: &Shared, source: SourceId, frame: &[u8]) {
                 shared.metrics.pushed_keys.inc_by(keys.len() as u64);
                 for key in keys.iter().filter_map(Value::as_bytes) {
                     kernel.bump(KeyHash::of(key));
+                    if shared.ranges.is_index(key) {
+                        shared.ranges.told(shared);
+                    }
                 }
             }
-            None => kernel.flush(source, FlushCause::Overwritten),
+            None => {
+                kernel.flush(source, FlushCause::Overwritten);
+                shared.ranges.told(shared);
+            }
         },
         _ => {}
     }

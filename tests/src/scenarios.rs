@@ -435,3 +435,97 @@ pub fn without_a_majority_of_the_sentinels_nothing_is_proved(subject: &Subject) 
     watched.sentinels[1..].iter().try_for_each(Sentinel::sigcont)?;
     client.hold("k", "v1")
 }
+
+// === patterns ===
+
+/// As long as this stands there, nobody sweeps.
+const SWEEPER: &str = "caddy:default.local:sweeper";
+
+/// Lets a pattern take effect.
+fn invalidate(client: &mut Client, pattern: &str) -> Result<()> {
+    let reply = client.ask(&format!("CACHE.INVALIDATE PATTERN {pattern}"))?;
+    ensure!(reply.len() == 32, "CACHE.INVALIDATE PATTERN {pattern} answers {reply}");
+    Ok(())
+}
+
+/// A pattern is acknowledged, and Redis has its keys still: nobody is answered with what they were.
+pub fn a_pattern_takes_effect_at_once(subject: &Subject) -> Result<()> {
+    let world = World::with(subject, 1, |options| options.workers(2).max_staleness(LONG).timeout(LONG))?;
+    ensure!(world.foreign(&format!("SET {SWEEPER} nobody"))? == "OK", "SET");
+    let (mut client, mut other) = (world.cached("k:1", "v0")?, world.pod().connect()?);
+    ensure!(world.foreign("SET k:2 v0")? == "OK" && other.ask("GET k:1")? == "v0", "both have it");
+    invalidate(&mut client, "k:*")?;
+    let replies = [client.ask("GET k:1")?, other.ask("GET k:1")?, other.ask("GET k:2")?, client.ask("STRLEN k:1")?];
+    must(
+        replies == ["(nil)", "(nil)", "(nil)", "0"],
+        format!("k:* was invalidated, then GET k:1 (twice), GET k:2, STRLEN k:1 answered {replies:?}"),
+    )
+}
+
+/// What is written behind a pattern is read back, also when the sweep has been there.
+pub fn what_is_written_behind_a_pattern_stays(subject: &Subject) -> Result<()> {
+    let world = World::with(subject, 1, |options| options.workers(2).max_staleness(LONG).timeout(LONG))?;
+    ensure!(world.foreign(&format!("SET {SWEEPER} nobody"))? == "OK", "SET");
+    let (mut client, mut other) = (world.cached("k:1", "v0")?, world.pod().connect()?);
+    ensure!(world.foreign("SET k:3 v0")? == "OK", "SET");
+    invalidate(&mut client, "k:*")?;
+    ensure!(client.ask("SET k:1 v1")? == "OK" && other.ask("SET k:2 v1")? == "OK", "SET");
+    let read = other.ask("MGET k:1 k:2 k:3")?;
+    must(read == "[v1, v1, (nil)]", format!("written behind the pattern, MGET k:1 k:2 k:3 answered {read}"))?;
+    ensure!(world.foreign(&format!("DEL {SWEEPER}"))? == "1", "DEL");
+    eventually("it is swept", SOON, || {
+        ensure!(world.pod().sidecar.metric("caddy_active_patterns")? == 0, "a pattern is in force");
+        Ok(())
+    })?;
+    let read = client.ask("MGET k:1 k:2 k:3")?;
+    must(read == "[v1, v1, (nil)]", format!("swept, MGET k:1 k:2 k:3 answered {read}"))
+}
+
+/// A pattern that took effect at one pod is known at the other when its push has come, though no key was removed yet.
+pub fn a_pattern_is_known_to_the_other_pod(subject: &Subject) -> Result<()> {
+    let world = World::with(subject, 2, |options| options.max_staleness(LONG).timeout(LONG))?;
+    ensure!(world.foreign(&format!("SET {SWEEPER} nobody"))? == "OK", "SET");
+    let mut client = world.cached("k", "v0")?;
+    let mut other = world.pods[1].connect()?;
+    other.hold("k", "v0")?;
+    invalidate(&mut client, "k")?;
+    // Its push is in front of this reply.
+    other.barrier()?;
+    let read = other.ask("GET k")?;
+    must(read == "(nil)", format!("k was invalidated at the other pod, then GET k answered {read}"))
+}
+
+/// The bound holds for patterns, too: without their index, what they have is not served for longer.
+pub fn a_half_open_link_keeps_the_bound_of_patterns(subject: &Subject) -> Result<()> {
+    let bound = Duration::from_millis(300);
+    let world = World::with(subject, 2, |options| options.max_staleness(bound).timeout(Duration::from_secs(2)))?;
+    ensure!(world.foreign(&format!("SET {SWEEPER} nobody"))? == "OK", "SET");
+    let mut client = world.cached("k", "v0")?;
+    let mut other = world.pods[1].connect()?;
+    other.hold("k", "v0")?;
+    world.pods[1].proxy.stall(Class::Tracked, ToClient);
+    invalidate(&mut client, "k")?;
+    pause(bound * 2);
+    other.send("LCS k k")?;
+    let read = match other.reply_within(MOMENT)? {
+        Some(read) => read,
+        None => {
+            world.pods[1].proxy.heal();
+            other.reply()?
+        }
+    };
+    must(read != "v0", format!("k was invalidated {:?} ago, then LCS k k answered {read}", bound * 2))
+}
+
+/// The index of patterns is lost: whoever knows one enters it again.
+pub fn a_lost_index_is_made_whole(subject: &Subject) -> Result<()> {
+    let world = World::with(subject, 1, |options| options.max_staleness(LONG).timeout(LONG))?;
+    ensure!(world.foreign(&format!("SET {SWEEPER} nobody"))? == "OK", "SET");
+    let mut client = world.cached("k:1", "v0")?;
+    invalidate(&mut client, "k:*")?;
+    ensure!(world.foreign("SET k:2 v0")? == "OK", "SET");
+    ensure!(world.foreign("DEL caddy:default.local:ranges")? == "1", "DEL");
+    client.barrier()?;
+    let read = client.ask("GET k:2")?;
+    must(read == "(nil)", format!("a pattern was in force when its index was lost, then GET k:2 answered {read}"))
+}

@@ -45,6 +45,12 @@ And they are about what is in Redis:
 
 * `CACHE.INVALIDATE KEY key… [MODE REMOVE] [REASON text]`: removes the keys, as `UNLINK` does; answers how many there were.
   Options stand at the end.
+* `CACHE.INVALIDATE PATTERN glob [MODE REMOVE] [REASON text]`, `CACHE.INVALIDATE REGEX expression …`: the same for all keys of the
+  database that match, of which Redis may hold millions. Answers with an id as soon as it is in force: from then on nobody behind this
+  sidecar is answered with what such a key was before. A glob is as in `KEYS`; an expression matches anywhere in a key, in linear
+  time. At most 1 KiB each, and 64 at a time. Keys that begin with `caddy:` never match. See [invalidation](invalidation.md).
+* `CACHE.INVALIDATIONS`: the patterns that Redis is still swept for, each as a map: its id, what it is and who wants it, how many
+  keys were looked at and removed.
 
 Whoever answers, a session sees its own commands in order: while one is unanswered on one connection to Redis, nothing of that
 session is sent on another. A request with a wrong number of arguments goes to Redis, which says what is wrong.

@@ -78,6 +78,10 @@ mutations! {
     proof_from_sending: "ProofFromSending" => scenarios::a_late_proof_counts_from_its_sending;
     sentinel_opinion: "SentinelOpinion" => scenarios::without_a_majority_of_the_sentinels_nothing_is_proved;
     flush_untracked: "FlushUntracked" => scenarios::an_untold_script_write_is_read_back;
+    ranges_clear: "RangesClear" => scenarios::a_pattern_takes_effect_at_once;
+    ranges_follow: "RangesFollow" => scenarios::a_pattern_is_known_to_the_other_pod;
+    ranges_known: "RangesKnown" => scenarios::a_half_open_link_keeps_the_bound_of_patterns;
+    ranges_repeated: "RangesRepeated" => scenarios::a_lost_index_is_made_whole;
     expiry: "Expiry" => scenarios::a_copy_expires_with_its_key;
     probe_own_key: "ProbeOwnKey" => cluster_scenarios::a_node_without_its_cluster_proves_nothing;
     probe_slots: "ProbeSlots" => cluster_scenarios::a_dropped_slot_is_read_at_its_new_owner;

@@ -15,6 +15,7 @@ pub mod journal;
 mod l3;
 mod lane;
 pub mod locks;
+pub mod ranges;
 mod sentinel;
 pub mod stores;
 mod stream;

@@ -17,6 +17,7 @@ use super::{
     client::Client,
     gather::{self, Gathering},
     locking::Locking,
+    patterns::{Clearing, Patterns},
     pinned::{self, Pinned, QueuedSelect},
     replies::Replies,
     routing::{self, Home},
@@ -52,6 +53,10 @@ pub(crate) enum Pending {
     Refused(Bytes),
     /// INFO: our own section goes behind it.
     Info,
+    /// Which patterns are in force is looked at, in front of a request.
+    Looking,
+    /// A key is cleared, in front of a request.
+    Clearing(Box<Clearing>),
     /// Several nodes of a cluster answer it together.
     Gathering(Box<Gathering>),
     /// SCAN of one of a cluster's nodes: which, and the next one.
@@ -122,6 +127,7 @@ pub(crate) struct Conversation {
     /// Where the requests in `replies` are under way; meaningless while none is.
     pub(super) stream: Stream,
     pub(super) pinned: Option<Pinned>,
+    pub(super) patterns: Patterns,
     /// There since the first LOCK command.
     pub(super) locking: Option<Box<Locking>>,
     /// The moment of the present batch, read after the batch was.
@@ -146,6 +152,7 @@ impl Conversation {
             out: Vec::new(),
             stream: Stream::Pinned,
             pinned: None,
+            patterns: Patterns::default(),
             locking: None,
             now: Moment::ZERO,
             mixed: false,
@@ -179,6 +186,11 @@ impl Conversation {
         }
         if self.is_guarded()
             && let Some(flow) = self.guard(row, args)
+        {
+            return flow;
+        }
+        if (!self.worker.shared.ranges.is_quiet(self.now) || self.patterns.is_set())
+            && let Some(flow) = self.before(row, args)
         {
             return flow;
         }
@@ -352,6 +364,7 @@ impl Conversation {
         let bytes = match self.replies.pending_mut(seq) {
             Some(Pending::Info) if !failed => self.worker.shared.with_info_section(&bytes),
             Some(Pending::Refused(refusal)) => std::mem::take(refusal),
+            Some(Pending::Looking | Pending::Clearing(_)) => return self.complete_silently(seq, &bytes),
             Some(Pending::Scanning { at, next }) => {
                 gather::scanned(&bytes, *at, *next, self.client.protocol).unwrap_or(bytes)
             }

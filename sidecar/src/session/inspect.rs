@@ -76,6 +76,7 @@ impl Conversation {
             ("l2_entries", stats.l2_entries.into()),
             ("l2_bytes", stats.l2_bytes.into()),
         ];
+        fields.push(("active_patterns", self.worker.shared.ranges.active().len().into()));
         fields.push(("duties_held", Field::Number(i64::from(duties.is_holder()))));
         fields.push(("duties_holder", duties.holder().unwrap_or_default().into()));
         fields.push(("duties_trouble", duties.trouble().unwrap_or_default().into()));

@@ -4,13 +4,18 @@
 //! command on the relay, like any write: whatever becomes of it, local copies die before the app gets its answer. What
 //! cannot be parsed changes nothing and gets an error that says what to send.
 
+use bytes::Bytes;
+use caddy_engine::invalidation::{InvalidationReason, InvalidationSubject, PatternKind};
 use smallvec::SmallVec;
 
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, effect},
 };
-use crate::commands::{self, Row};
+use crate::{
+    commands::{self, Row},
+    events,
+};
 
 /// Longest reason, bytes.
 const MAX_REASON: usize = 512;
@@ -23,6 +28,8 @@ type Subjects<'a> = SmallVec<[&'a [u8]; 4]>;
 pub(super) enum Invalidation<'a> {
     /// The values of these keys.
     Keys(Subjects<'a>),
+    /// The values of keys that match.
+    Matching(PatternKind, &'a [u8]),
 }
 
 /// What becomes of what is invalidated.
@@ -63,10 +70,16 @@ impl<'a> Order<'a> {
         let what = match args.get(1).to_ascii_lowercase().as_slice() {
             b"key" if subjects.is_empty() => return Err("ERR CACHE.INVALIDATE KEY takes one key or more".to_owned()),
             b"key" => Invalidation::Keys(subjects),
+            kind @ (b"pattern" | b"regex") => {
+                let [text] = subjects[..] else {
+                    return Err("ERR CACHE.INVALIDATE PATTERN and REGEX take one pattern".to_owned());
+                };
+                Invalidation::Matching(if kind == b"regex" { PatternKind::Regex } else { PatternKind::Glob }, text)
+            }
             _ => {
                 let kind = args.get(1);
                 return Err(format!(
-                    "ERR CACHE.INVALIDATE knows no '{}'; it takes KEY key…, then MODE REMOVE and REASON text",
+                    "ERR CACHE.INVALIDATE knows no '{}'; it takes KEY key…, PATTERN glob or REGEX expression, then MODE REMOVE and REASON text",
                     kind[..kind.len().min(64)].escape_ascii()
                 ));
             }
@@ -85,8 +98,11 @@ impl Mode {
 }
 
 impl Conversation {
-    /// `CACHE.INVALIDATE`
+    /// `CACHE.INVALIDATE`, and the list of those that take their time.
     pub(super) fn invalidate(&mut self, args: Args<'_>) -> Flow {
+        if args.is(0, "CACHE.INVALIDATIONS") {
+            return self.invalidations();
+        }
         let order = match Order::parse(args) {
             Ok(order) => order,
             Err(message) => {
@@ -95,7 +111,19 @@ impl Conversation {
             }
         };
         match &order.what {
-            Invalidation::Keys(keys) => self.relay_as(b"UNLINK", keys),
+            Invalidation::Keys(keys) => {
+                let flow = self.relay_as(b"UNLINK", keys);
+                if flow == Flow::Done {
+                    let keys = keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
+                    let note = String::from_utf8_lossy(order.reason).into_owned();
+                    let (subject, reason) = (InvalidationSubject::Keys(keys), InvalidationReason::Command);
+                    events::tell(&self.worker.shared, subject, reason, note, None, None);
+                }
+                flow
+            }
+            Invalidation::Matching(kind, text) => match order.mode {
+                Mode::Remove => self.invalidate_matching(*kind, text, order.reason),
+            },
         }
     }
 
@@ -140,8 +168,12 @@ mod tests {
         let words: Vec<&[u8]> = [&["CACHE.INVALIDATE"], words].concat().iter().map(|word| word.as_bytes()).collect();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Request::new(&words).with(|_, args| {
-            let Order { what: Invalidation::Keys(keys), reason, .. } = Order::parse(args)?;
-            Ok((keys.iter().map(|key| text(key)).collect(), text(reason)))
+            let Order { what, reason, .. } = Order::parse(args)?;
+            let subjects = match what {
+                Invalidation::Keys(keys) => keys.iter().map(|key| text(key)).collect(),
+                Invalidation::Matching(kind, pattern) => vec![kind.word().to_owned(), text(pattern)],
+            };
+            Ok((subjects, text(reason)))
         })
     }
 
@@ -153,6 +185,7 @@ mod tests {
         let words = ["key", "a", "b", "mode", "remove", "REASON", "a price has changed"];
         assert_eq!(parse(&words), order(&["a", "b"], "a price has changed"));
         assert_eq!(parse(&["KEY", "a", "REASON", "x", "MODE", "REMOVE"]), order(&["a"], "x"));
+        assert_eq!(parse(&["regex", "^a$", "REASON", "x"]), order(&["regex", "^a$"], "x"));
         // Words that are not at the end are keys.
         assert_eq!(parse(&["KEY", "MODE", "REASON", "a"]), order(&["MODE"], "a"));
         assert_eq!(parse(&["KEY", "MODE", "x", "a"]), order(&["MODE", "x", "a"], ""));
@@ -163,6 +196,7 @@ mod tests {
         for (words, said) in [
             (&["KEY"][..], "takes one key or more"),
             (&["KEYS", "a"], "knows no 'KEYS'"),
+            (&["PATTERN", "a", "b"], "take one pattern"),
             (&["KEY", "a", "MODE", "gone"], "MODE is REMOVE, not 'gone'"),
             (&["KEY", "a", "REASON", &"x".repeat(513)], "LIMIT a reason has 513 bytes"),
         ] {

@@ -215,6 +215,12 @@ impl Conversation {
                     worker.tally.add(keyspace, Count::WouldHit);
                     tiers.recount(tier.counter(), Counter::Observed);
                     (Found::Observed, probe_due)
+                } else if self.patterns.is_blind {
+                    // A pattern that nobody here could look up may have it.
+                    let copy = stored.open().map(Cow::into_owned);
+                    worker.tally.add(keyspace, Count::Miss);
+                    tiers.recount(tier.counter(), Counter::UncertainLapsed);
+                    (copy.map_or(Found::Absent, Found::Unproven), probe_due)
                 } else if let Stored::Plain(value) = stored {
                     worker.tally.add(keyspace, Count::hit(tier));
                     (Found::Answered(render(value, hit.deadline, self.client.protocol)), probe_due)

@@ -13,6 +13,7 @@ mod logins;
 mod memory;
 mod modes;
 mod modules;
+mod patterns;
 mod pooled;
 mod redis;
 mod replies;

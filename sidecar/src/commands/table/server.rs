@@ -20,7 +20,11 @@ const fn lock(name: &'static str, arity: i8) -> Row {
 }
 
 /// What `CACHE.INVALIDATE` takes.
-const INVALIDATE: &[Row] = &[write("key", -3, Positions::UpToOptions).class(Class::Cache).since("caddy")];
+const INVALIDATE: &[Row] = &[
+    write("key", -3, Positions::UpToOptions).class(Class::Cache).since("caddy"),
+    unknown("pattern", -3).class(Class::Cache).since("caddy"),
+    unknown("regex", -3).class(Class::Cache).since("caddy"),
+];
 
 const fn pubsub(name: &'static str, arity: i8) -> Row {
     harmless(name, arity).pinned(Pin::PubSub)
@@ -33,6 +37,7 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
     harmless("cache.stats", -1).class(Class::Local).since("caddy"),
     container("cache.invalidate", -3, INVALIDATE).class(Class::Cache).since("caddy"),
+    harmless("cache.invalidations", 1).class(Class::Cache).since("caddy"),
     lock("lock.acquire", -2),
     lock("lock.renew", -3),
     lock("lock.release", -3),

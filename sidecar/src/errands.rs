@@ -1,0 +1,85 @@
+//! Requests of the sidecar's own to L3, for its tasks: sent over a connection of their own per node and database.
+//!
+//! They bypass tiers and sessions and mean nothing for copies: what they write is announced by Redis like anybody's write.
+//! A request that is not answered fails with [`ErrandError`]; it may have been executed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use caddy_remote::{Loss, Request};
+use tokio::sync::oneshot;
+
+use crate::{
+    nodes::Node,
+    shared::{L3, Shared},
+    upstream::Tag,
+};
+
+/// See [`Tag::Errand`].
+#[derive(Debug)]
+pub(crate) struct Errand {
+    pub(crate) replies: Vec<Bytes>,
+    answer: oneshot::Sender<Result<Vec<Bytes>, Loss>>,
+}
+
+/// Why a request of the sidecar's own came to nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum ErrandError {
+    /// Which node has the key is not known.
+    #[error("the cluster's slot map is not known yet; see whether its nodes answer")]
+    NoNode,
+    /// It was not sent, or not answered.
+    #[error("{0}")]
+    Lost(String),
+    /// Redis answered with this error.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Errand {
+    /// It is over.
+    pub(crate) fn finish(self, outcome: Result<(), Loss>) {
+        // Who does not wait any more is not told.
+        let _ = self.answer.send(outcome.map(|()| self.replies));
+    }
+}
+
+/// Sends commands to a node and waits for their replies; the first error among them is the outcome.
+pub(crate) async fn ask(
+    shared: &Arc<Shared>,
+    node: &Arc<Node>,
+    database: u32,
+    bytes: Vec<u8>,
+    replies: u16,
+) -> Result<Vec<Bytes>, ErrandError> {
+    let L3::Redis(redis) = &shared.l3 else { return Err(ErrandError::NoNode) };
+    let (answer, answered) = oneshot::channel();
+    let tag = Tag::Errand(Box::new(Errand { replies: Vec::new(), answer }));
+    let ending = || ErrandError::Lost("the sidecar is shutting down".to_owned());
+    let lane = redis.errand_lane(shared, node, database);
+    lane.submit(Request { bytes: bytes.into(), replies, tag }).map_err(|_| ending())?;
+    let replies = answered.await.map_err(|_| ending())?.map_err(|loss| ErrandError::Lost(loss.to_string()))?;
+    match replies.iter().find(|reply| reply.first() == Some(&b'-')) {
+        Some(error) => {
+            let text = String::from_utf8_lossy(&error[1..]).trim_end().to_owned();
+            if ["MOVED ", "ASK ", "CLUSTERDOWN"].iter().any(|kind| text.starts_with(kind)) {
+                shared.doubt_slots();
+            }
+            Err(ErrandError::Refused(text))
+        }
+        None => Ok(replies),
+    }
+}
+
+/// As [`ask`], for one command, of the node that has `key`.
+pub(crate) async fn ask_owner(
+    shared: &Arc<Shared>,
+    key: &[u8],
+    database: u32,
+    bytes: Vec<u8>,
+) -> Result<Bytes, ErrandError> {
+    let L3::Redis(redis) = &shared.l3 else { return Err(ErrandError::NoNode) };
+    let node = redis.owner(key).ok_or(ErrandError::NoNode)?;
+    let replies = ask(shared, &node, database, bytes, 1).await?;
+    replies.into_iter().next().ok_or(ErrandError::NoNode)
+}
