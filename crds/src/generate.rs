@@ -2,7 +2,7 @@
 //!
 //! Pure. `cargo run -p caddy-crds --bin crdgen` writes the files; a test compares them.
 
-use crate::{CacheCluster, rules::RULES};
+use crate::{CacheCluster, CacheInvalidation, invalidation::INVALIDATION_RULES, rules::RULES};
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 
@@ -17,8 +17,10 @@ const HEADER: &str = "# Generated from crds/src by `cargo run -p caddy-crds --bi
 /// Generated files by their path from the root of the repository.
 pub fn files() -> Vec<(&'static str, String)> {
     vec![
-        ("crds/generated/cacheclusters.yaml", yaml()),
-        ("charts/caddy-cache/templates/crds/cacheclusters.yaml", chart_template()),
+        ("crds/generated/cacheclusters.yaml", yaml(&definition())),
+        ("charts/caddy-cache/templates/crds/cacheclusters.yaml", chart_template(&definition())),
+        ("crds/generated/cacheinvalidations.yaml", yaml(&invalidations())),
+        ("charts/caddy-cache/templates/crds/cacheinvalidations.yaml", chart_template(&invalidations())),
     ]
 }
 
@@ -26,24 +28,35 @@ pub fn files() -> Vec<(&'static str, String)> {
 pub fn definition() -> Value {
     let mut crd = serde_json::to_value(CacheCluster::crd()).unwrap_or_default();
     tidy(&mut crd);
-    let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    for rule in RULES {
-        let place = rule.at.iter().fold(&mut *schema, |at, step| match *step {
-            "[]" => &mut at["items"],
-            property => &mut at["properties"][property],
-        });
-        let entry = json!({"rule": rule.cel, "message": rule.message});
-        match &mut place["x-kubernetes-validations"] {
-            Value::Array(rules) => rules.push(entry),
-            absent => *absent = json!([entry]),
-        }
-    }
+    RULES.iter().for_each(|rule| add_rule(&mut crd, rule.at, rule.cel, rule.message));
     crd
 }
 
-/// The definition as YAML, readable by YAML 1.1 parsers too (kubectl's and Helm's), which take a bare Off for false.
-pub fn yaml() -> String {
-    let text = serde_yaml::to_string(&definition()).unwrap_or_default();
+/// The definition of CacheInvalidation, likewise.
+pub fn invalidations() -> Value {
+    let mut crd = serde_json::to_value(CacheInvalidation::crd()).unwrap_or_default();
+    tidy(&mut crd);
+    INVALIDATION_RULES.iter().for_each(|rule| add_rule(&mut crd, rule.at, rule.cel, rule.message));
+    crd
+}
+
+/// Puts a rule where it belongs.
+fn add_rule(crd: &mut Value, at: &[&str], cel: &str, message: &str) {
+    let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let place = at.iter().fold(schema, |at, step| match *step {
+        "[]" => &mut at["items"],
+        property => &mut at["properties"][property],
+    });
+    let entry = json!({"rule": cel, "message": message});
+    match &mut place["x-kubernetes-validations"] {
+        Value::Array(rules) => rules.push(entry),
+        absent => *absent = json!([entry]),
+    }
+}
+
+/// A definition as YAML, readable by YAML 1.1 parsers too (kubectl's and Helm's), which take a bare Off for false.
+pub fn yaml(crd: &Value) -> String {
+    let text = serde_yaml::to_string(crd).unwrap_or_default();
     let quoted = text.lines().map(|line| match line.rsplit_once(' ') {
         Some((start, word)) if YAML_1_1_BOOLEANS.contains(&word) => format!("{start} \"{word}\"\n"),
         _ => format!("{line}\n"),
@@ -72,16 +85,16 @@ fn tidy(node: &mut Value) {
     }
 }
 
-/// The definition as a template of the chart: installed unless `crds.install` is false, kept on uninstall while
+/// A definition as a template of the chart: installed unless `crds.install` is false, kept on uninstall while
 /// `crds.keep` is true, without CEL where the API server does not know it (before 1.25 Helm would refuse the field).
-pub fn chart_template() -> String {
+pub fn chart_template(crd: &Value) -> String {
     let mut lines = vec![
         HEADER.trim_end().to_owned(),
         "{{- if .Values.crds.install }}".to_owned(),
         "{{- $cel := semverCompare \">=1.25.0-0\" .Capabilities.KubeVersion.Version }}".to_owned(),
     ];
     let mut cel_indent = None;
-    for line in yaml().lines().skip(1) {
+    for line in yaml(crd).lines().skip(1) {
         let indent = line.len() - line.trim_start().len();
         let continues =
             cel_indent.is_some_and(|cel| indent > cel || (indent == cel && line.trim_start().starts_with("- ")));

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use caddy_crds::{CacheCluster, generate, rules};
+use caddy_contract::invalidation::InvalidationSpec;
+use caddy_crds::{CacheCluster, generate, invalidation::INVALIDATION_RULES, rules};
 use kube_cel::Validator;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Value, json};
@@ -113,6 +114,36 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
         assert!(told.len() == 1 && told.iter().all(|message| message.contains(text)), "{text}: {told:?}");
         assert_eq!(told_by_operator(&object), told);
     }
+}
+
+/// Messages of the rules that the API server would find broken by a new or changed CacheInvalidation.
+fn told_of_invalidation(spec: &Value, before: Option<&Value>) -> Vec<String> {
+    let schema = generate::invalidations()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+    let object = |spec: &Value| json!({"apiVersion": "cache.caddy.dev/v1alpha1", "kind": "CacheInvalidation", "metadata": {"name": "i"}, "spec": spec});
+    let before = before.map(object);
+    match Validator::new().validate_with_defaults(&schema, &object(spec), before.as_ref()) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.into_vec().into_iter().map(|error| error.message).collect(),
+    }
+}
+
+#[test]
+fn an_invalidation_names_something_and_never_changes() {
+    let of = |spec: &Value| serde_json::from_value::<InvalidationSpec>(spec.clone()).unwrap();
+    let nothing = json!({"cluster": "shop", "keys": []});
+    let something = json!({"cluster": "shop", "patterns": ["user:*"]});
+    let changed = json!({"cluster": "shop", "patterns": ["user:*", "order:*"]});
+    for spec in
+        [&nothing, &something, &changed, &json!({"cluster": "shop"}), &json!({"cluster": "shop", "tags": ["a"]})]
+    {
+        let told = told_of_invalidation(spec, None);
+        let rules = INVALIDATION_RULES.iter();
+        let broken = rules.filter(|rule| rule.holds.is_some_and(|holds| !holds(&of(spec)))).map(|rule| rule.message);
+        assert_eq!(told, broken.collect::<Vec<_>>(), "{spec}");
+    }
+    assert_eq!(told_of_invalidation(&something, Some(&something)), Vec::<String>::new());
+    assert!(told_of_invalidation(&changed, Some(&something))[0].contains("create another one"));
+    assert!(of(&nothing).check().is_err() && of(&something).check().is_ok());
 }
 
 proptest! {

@@ -30,7 +30,9 @@ fn main() -> ExitCode {
     }
     match arguments.command {
         Command::Crds => {
-            print!("{}", caddy_crds::generate::yaml());
+            for crd in [caddy_crds::generate::definition(), caddy_crds::generate::invalidations()] {
+                print!("---\n{}", caddy_crds::generate::yaml(&crd));
+            }
             ExitCode::SUCCESS
         }
         Command::Run(settings) => start(*settings),

@@ -57,12 +57,14 @@ fn rendered(version: &str, values: &[&str]) -> Option<BTreeMap<String, Value>> {
 fn the_chart_renders_as_the_golden_file_says_on_old_and_new_servers() {
     let Some(mut old) = rendered("1.20.2", &[IMAGE]) else { return };
     let mut new = rendered("1.36.0", &[IMAGE]).unwrap();
-    let crd = "CustomResourceDefinition/cacheclusters.cache.caddy.dev";
-    let (old_crd, new_crd) = (old.remove(crd).unwrap(), new.remove(crd).unwrap());
-    assert!(!old_crd.to_string().contains("x-kubernetes-validations"), "1.20 would refuse CEL");
-    let schema = |crd: &Value| crd["spec"]["versions"][0]["schema"].clone();
-    assert_eq!(schema(&new_crd), schema(&caddy_crds::generate::definition()));
-    assert_eq!(new_crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    for definition in [caddy_crds::generate::definition(), caddy_crds::generate::invalidations()] {
+        let crd = format!("CustomResourceDefinition/{}", definition["metadata"]["name"].as_str().unwrap());
+        let (old_crd, new_crd) = (old.remove(&crd).unwrap(), new.remove(&crd).unwrap());
+        assert!(!old_crd.to_string().contains("x-kubernetes-validations"), "1.20 would refuse CEL");
+        let schema = |crd: &Value| crd["spec"]["versions"][0]["schema"].clone();
+        assert_eq!(schema(&new_crd), schema(&definition));
+        assert_eq!(new_crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    }
     let budget = "PodDisruptionBudget/caddy-cache-operator";
     assert_eq!(old[budget]["apiVersion"], "policy/v1beta1");
     old.get_mut(budget).unwrap()["apiVersion"] = json!("policy/v1");

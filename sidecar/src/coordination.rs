@@ -1,11 +1,12 @@
-//! What this sidecar agrees on with the others of its cluster, through the API server: that it is there, and who does the
-//! cluster's duties.
+//! What this sidecar agrees on with the others of its cluster, through the API server: that it is there, who does the
+//! cluster's duties, and what CacheInvalidations ask for.
 //!
 //! Nothing here is on the way of a request: without an API server, or without an identity, apps are served as ever, and
 //! only reports and new duties wait. Requests are paced by the number of members that the configuration tells.
 
 mod client;
 mod duties;
+mod invalidations;
 mod member;
 #[cfg(test)]
 mod scale;
@@ -96,6 +97,10 @@ impl Running {
         supervisor.spawn_local(
             "member",
             member::keep(Sidecar(shared.clone()), client.clone(), place.clone(), Pod { name: pod.clone(), uid }),
+        );
+        supervisor.spawn_local(
+            "invalidations",
+            invalidations::execute(shared.clone(), client.clone(), place.clone(), pod.clone(), leaving.clone()),
         );
         let taking_part = duties::take_part(Sidecar(shared.clone()), client, place, pod, tenure, leaving.clone());
         let done = left.clone();

@@ -21,6 +21,7 @@ mod auth;
 mod config;
 pub mod coordination;
 mod fault;
+pub mod invalidation;
 mod quantity;
 mod raw;
 mod read;

@@ -1,4 +1,4 @@
-//! The API server, as little of it as Leases need: one request per connection, JSON, the identity's token.
+//! The API server, as little of it as Leases and CacheInvalidations need: one request per connection, JSON, the identity's token.
 //!
 //! Token and certificate authority are read anew for each request: kubelet replaces them while the sidecar runs. It never
 //! retries and has no deadline; callers have both. It fails with a [`Reply`], which says whether the request may have
@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// Largest answer that is read.
-const ANSWER_MAX: usize = 1 << 20;
+const ANSWER_MAX: usize = 8 << 20;
 
 /// Why nothing was sent, or no answer came.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,21 @@ enum ClientError {
     Tls(String),
     #[error("the API server's answer cannot be used: {0}")]
     Answer(String),
+}
+
+/// An answer as it came.
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    body: Bytes,
+}
+
+/// A request that was refused, or got no answer (status 0).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub(super) struct Refused {
+    pub(super) status: u16,
+    pub(super) reason: String,
 }
 
 /// See the module.
@@ -95,25 +110,49 @@ impl ApiClient {
         self.lease(Method::POST, &path, Some(("application/json", lease))).await
     }
 
+    /// Anything else than Leases: the answer's JSON.
+    pub(super) async fn json(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Value, Refused> {
+        let answer = self.counted(method, path, body).await;
+        let refused = match answer {
+            Ok(Answer { status, body, .. }) => {
+                let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if status.is_success() {
+                    return Ok(value);
+                }
+                Refused { status: status.as_u16(), reason: words(status, &value) }
+            }
+            Err(error) => Refused { status: 0, reason: error.to_string() },
+        };
+        self.traffic.failures.inc();
+        Err(refused)
+    }
+
     async fn lease(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Reply {
-        let token = match self.token() {
-            Ok(token) => token,
+        let reply = match self.counted(method, path, body).await {
+            Ok(answer) => judge(answer.status, answer.retry_after, &answer.body),
             // Nothing is sent and nothing is wrong yet.
-            Err(error) => return Reply::Denied(error.to_string()),
-        };
-        if method == Method::GET {
-            self.traffic.reads.inc()
-        } else {
-            self.traffic.writes.inc()
-        };
-        let reply = match self.exchange(method, path, &token, body).await {
-            Ok(reply) => reply,
+            Err(error @ ClientError::NoToken(_)) => return Reply::Denied(error.to_string()),
             Err(error) => Reply::Unknown(error.to_string()),
         };
         if matches!(reply, Reply::Unknown(_) | Reply::Denied(_) | Reply::Busy(_)) {
             self.traffic.failures.inc();
         }
         reply
+    }
+
+    async fn counted(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Answer, ClientError> {
+        let token = self.token()?;
+        if method == Method::GET {
+            self.traffic.reads.inc()
+        } else {
+            self.traffic.writes.inc()
+        };
+        self.exchange(method, path, &token, body).await
     }
 
     fn token(&self) -> Result<String, ClientError> {
@@ -129,7 +168,7 @@ impl ApiClient {
         path: &str,
         token: &str,
         body: Option<(&str, &Value)>,
-    ) -> Result<Reply, ClientError> {
+    ) -> Result<Answer, ClientError> {
         let answer = |error: &dyn std::fmt::Display| ClientError::Answer(error.to_string());
         let stream = self.connect().await?;
         let (mut sender, connection) =
@@ -151,7 +190,7 @@ impl ApiClient {
             let response = sender.send_request(request).await.map_err(|error| answer(&error))?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, ANSWER_MAX).collect().await.map_err(|error| answer(&error))?;
-            Ok(judge(head.status, retry_after(&head.headers), &body.to_bytes()))
+            Ok(Answer { status: head.status, retry_after: retry_after(&head.headers), body: body.to_bytes() })
         };
         // The connection ends when its only sender is dropped.
         let (reply, _) = tokio::join!(exchange, connection);
@@ -190,10 +229,15 @@ fn retry_after(headers: &hyper::HeaderMap) -> Option<Duration> {
     headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
+/// A refusal in the API server's words.
+fn words(status: StatusCode, value: &Value) -> String {
+    format!("{} ({})", value["message"].as_str().unwrap_or("no reason given"), status.as_u16())
+}
+
 /// What an answer means.
 fn judge(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Reply {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
-    let words = || format!("{} ({})", value["message"].as_str().unwrap_or("no reason given"), status.as_u16());
+    let words = || words(status, &value);
     match status.as_u16() {
         200..=299 => match snapshot(&value) {
             Ok(snapshot) => Reply::Lease(snapshot),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use caddy_tests::e2e::{Cluster, Console, Namespace, Pod, eventually, product};
 use serde_json::{Value, json};
 
-use super::{PATIENCE, note, step};
+use super::{PATIENCE, note, reads, step};
 
 const NAMESPACE: &str = "agreed";
 const CLUSTER: &str = "team";
@@ -28,6 +28,7 @@ pub(crate) fn tell(cluster: &Cluster) -> Result<()> {
     step("the operator can give no other token and no other role", || story.the_operators_rights())?;
     step("one sidecar does the duties, and another takes over", || story.duties())?;
     step("a member's Lease goes with its pod", || story.members_go())?;
+    step("an invalidation is an object: executed once, told, deleted", || story.invalidations())?;
     step("deleting the CacheCluster takes the identity away", || story.deleted())
 }
 
@@ -137,6 +138,10 @@ impl Story<'_> {
         for verb in ["get", "create", "patch"] {
             ensure!(sidecar.can(verb, "leases.coordination.k8s.io", NAMESPACE)?, "it may not {verb} leases");
         }
+        let invalidations = "cacheinvalidations.cache.caddy.dev";
+        for (verb, what) in [("list", invalidations), ("delete", invalidations), ("create", "events.events.k8s.io")] {
+            ensure!(sidecar.can(verb, what, NAMESPACE)?, "it may not {verb} {what}");
+        }
         for (verb, what, namespace) in [
             ("list", "leases.coordination.k8s.io", NAMESPACE),
             ("delete", "leases.coordination.k8s.io", NAMESPACE),
@@ -147,6 +152,9 @@ impl Story<'_> {
             ("get", "configmaps", NAMESPACE),
             ("create", "serviceaccounts/token", NAMESPACE),
             ("get", "cacheclusters.cache.caddy.dev", NAMESPACE),
+            ("create", invalidations, NAMESPACE),
+            ("patch", invalidations, NAMESPACE),
+            ("list", invalidations, "default"),
             ("*", "*", NAMESPACE),
         ] {
             ensure!(!sidecar.can(verb, what, namespace)?, "it may {verb} {what} in {namespace}");
@@ -256,6 +264,56 @@ impl Story<'_> {
             Ok(())
         })?;
         Ok(())
+    }
+
+    fn invalidations(&self) -> Result<()> {
+        let [a, b] = self.0.exactly_ready("team", true)?;
+        let (mut here, mut there) = (self.0.console(&a)?, self.0.console(&b)?);
+        for n in 0..200 {
+            here.reply(&["SET", &format!("price:{n}"), "old"])?;
+        }
+        here.reply(&["SET", "list", "old"])?;
+        reads(&mut there, "price:7", &json!("old"))?;
+        let metadata = json!({"name": "prices", "namespace": NAMESPACE});
+        let spec = json!({"cluster": CLUSTER, "keys": ["list"], "patterns": ["price:*"], "reason": "new prices"});
+        let object = json!({
+            "apiVersion": "cache.caddy.dev/v1alpha1", "kind": "CacheInvalidation", "metadata": metadata, "spec": spec,
+        });
+        self.0.apply(&object)?;
+        let (status, taken) = eventually("it has succeeded", PATIENCE, || {
+            let status = self.0.get(["cacheinvalidation", "prices"])?["status"].clone();
+            ensure!(status["phase"] == "Succeeded", "its status is {status}");
+            Ok(status)
+        })?;
+        note(format!("after {taken:.1?}: {status}"));
+        ensure!(status["acknowledged"] == 2 && status["members"] == 2 && status["removed"] == 201, "{status}");
+        for console in [&mut here, &mut there] {
+            for key in ["price:7", "list"] {
+                reads(console, key, &Value::Null)?;
+            }
+        }
+        let table = self.0.kubectl(["get", "cacheinvalidations"])?;
+        ensure!(table.contains("PHASE") && table.contains("Succeeded"), "{table}");
+        let events = self.0.kubectl(["get", "events", "--field-selector", "involvedObject.name=prices"])?;
+        ensure!(events.contains("Invalidated"), "{events}");
+        // The same again is nothing new.
+        here.reply(&["SET", "price:7", "new"])?;
+        self.0.apply(&object)?;
+        let mut changed = object.clone();
+        changed["spec"]["patterns"] = json!(["*"]);
+        if self.0.cluster.minor() >= 25 {
+            let refused = self.0.apply(&changed);
+            ensure!(refused.is_err_and(|error| format!("{error:#}").contains("create another one")), "it was changed");
+        }
+        let mut short = object.clone();
+        short["metadata"]["name"] = json!("short");
+        short["spec"] = json!({"cluster": CLUSTER, "keys": ["list"], "ttlSecondsAfterFinished": 0});
+        self.0.apply(&short)?;
+        eventually("it is deleted when its time is over", PATIENCE, || {
+            ensure!(!self.0.cluster.exists(NAMESPACE, "cacheinvalidation", "short")?, "it is still there");
+            Ok(())
+        })?;
+        reads(&mut there, "price:7", &json!("new"))
     }
 
     fn deleted(&self) -> Result<()> {
