@@ -1,12 +1,14 @@
 //! What this sidecar agrees on with the others of its cluster, through the API server: that it is there, who does the
-//! cluster's duties, and what CacheInvalidations ask for.
+//! cluster's duties, what CacheInvalidations ask for, the epoch of the locks, and locks that are Leases.
 //!
 //! Nothing here is on the way of a request: without an API server, or without an identity, apps are served as ever, and
 //! only reports and new duties wait. Requests are paced by the number of members that the configuration tells.
 
 mod client;
 mod duties;
+mod epoch;
 mod invalidations;
+mod lease_locks;
 mod member;
 #[cfg(test)]
 mod scale;
@@ -16,11 +18,15 @@ use std::{sync::Arc, time::Duration};
 use caddy_contract::coordination::{MemberReport, POD_NAME_ENV, POD_UID_ENV};
 use caddy_engine::Counter;
 use caddy_lease::{Standing, Tenure, boottime};
+use caddy_remote::locks::EpochAuthority;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{shared::Shared, supervisor::Supervisor};
 use client::ApiClient;
 pub(crate) use client::Traffic;
+use epoch::EpochLease;
+pub(crate) use lease_locks::LeaseLocks;
 
 /// How long a sidecar that ends waits for its release to be written.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -30,6 +36,8 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 pub(crate) struct Coordination {
     /// None where there is no Kubernetes.
     tenure: Option<Tenure>,
+    /// None where the environment does not say where the API server is.
+    client: Option<Arc<ApiClient>>,
     /// What was asked of the API server.
     pub(crate) traffic: Traffic,
 }
@@ -37,13 +45,26 @@ pub(crate) struct Coordination {
 impl Coordination {
     /// Of a sidecar that is configured with, or without, Kubernetes.
     pub(crate) fn new(config: &caddy_contract::Config) -> Self {
-        let tenure = config.kubernetes.as_ref().map(|_| Tenure::new(boottime));
-        Self { tenure, ..Self::default() }
+        let Some(kubernetes) = &config.kubernetes else { return Self::default() };
+        let traffic = Traffic::default();
+        let client = ApiClient::from_environment(&kubernetes.identity_dir, traffic.clone()).map(Arc::new);
+        Self { tenure: Some(Tenure::new(boottime)), client, traffic }
     }
 
     /// The cluster's duties.
     pub(crate) fn duties(&self) -> Duties<'_> {
         Duties(self.tenure.as_ref())
+    }
+
+    /// Where the epochs of locks are agreed on; None without an API server.
+    pub(crate) fn epoch_authority(&self, config: &caddy_contract::Config) -> Option<Arc<dyn EpochAuthority>> {
+        let members = config.kubernetes.as_ref()?.members;
+        Some(Arc::new(EpochLease::new(self.client.clone()?, &Place::of(config), members)))
+    }
+
+    /// Locks in Leases; None without an API server.
+    pub(crate) fn lease_locks(&self, config: &caddy_contract::Config) -> Option<Arc<LeaseLocks>> {
+        Some(LeaseLocks::new(self.client.clone()?, Place::of(config)))
     }
 }
 
@@ -79,19 +100,15 @@ impl Running {
     /// Starts what the configuration asks for and the environment allows.
     pub(crate) fn start(shared: &Arc<Shared>, supervisor: &Supervisor) -> Option<Self> {
         let config = shared.config();
-        let kubernetes = config.kubernetes.as_ref()?;
         let tenure = shared.coordination.tenure.clone()?;
         let pod = std::env::var(POD_NAME_ENV).ok().zip(std::env::var(POD_UID_ENV).ok());
-        let Some(((pod, uid), client)) =
-            pod.zip(ApiClient::from_environment(&kubernetes.identity_dir, shared.coordination.traffic.clone()))
-        else {
+        let Some(((pod, uid), client)) = pod.zip(shared.coordination.client.clone()) else {
             tracing::warn!(
                 "the configuration names Kubernetes, but {POD_NAME_ENV}, {POD_UID_ENV} and KUBERNETES_SERVICE_HOST are not \
                  all set; this sidecar reports to nobody and takes no part in the cluster's duties"
             );
             return None;
         };
-        let client = Arc::new(client);
         let place = Place::of(&config);
         let (leaving, left) = (CancellationToken::new(), CancellationToken::new());
         supervisor.spawn_local(
@@ -143,6 +160,15 @@ impl Place {
 
     fn leases(&self) -> String {
         format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace)
+    }
+
+    /// A Lease of the CacheCluster, which goes with it.
+    fn declaration(&self, name: &str, labels: &Value, annotations: &Value) -> Value {
+        let owner = self.cluster_uid.as_ref().map(|uid| {
+            json!([{"apiVersion": "cache.caddy.dev/v1alpha1", "kind": "CacheCluster", "name": self.cluster, "uid": uid}])
+        });
+        let metadata = json!({"name": name, "labels": labels, "annotations": annotations, "ownerReferences": owner});
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata})
     }
 }
 

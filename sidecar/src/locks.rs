@@ -1,4 +1,5 @@
-//! The locks of this sidecar's apps: one client of whatever they live in, and which session owns what.
+//! The locks of this sidecar's apps: one client of whatever they live in (Redis, or this process), one of those that live
+//! in Kubernetes Leases, and which session owns what.
 //!
 //! A connection is an owner of its own; its end lets go of its locks. A named owner outlives its connections: with the
 //! last one that used it, its locks are no longer renewed and end with their leases, unless another connection comes.
@@ -16,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddy_contract::Config;
+use caddy_contract::{Config, coordination::LOCKS_MAX};
 use caddy_engine::{
     BootClock, Clock, TokioTimer, glob,
     locks::{FencingToken, InProcess, LockClient, LockConfig, LockLimits, LockStats, LockWatcher, LostReason, Owner},
@@ -28,6 +29,7 @@ use caddy_remote::{
 use parking_lot::Mutex;
 
 use crate::{
+    coordination::Coordination,
     mailbox::{Delivery, Mailbox},
     supervisor::Supervisor,
 };
@@ -39,7 +41,9 @@ const MAX_NOTES: usize = 1024;
 
 /// See the module.
 pub(crate) struct Locks {
-    pub(crate) client: Arc<LockClient<Bytes>>,
+    client: Arc<LockClient<Bytes>>,
+    /// Of locks in Leases; None without an API server.
+    leases: Option<Arc<LockClient<Bytes>>>,
     backend: Backend,
     sessions: Arc<Sessions>,
     /// Begins the name of every connection as an owner.
@@ -50,8 +54,19 @@ pub(crate) struct Locks {
     refusal: Option<&'static str>,
 }
 
+const NO_API_SERVER: &str = "BACKEND lease is not available: this sidecar has no access to an API server";
 const NOT_OVER_A_CLUSTER: &str =
     "LOCK commands need l3.redis.mode Standalone: locks over a Redis Cluster are not built yet";
+
+/// Where a lock lives, as LOCK commands name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// Redis, or this process where there is none.
+    #[default]
+    L3,
+    /// A Kubernetes Lease.
+    Lease,
+}
 
 enum Backend {
     Embedded(Arc<InProcess<Bytes>>),
@@ -101,27 +116,42 @@ impl LockWatcher<Bytes> for Sessions {
 
 impl Locks {
     /// Over the Redis at `target`, or in this process.
-    pub(crate) fn new(config: &Config, target: Option<Arc<Target>>) -> Self {
+    pub(crate) fn new(config: &Config, target: Option<Arc<Target>>, coordination: &Coordination) -> Self {
         let id = format!("{:016x}", RandomState::new().hash_one(BootClock.now()));
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "host".to_owned());
         let timer = Arc::new(TokioTimer);
         let locks = lock_config(config);
+        let authority = coordination.epoch_authority(config);
+        let leases = coordination.lease_locks(config);
+        let leases = leases.map(|backend| LockClient::new(backend, timer.clone(), few(locks), id.clone()));
         let (client, backend, lanes) = match target {
             None => {
                 let backend = InProcess::new(timer.clone());
                 (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Embedded(backend), None)
             }
             Some(target) => {
-                let (backend, lanes) = RedisLocks::new(target, &config.cluster.domain, &id);
+                let (backend, lanes) = RedisLocks::new(target, &config.cluster.domain, &id, authority);
                 (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Redis(backend), Some(lanes))
             }
         };
         let sessions = Arc::new(Sessions::default());
         client.watch(sessions.clone());
+        if let Some(leases) = &leases {
+            leases.watch(sessions.clone());
+        }
         let prefix = format!("conn:{host}/{id}:");
         let is_redis = matches!(config.l3, caddy_contract::L3::Redis(_));
         let refusal = (is_redis && lanes.is_none()).then_some(NOT_OVER_A_CLUSTER);
-        Self { client, backend, sessions, prefix, lanes: Mutex::new(lanes), started: AtomicBool::new(false), refusal }
+        Self {
+            client,
+            leases,
+            backend,
+            sessions,
+            prefix,
+            lanes: Mutex::new(lanes),
+            started: AtomicBool::new(false),
+            refusal,
+        }
     }
 
     /// Runs what keeps the locks, once, on the thread that calls first.
@@ -134,15 +164,39 @@ impl Locks {
         }
         let client = self.client.clone();
         supervisor.spawn_vital("locks", async move { client.run().await });
+        if let Some(leases) = self.leases.clone() {
+            supervisor.spawn_vital("locks in Leases", async move { leases.run().await });
+        }
+    }
+
+    /// The client of the locks that live there, or why there are none.
+    pub(crate) fn client(&self, place: Home) -> Result<&Arc<LockClient<Bytes>>, &'static str> {
+        match (place, &self.leases, self.refusal) {
+            (Home::L3, _, Some(refusal)) => Err(refusal),
+            (Home::L3, ..) => Ok(&self.client),
+            (Home::Lease, Some(leases), _) => Ok(leases),
+            (Home::Lease, None, _) => Err(NO_API_SERVER),
+        }
+    }
+
+    /// Where the owner has the lock under this token, as far as this sidecar knows.
+    pub(crate) fn place_of(&self, name: &Bytes, owner: &Owner, token: FencingToken) -> Option<Home> {
+        let holds = |client: &LockClient<Bytes>| client.held(owner, name).is_some_and(|(held, ..)| held == token);
+        if holds(&self.client) {
+            return Some(Home::L3);
+        }
+        self.leases.as_ref().is_some_and(|leases| holds(leases)).then_some(Home::Lease)
+    }
+
+    fn clients(&self) -> impl Iterator<Item = &Arc<LockClient<Bytes>>> {
+        std::iter::once(&self.client).chain(&self.leases)
     }
 
     pub(crate) fn reconfigure(&self, config: &Config) {
         self.client.reconfigure(lock_config(config));
-    }
-
-    /// Why there are no locks here; `None`: there are.
-    pub(crate) fn refusal(&self) -> Option<&'static str> {
-        self.refusal
+        if let Some(leases) = &self.leases {
+            leases.reconfigure(few(lock_config(config)));
+        }
     }
 
     /// Whether the locks live in this process.
@@ -151,12 +205,14 @@ impl Locks {
     }
 
     pub(crate) fn stats(&self) -> LockStats {
-        self.client.stats()
+        self.clients().map(|client| client.stats()).sum()
     }
 
     pub(crate) fn epoch(&self) -> EpochStatus {
         match &self.backend {
-            Backend::Embedded(backend) => EpochStatus { epoch: backend.epoch(), changes: 0, has_server_ids: true },
+            Backend::Embedded(backend) => {
+                EpochStatus { epoch: backend.epoch(), has_server_ids: true, ..EpochStatus::default() }
+            }
             Backend::Redis(backend) => backend.epoch(),
         }
     }
@@ -165,13 +221,10 @@ impl Locks {
     pub(crate) fn info(&self) -> String {
         let (stats, epoch) = (self.stats(), self.epoch());
         let durability = match &self.backend {
-            _ if self.refusal.is_some() => "none: over a Redis Cluster LOCK commands are refused",
-            Backend::Embedded(_) => "none: locks and tokens live in this process, each pod has its own",
-            Backend::Redis(_) if epoch.epoch == 0 => "unknown: no lock was asked for yet",
-            Backend::Redis(_) if epoch.has_server_ids => "as durable as L3, whose loss of data is noticed",
-            Backend::Redis(_) => {
-                "as durable as L3, whose loss of data is noticed by the epoch's mirror only (INFO is refused)"
-            }
+            _ if self.refusal.is_some() => "none: over a Redis Cluster LOCK commands are refused".to_owned(),
+            Backend::Embedded(_) => "none: locks and tokens live in this process, each pod has its own".to_owned(),
+            Backend::Redis(_) if epoch.epoch == 0 => "unknown: no lock was asked for yet".to_owned(),
+            Backend::Redis(_) => describe_durability(&epoch),
         };
         let mut text = String::new();
         // Writing into a String does not fail.
@@ -190,11 +243,7 @@ impl Locks {
                 let names = backend.names().into_iter();
                 Ok(names.filter(|name| glob::matches(pattern, name)).take(most).collect())
             }
-            Backend::Redis(backend) => {
-                let mut names = backend.names(pattern, most).await.map_err(|error| error.to_string())?;
-                names.sort_unstable();
-                Ok(names)
-            }
+            Backend::Redis(backend) => backend.names(pattern, most).await.map_err(|error| error.to_string()),
         }
     }
 
@@ -202,9 +251,10 @@ impl Locks {
     pub(crate) async fn drain(&self) {
         let owners: Vec<Owner> = self.sessions.0.lock().keys().cloned().collect();
         for owner in owners.iter().filter(|owner| owner.as_str().starts_with(&self.prefix)) {
-            self.client.depart(owner);
+            self.clients().for_each(|client| client.depart(owner));
         }
-        if tokio::time::timeout(DRAIN, self.client.drain()).await.is_err() {
+        let drained = futures::future::join_all(self.clients().map(|client| client.drain()));
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::warn!("some locks could not be let go before the end; they end with their leases");
         }
     }
@@ -241,11 +291,41 @@ impl Locks {
             }
         }
         drop(sessions);
-        self.client.depart(own);
-        for owner in orphans {
-            self.client.stop_renewing(owner);
+        for client in self.clients() {
+            client.depart(own);
+            for owner in &orphans {
+                client.stop_renewing(owner);
+            }
         }
     }
+}
+
+/// What the growth of tokens rests on, in words.
+fn describe_durability(epoch: &EpochStatus) -> String {
+    let mut text = match &epoch.authority {
+        None => "as durable as L3 (no API server is configured)".to_owned(),
+        Some(lease) if epoch.trouble.is_empty() => {
+            format!("their epoch is kept in the Lease {lease} and mirrored in L3")
+        }
+        Some(lease) => {
+            format!(
+                "as durable as L3 until the Lease {lease} can be asked, and a new epoch waits for that: {}",
+                epoch.trouble
+            )
+        }
+    };
+    text.push_str(if epoch.has_server_ids {
+        "; loss of L3's data is noticed"
+    } else {
+        "; loss of L3's data is noticed by the epoch's mirror only (INFO is refused)"
+    });
+    text
+}
+
+/// As many as there may be in a namespace.
+fn few(config: LockConfig) -> LockConfig {
+    let max_held = config.limits.max_held.min(LOCKS_MAX);
+    LockConfig { limits: LockLimits { max_held, ..config.limits }, ..config }
 }
 
 fn lock_config(config: &Config) -> LockConfig {

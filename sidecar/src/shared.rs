@@ -122,18 +122,19 @@ impl Shared {
             caddy_contract::L3::Embedded => L3::Embedded(Embedded::new(Arc::new(wall_clock_millis))),
             caddy_contract::L3::Redis(redis) => L3::Redis(RedisL3::new(redis, &config.consistency, password, hub)),
         };
+        let coordination = Coordination::new(&config);
         let locks = Locks::new(
             &config,
             match &l3 {
                 L3::Embedded(_) => None,
                 L3::Redis(redis) => redis.only().map(|node| node.target.clone()),
             },
+            &coordination,
         );
         let auth = Auth::new(&config.auth);
         let ranges = Ranges::new(&config);
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
-        let coordination = Coordination::new(&config);
         let shared = Arc::new(Self {
             clock: BootClock,
             keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, None)),

@@ -41,6 +41,41 @@ pub fn duties_lease(cluster: &str) -> String {
     format!("caddy-duties-{cluster}")
 }
 
+/// Label of Leases that are locks; its value names the CacheCluster.
+pub const LOCK_LABEL: &str = "cache.caddy.dev/lock";
+/// Annotation of a Lease that is a lock: the lock's name.
+pub const LOCK_NAME_ANNOTATION: &str = "cache.caddy.dev/lock-name";
+/// Annotation of a Lease that is a lock: the fencing token of its holder.
+pub const LOCK_TOKEN_ANNOTATION: &str = "cache.caddy.dev/lock-token";
+/// Leases that are locks, of one namespace.
+pub const LOCKS_MAX: usize = 50;
+/// How much of a lock's name is in its Lease's.
+const LOCK_NAME_SHOWN: usize = 40;
+
+/// Name of the Lease of a lock: what can be read of the lock's name, and a hash of it.
+///
+/// ```
+/// use caddy_contract::coordination::lock_lease;
+/// assert_eq!(lock_lease("shop", b"migrate:Orders"), "caddy-lock-shop-migrate-orders-2ea295c744d49bf5");
+/// ```
+pub fn lock_lease(cluster: &str, name: &[u8]) -> String {
+    // FNV-1a: the same in every version. Names that collide are told apart by the annotation.
+    let hash = name
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let letters = name.iter().take(LOCK_NAME_SHOWN).map(|byte| byte.to_ascii_lowercase() as char);
+    let shown: String = letters.map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
+    format!("caddy-lock-{cluster}-{shown}-{hash:016x}")
+}
+
+/// Annotation of the Lease of a CacheCluster's epoch: the number.
+pub const EPOCH_ANNOTATION: &str = "cache.caddy.dev/epoch";
+
+/// Name of the Lease of a CacheCluster's epoch.
+pub fn epoch_lease(cluster: &str) -> String {
+    format!("caddy-epoch-{cluster}")
+}
+
 /// Pause between two heartbeats of one of `members`.
 ///
 /// ```

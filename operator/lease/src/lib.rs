@@ -34,4 +34,4 @@ pub use api::{LeaseApi, Reply};
 pub use drive::{Standing, Tenure, drive};
 pub use machine::{Machine, Request, Step, Terms};
 pub use moment::{Moment, boottime};
-pub use record::{Record, Snapshot, patch, snapshot, timestamp, unique};
+pub use record::{Record, Snapshot, patch, seconds, snapshot, timestamp, unique};

@@ -140,6 +140,12 @@ impl Machine {
         self.terms.pace = pace;
     }
 
+    /// Another duration, with a margin in the same proportion, from the next write on. Not while a request is under way.
+    pub fn set_duration(&mut self, duration: Duration) {
+        self.terms.margin = self.terms.margin.mul_f64(duration.div_duration_f64(self.terms.duration));
+        self.terms.duration = duration;
+    }
+
     /// Whether it holds at that moment. Time alone ends this: no call and no reply is needed.
     pub fn holds(&self, now: Moment) -> bool {
         self.valid_until.is_some_and(|until| now < until)
@@ -364,7 +370,7 @@ mod tests {
 
     fn lease(version: &str, holder: Option<&str>) -> Reply {
         let record = Record { holder: holder.map(Into::into), duration: DURATION, ..Record::default() };
-        Reply::Lease(Snapshot { uid: "u".into(), version: version.into(), record, annotations: Vec::new() })
+        Reply::Lease(Snapshot { uid: "u".into(), version: version.into(), record, ..Snapshot::default() })
     }
 
     fn send(machine: &mut Machine, millis: u64) -> Request {

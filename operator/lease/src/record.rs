@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub uid: String,
     /// Its `resourceVersion`.
     pub version: String,
+    /// When it was made, in seconds since 1970; 0 if the server does not say.
+    pub created: u64,
     /// Its spec.
     pub record: Record,
     /// Its annotations, for whoever keeps something there.
@@ -55,6 +57,7 @@ pub fn snapshot(object: &Value) -> Result<Snapshot, &'static str> {
     Ok(Snapshot {
         uid: text(&metadata["uid"]).ok_or("a Lease without uid")?,
         version: text(&metadata["resourceVersion"]).ok_or("a Lease without resourceVersion")?,
+        created: metadata["creationTimestamp"].as_str().and_then(seconds).unwrap_or(0),
         record: Record {
             holder: text(&spec["holderIdentity"]),
             duration: Duration::from_secs(number(&spec["leaseDurationSeconds"]).into()),
@@ -103,6 +106,27 @@ pub fn timestamp(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
+/// The whole seconds since 1970 of a time as the API server writes it: RFC 3339, in UTC.
+///
+/// ```
+/// assert_eq!(caddy_lease::seconds("2000-02-29T00:00:00Z"), Some(951_782_400));
+/// ```
+pub fn seconds(time: &str) -> Option<u64> {
+    let number = |range: std::ops::Range<usize>| time.get(range)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    if year < 1970 || !(1..=12).contains(&month) || !time.ends_with('Z') {
+        return None;
+    }
+    // The way back of `timestamp`, by the same source.
+    let (year, month) = (year - u64::from(month <= 2), if month > 2 { month - 3 } else { month + 9 });
+    let (era, year_of_era) = (year / 400, year % 400);
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
 /// An identity that no other process has, also not the next one of the same name.
 pub fn unique(name: &str) -> String {
     format!("{name}_{:016x}", RandomState::new().hash_one(name))
@@ -144,6 +168,16 @@ mod tests {
         assert_eq!(at(951_868_800), "2000-03-01T00:00:00.000000Z");
         assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59.000000Z");
         assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn times_are_read_back() {
+        for at in [0, 68_169_599, 951_868_799, 951_868_800, 1_798_761_599, 4_107_542_400] {
+            assert_eq!(seconds(&timestamp(UNIX_EPOCH + Duration::from_secs(at))), Some(at));
+        }
+        for text in ["", "2026", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00+01:00", "x026-01-01T00:00:00Z"] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
     }
 
     #[test]

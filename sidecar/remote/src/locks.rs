@@ -1,19 +1,21 @@
 //! Locks that live in Redis: the [`LockBackend`] whose state every sidecar of a domain shares.
 //!
 //! Each operation is one script, so that a lock is never half taken; the scripts read Redis's own clock. All keys of a
-//! domain's locks begin with `caddy:{<domain>}:lock` and lie in one slot, with the epoch that every script checks: no
-//! token is issued under an epoch that this connection has not confirmed (see [`epoch`]). A waiter is woken by a message
-//! on its client's channel; who missed it asks again within a second.
+//! domain's locks begin with `caddy:{<domain>}:locks` and lie in one slot, with the epoch that every script checks: no
+//! token is issued under an epoch that this connection has not confirmed (see [`epoch`]). Who lets go hands the lock to the
+//! next waiter in the same step, and a message on that one's channel tells it; who missed it asks again within a second.
 //!
 //! An answer that is lost, or that came over another connection than the one whose epoch was confirmed, is an error: the
 //! client takes the acquisition back by its ticket.
 
+mod authority;
 mod call;
 mod decode;
 mod epoch;
 mod scripts;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -24,6 +26,7 @@ use caddy_engine::locks::{
 };
 use caddy_resp::{Protocol, Value};
 
+pub use self::authority::{Agreed, Agreement, EpochAuthority};
 pub use self::call::LockLane;
 pub use self::epoch::EpochStatus;
 use self::{
@@ -52,8 +55,13 @@ pub struct RedisLocks {
 
 impl RedisLocks {
     /// Locks of `domain` for the client of this name (unique, without a dash), and the connections that its owner has to
-    /// poll. Nothing is sent before the first operation.
-    pub fn new(target: Arc<Target>, domain: &str, client: &str) -> (Arc<Self>, [LockLane; 2]) {
+    /// poll. Nothing is sent before the first operation. Without an authority epochs are agreed on in Redis alone.
+    pub fn new(
+        target: Arc<Target>,
+        domain: &str,
+        client: &str,
+        authority: Option<Arc<dyn EpochAuthority>>,
+    ) -> (Arc<Self>, [LockLane; 2]) {
         let keys = Keys::new(domain);
         let (calls, handlers) = Calls::new(keys.channel(client));
         let [commands, messages] = handlers;
@@ -62,7 +70,7 @@ impl RedisLocks {
         // Messages come when they come: silence is no loss.
         let (subscriber, message_lane) = lane(target, Setup { timed: false, ..setup }, messages);
         let calls = calls.over(handle, subscriber);
-        let locks = Self { calls, epochs: Epochs::default(), keys, client: client.into() };
+        let locks = Self { calls, epochs: Epochs::new(authority), keys, client: client.into() };
         (Arc::new(locks), [LockLane(command_lane), LockLane(message_lane)])
     }
 
@@ -71,24 +79,23 @@ impl RedisLocks {
         self.epochs.status()
     }
 
-    /// Names of locks that are held or waited for and match a Redis glob, at most `most`.
+    /// Names of locks that are held or waited for and match a Redis glob, sorted, at most `most`.
     pub async fn names(&self, pattern: &[u8], most: usize) -> Result<Vec<Bytes>, BackendError> {
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         let mut cursor = b"0".to_vec();
+        let (all, fields) = (self.keys.all(), [b"[xq]:", pattern].concat());
         loop {
-            let index = self.keys.names();
-            let args: [&[u8]; 7] = [b"ZSCAN", &index, &cursor, b"MATCH", pattern, b"COUNT", b"1000"];
+            let args: [&[u8]; 7] = [b"HSCAN", &all, &cursor, b"MATCH", &fields, b"COUNT", b"1000"];
             let (_, replies) = self.calls.send(&[&args]).await?;
             let (value, _) = Value::decode(&replies[0]).map_err(|_| decode::unexpected(&replies[0]))?;
             let [next, page] = value.as_elements().unwrap_or_default() else {
                 return Err(decode::unexpected(&replies[0]));
             };
-            let page = page.as_elements().unwrap_or_default().iter().step_by(2).filter_map(Value::as_bytes);
-            names.extend(page.map(Bytes::copy_from_slice));
+            let fields = page.as_elements().unwrap_or_default().iter().step_by(2).filter_map(Value::as_bytes);
+            names.extend(fields.filter_map(|field| field.get(2..)).map(Bytes::copy_from_slice));
             cursor = next.as_bytes().unwrap_or(b"0").to_vec();
             if cursor == b"0" || names.len() >= most {
-                names.truncate(most);
-                return Ok(names);
+                return Ok(names.into_iter().take(most).collect());
             }
         }
     }
@@ -99,16 +106,18 @@ impl RedisLocks {
             let confirmed = self.epochs.confirm(&self.calls, &self.keys).await?;
             let epoch = confirmed.epoch.to_string();
             let request = args.request(confirmed.sha(script), keys, &epoch);
-            let check = script == Script::Acquire && self.epochs.is_check_due();
+            let issues_tokens = matches!(script, Script::Acquire | Script::Release);
+            let check = issues_tokens && self.epochs.is_check_due();
             let (link, mut replies) = if check {
                 self.calls.send_raw(epoch::with_check(&request), 2).await?
             } else {
                 self.calls.send_raw(request.into(), 1).await?
             };
             let reply = replies.pop().unwrap_or_default();
+            // What was issued, or let go, by another server's data is void under the epoch that comes next.
             if check && !self.epochs.is_same_server(&confirmed, &replies[0]) {
                 self.epochs.doubt(&confirmed);
-                return Err(BackendError("Redis changed its role or its data while it answered; ask again".into()));
+                continue;
             }
             if link != confirmed.link {
                 return Err(BackendError("the connection to Redis was replaced while it answered; ask again".into()));
@@ -138,6 +147,13 @@ fn micros(lease: Duration) -> String {
     lease.as_micros().to_string()
 }
 
+const fn mode(mode: LockMode) -> &'static str {
+    match mode {
+        LockMode::Shared => "s",
+        LockMode::Exclusive => "x",
+    }
+}
+
 impl LockBackend<Bytes> for RedisLocks {
     fn attach(&self, listener: Weak<dyn LockListener>) {
         self.epochs.attach(listener.clone());
@@ -151,7 +167,7 @@ impl LockBackend<Bytes> for RedisLocks {
             }
             let args = Arguments::default()
                 .with(ask.owner.as_str())
-                .with(if ask.mode == LockMode::Shared { "s" } else { "x" })
+                .with(mode(ask.mode))
                 .with(ask.ticket.to_string())
                 .with(micros(ask.lease))
                 .with(if ask.waits { "1" } else { "0" })
@@ -163,14 +179,18 @@ impl LockBackend<Bytes> for RedisLocks {
 
     fn cancel<'a>(&'a self, ask: &'a Ask<Bytes>) -> Reply<'a, ()> {
         Box::pin(async move {
-            let args = Arguments::default().with(ask.owner.as_str()).with(ask.ticket.to_string());
+            let args = Arguments::default()
+                .with(ask.owner.as_str())
+                .with(ask.ticket.to_string())
+                .with(mode(ask.mode))
+                .with(micros(ask.lease));
             self.run(Script::Cancel, &self.keys.of(&ask.name), &args).await.map(|_| ())
         })
     }
 
     fn renew<'a>(&'a self, claims: &'a [Claim<Bytes>]) -> Reply<'a, Vec<bool>> {
         Box::pin(async move {
-            let mut keys = vec![self.keys.epoch()];
+            let mut keys = vec![self.keys.all()];
             let mut args = Arguments::default();
             for claim in claims {
                 let [_, holders, ends, ..] = self.keys.of(&claim.name);
@@ -211,7 +231,7 @@ impl LockBackend<Bytes> for RedisLocks {
     fn contended(&self) -> Reply<'_, Vec<LockStatus<Bytes>>> {
         Box::pin(async move {
             let index = self.keys.contended();
-            let (_, replies) = self.calls.send(&[&[b"ZRANGE" as &[u8], &index, b"0", b"-1"]]).await?;
+            let (_, replies) = self.calls.send(&[&[b"SMEMBERS" as &[u8], &index]]).await?;
             let mut locks = Vec::new();
             for name in decode::texts(&replies[0])? {
                 locks.push(self.status_of(&name).await?);

@@ -31,7 +31,7 @@ pub(super) async fn take_part(
             () = tokio::time::sleep(LOOK) => {}
         }
     }
-    let lease = DutiesLease::new(member, client, place);
+    let lease = DutiesLease::new(member, client, &place);
     let identity = unique(&pod);
     let seed = u64::from_str_radix(identity.rsplit('_').next().unwrap_or_default(), 16).unwrap_or(1);
     // Many pods may start in one moment.
@@ -72,15 +72,10 @@ struct DutiesLease<M> {
 }
 
 impl<M: Member> DutiesLease<M> {
-    fn new(member: M, client: Arc<ApiClient>, place: Place) -> Self {
+    fn new(member: M, client: Arc<ApiClient>, place: &Place) -> Self {
         let name = duties_lease(&place.cluster);
         let all = place.leases();
-        let owner = place.cluster_uid.map(|uid| {
-            json!([{"apiVersion": "cache.caddy.dev/v1alpha1", "kind": "CacheCluster", "name": place.cluster, "uid": uid}])
-        });
-        let metadata =
-            json!({"name": name, "labels": {"app.kubernetes.io/name": "caddy-cache"}, "ownerReferences": owner});
-        let declaration = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata});
+        let declaration = place.declaration(&name, &json!({"app.kubernetes.io/name": "caddy-cache"}), &json!({}));
         let path = format!("{all}/{name}");
         Self { member, client, name, all, path, declaration }
     }

@@ -9,7 +9,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use caddy_contract::LEASE_MIN_MILLIS;
 use caddy_engine::locks::{
-    Acquire, Blocker, DeadlockDetector, FencingToken, Grant, LockError, LockMode, LockStatus, Owner, Wait,
+    Acquire, Blocker, DeadlockDetector, FencingToken, Grant, LockClient, LockError, LockMode, LockStatus, Owner, Wait,
 };
 use caddy_resp::{Protocol, encode};
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     commands::Row,
-    locks::{LockSession, Locks, LostLock},
+    locks::{Home, LockSession, Locks, LostLock},
     mailbox::{Place, ReplyTo},
     shared::Shared,
 };
@@ -61,20 +61,30 @@ impl Locking {
         owner
     }
 
-    /// Whose the lock is that this session has under the token: the connection's, or a named owner's it spoke for.
-    fn owner_under(&self, name: &Bytes, token: FencingToken) -> Owner {
-        let client = &self.shared.locks.client;
-        let holds = |owner: &&Owner| client.held(owner, name).is_some_and(|(held, ..)| held == token);
-        self.named.iter().find(holds).unwrap_or(&self.own).clone()
+    /// Whose the lock is that this session has under the token, the connection's or a named owner's it spoke for, and
+    /// where it lives; each unless the request says so.
+    fn find(&self, Claimed { name, owner, token, place }: &Claimed) -> (Owner, Home) {
+        let locks = &self.shared.locks;
+        let holds = |owner: &&Owner| locks.place_of(name, owner, *token).is_some();
+        let owner = owner.as_ref().or_else(|| self.named.iter().find(holds)).unwrap_or(&self.own);
+        (owner.clone(), place.or_else(|| locks.place_of(name, owner, *token)).unwrap_or_default())
     }
+}
+
+/// A lock that the app says it has.
+struct Claimed {
+    name: Bytes,
+    owner: Option<Owner>,
+    token: FencingToken,
+    place: Option<Home>,
 }
 
 /// What a LOCK command asks for.
 enum Wanted {
-    Acquire { name: Bytes, owner: Option<Owner>, how: Acquire },
-    Renew { name: Bytes, owner: Option<Owner>, token: FencingToken, lease: Option<Duration> },
-    Release { name: Bytes, owner: Option<Owner>, token: FencingToken },
-    Info(Bytes),
+    Acquire { name: Bytes, owner: Option<Owner>, how: Acquire, place: Home },
+    Renew(Claimed, Option<Duration>),
+    Release(Claimed),
+    Info(Bytes, Home),
     List(Bytes),
     Graph,
 }
@@ -90,10 +100,6 @@ impl Conversation {
             return Flow::Hold;
         }
         let shared = self.worker.shared.clone();
-        if let Some(refusal) = shared.locks.refusal() {
-            self.reply_error(&format!("ERR {refusal}"));
-            return Flow::Done;
-        }
         let wanted = match wanted(row.name, args, shared.locks.is_embedded()) {
             Ok(wanted) => wanted,
             Err(message) => {
@@ -118,9 +124,18 @@ impl Conversation {
             return Flow::Done;
         }
         let waits = matches!(wanted, Wanted::Acquire { .. });
+        let (task, place) = wanted.located(locking);
+        let client = match shared.locks.client(place) {
+            Ok(client) => client.clone(),
+            Err(refusal) => {
+                self.reply_error(&format!("ERR {refusal}"));
+                return Flow::Done;
+            }
+        };
         let request = Request {
             shared,
-            wanted: wanted.owned(locking),
+            client,
+            task,
             protocol: self.client.protocol,
             to: ReplyTo {
                 mailbox: self.mailbox.clone(),
@@ -172,18 +187,25 @@ fn wanted(command: &str, args: Args<'_>, is_embedded: bool) -> Result<Wanted, St
     };
     match command {
         "lock.acquire" => {
-            let Options { mode, owner, lease, wait } = Options::read(args, 2, command, is_embedded)?;
-            Ok(Wanted::Acquire { name: name()?, owner, how: Acquire { mode, timeout: wait, lease } })
+            let Options { mode, owner, lease, wait, place } = Options::read(args, 2, command, is_embedded)?;
+            let place = place.unwrap_or_default();
+            if place == Home::Lease && mode == LockMode::Shared {
+                return Err("ERR BACKEND lease has no SHARED locks; use BACKEND redis".to_owned());
+            }
+            Ok(Wanted::Acquire { name: name()?, owner, how: Acquire { mode, timeout: wait, lease }, place })
         }
         "lock.renew" => {
-            let Options { owner, lease, .. } = Options::read(args, 3, command, is_embedded)?;
-            Ok(Wanted::Renew { name: name()?, owner, token: token()?, lease })
+            let Options { owner, lease, place, .. } = Options::read(args, 3, command, is_embedded)?;
+            Ok(Wanted::Renew(Claimed { name: name()?, owner, token: token()?, place }, lease))
         }
         "lock.release" => {
-            let Options { owner, .. } = Options::read(args, 3, command, is_embedded)?;
-            Ok(Wanted::Release { name: name()?, owner, token: token()? })
+            let Options { owner, place, .. } = Options::read(args, 3, command, is_embedded)?;
+            Ok(Wanted::Release(Claimed { name: name()?, owner, token: token()?, place }))
         }
-        "lock.info" => Ok(Wanted::Info(name()?)),
+        "lock.info" => {
+            let Options { place, .. } = Options::read(args, 2, command, is_embedded)?;
+            Ok(Wanted::Info(name()?, place.unwrap_or_default()))
+        }
         "lock.list" if args.len() <= 2 => {
             Ok(Wanted::List(if args.len() == 2 { Bytes::copy_from_slice(args.get(1)) } else { "*".into() }))
         }
@@ -199,6 +221,7 @@ struct Options {
     owner: Option<Owner>,
     lease: Option<Duration>,
     wait: Option<Duration>,
+    place: Option<Home>,
 }
 
 impl Options {
@@ -210,11 +233,11 @@ impl Options {
             match args.get(at).to_ascii_uppercase().as_slice() {
                 b"SHARED" if acquires => options.mode = LockMode::Shared,
                 b"EXCLUSIVE" if acquires => options.mode = LockMode::Exclusive,
-                b"OWNER" if has_value => {
+                b"OWNER" if has_value && command != "lock.info" => {
                     options.owner = Some(owner(args.get(at + 1))?);
                     at += 1;
                 }
-                b"LEASE" if has_value && command != "lock.release" => {
+                b"LEASE" if has_value && (acquires || command == "lock.renew") => {
                     options.lease = Some(millis("LEASE", args.get(at + 1), LEASE_MIN_MILLIS)?);
                     at += 1;
                 }
@@ -222,8 +245,8 @@ impl Options {
                     options.wait = Some(millis("WAIT", args.get(at + 1), 0)?);
                     at += 1;
                 }
-                b"BACKEND" if has_value && acquires => {
-                    backend(args.get(at + 1), is_embedded)?;
+                b"BACKEND" if has_value => {
+                    options.place = Some(place(args.get(at + 1), is_embedded)?);
                     at += 1;
                 }
                 other => {
@@ -231,8 +254,9 @@ impl Options {
                         "lock.acquire" => {
                             "LOCK.ACQUIRE name [SHARED|EXCLUSIVE] [OWNER id] [LEASE ms] [WAIT ms] [BACKEND redis|lease]"
                         }
-                        "lock.renew" => "LOCK.RENEW name token [LEASE ms] [OWNER id]",
-                        _ => "LOCK.RELEASE name token [OWNER id]",
+                        "lock.renew" => "LOCK.RENEW name token [LEASE ms] [OWNER id] [BACKEND redis|lease]",
+                        "lock.info" => "LOCK.INFO name [BACKEND redis|lease]",
+                        _ => "LOCK.RELEASE name token [OWNER id] [BACKEND redis|lease]",
                     };
                     let shown = &other[..other.len().min(64)];
                     return Err(format!("ERR syntax error at '{}'; {usage}", shown.escape_ascii()));
@@ -263,20 +287,20 @@ fn millis(option: &str, text: &[u8], least: u64) -> Result<Duration, String> {
     }
 }
 
-fn backend(name: &[u8], is_embedded: bool) -> Result<(), String> {
+fn place(name: &[u8], is_embedded: bool) -> Result<Home, String> {
     match name.to_ascii_lowercase().as_slice() {
         b"redis" if is_embedded => {
             Err("ERR BACKEND redis needs a Redis L3: start with --redis URL, or set spec.l3.redis".to_owned())
         }
-        b"redis" => Ok(()),
-        b"lease" => Err("ERR BACKEND lease is not available: this sidecar has no access to an API server".to_owned()),
+        b"redis" => Ok(Home::L3),
+        b"lease" => Ok(Home::Lease),
         _ => Err("ERR BACKEND is redis or lease".to_owned()),
     }
 }
 
 // === answers ===
 
-/// As [`Wanted`], with the owner known.
+/// As [`Wanted`], with owner and place known.
 enum Task {
     Acquire(Bytes, Owner, Acquire),
     Renew(Bytes, Owner, FencingToken, Option<Duration>),
@@ -287,20 +311,20 @@ enum Task {
 }
 
 impl Wanted {
-    fn owned(self, locking: &mut Locking) -> Task {
+    fn located(self, locking: &mut Locking) -> (Task, Home) {
         match self {
-            Self::Acquire { name, owner, how } => Task::Acquire(name, locking.speak_for(owner), how),
-            Self::Renew { name, owner, token, lease } => {
-                let owner = owner.unwrap_or_else(|| locking.owner_under(&name, token));
-                Task::Renew(name, owner, token, lease)
+            Self::Acquire { name, owner, how, place } => (Task::Acquire(name, locking.speak_for(owner), how), place),
+            Self::Renew(claimed, lease) => {
+                let (owner, place) = locking.find(&claimed);
+                (Task::Renew(claimed.name, owner, claimed.token, lease), place)
             }
-            Self::Release { name, owner, token } => {
-                let owner = owner.unwrap_or_else(|| locking.owner_under(&name, token));
-                Task::Release(name, owner, token)
+            Self::Release(claimed) => {
+                let (owner, place) = locking.find(&claimed);
+                (Task::Release(claimed.name, owner, claimed.token), place)
             }
-            Self::Info(name) => Task::Info(name),
-            Self::List(pattern) => Task::List(pattern),
-            Self::Graph => Task::Graph,
+            Self::Info(name, place) => (Task::Info(name), place),
+            Self::List(pattern) => (Task::List(pattern), Home::L3),
+            Self::Graph => (Task::Graph, Home::L3),
         }
     }
 }
@@ -308,7 +332,8 @@ impl Wanted {
 /// A LOCK command under way.
 struct Request {
     shared: Arc<Shared>,
-    wanted: Task,
+    client: Arc<LockClient<Bytes>>,
+    task: Task,
     protocol: Protocol,
     to: ReplyTo,
 }
@@ -323,22 +348,22 @@ impl Request {
     }
 
     async fn run(&self, out: &mut Vec<u8>) -> Result<(), (LockError, &[u8])> {
-        let (locks, protocol) = (&self.shared.locks, self.protocol);
-        match &self.wanted {
+        let (locks, client, protocol) = (&self.shared.locks, &self.client, self.protocol);
+        match &self.task {
             Task::Acquire(name, owner, how) => {
-                let grant = locks.client.acquire(name, owner, *how).await.map_err(|error| (error, &**name))?;
+                let grant = client.acquire(name, owner, *how).await.map_err(|error| (error, &**name))?;
                 encode_grant(grant, out);
             }
             Task::Renew(name, owner, token, lease) => {
-                let renewed = locks.client.renew(name, owner, *token, *lease).await;
+                let renewed = client.renew(name, owner, *token, *lease).await;
                 encode_grant(renewed.map_err(|error| (error, &**name))?, out);
             }
             Task::Release(name, owner, token) => {
-                let left = locks.client.release(name, owner, *token).await.map_err(|error| (error, &**name))?;
+                let left = client.release(name, owner, *token).await.map_err(|error| (error, &**name))?;
                 encode::integer(out, left.into());
             }
             Task::Info(name) => {
-                let status = locks.client.status(name).await.map_err(|error| (error, &**name))?;
+                let status = client.status(name).await.map_err(|error| (error, &**name))?;
                 encode_info(&status, locks.epoch().epoch, protocol, out);
             }
             Task::List(pattern) => {
@@ -346,7 +371,7 @@ impl Request {
                 let names = locks.names(pattern, MAX_LISTED).await.map_err(unavailable)?;
                 let mut rows = Vec::with_capacity(names.len());
                 for name in &names {
-                    let status = locks.client.status(name).await.map_err(|error| (error, &b""[..]))?;
+                    let status = client.status(name).await.map_err(|error| (error, &b""[..]))?;
                     // Left over from a holder that died: gone now.
                     if !status.holders.is_empty() || !status.waiters.is_empty() {
                         rows.push(status);
@@ -358,7 +383,7 @@ impl Request {
                 }
             }
             Task::Graph => {
-                let locks = locks.client.contended().await.map_err(|error| (error, &b""[..]))?;
+                let locks = client.contended().await.map_err(|error| (error, &b""[..]))?;
                 let waits = DeadlockDetector::waits(&locks);
                 encode::array_header(out, waits.len().min(MAX_EDGES));
                 for wait in waits.iter().take(MAX_EDGES) {

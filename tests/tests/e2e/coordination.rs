@@ -135,7 +135,7 @@ impl Story<'_> {
         let leases =
             sidecar.run(&["get", "lease", &format!("caddy-duties-{CLUSTER}"), "-n", NAMESPACE, "-o", "name"])?;
         ensure!(leases.contains("caddy-duties"), "{leases}");
-        for verb in ["get", "create", "patch"] {
+        for verb in ["get", "list", "create", "patch"] {
             ensure!(sidecar.can(verb, "leases.coordination.k8s.io", NAMESPACE)?, "it may not {verb} leases");
         }
         let invalidations = "cacheinvalidations.cache.caddy.dev";
@@ -143,7 +143,7 @@ impl Story<'_> {
             ensure!(sidecar.can(verb, what, NAMESPACE)?, "it may not {verb} {what}");
         }
         for (verb, what, namespace) in [
-            ("list", "leases.coordination.k8s.io", NAMESPACE),
+            ("watch", "leases.coordination.k8s.io", NAMESPACE),
             ("delete", "leases.coordination.k8s.io", NAMESPACE),
             ("get", "leases.coordination.k8s.io", product::SYSTEM),
             ("patch", "leases.coordination.k8s.io", "default"),

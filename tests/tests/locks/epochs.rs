@@ -7,7 +7,7 @@ use caddy_tests::{
     sidecar::{Sidecar, SidecarOptions},
 };
 
-use crate::Locker;
+use crate::{LOCKS, Locker};
 
 /// Takes a lock, lets `disaster` happen, takes it again elsewhere: the second token has to be of a greater epoch.
 fn voids_all_locks(mut redis: RedisServer, disaster: impl FnOnce(&mut RedisServer)) {
@@ -65,23 +65,22 @@ fn another_server_behind_the_same_name() {
 #[test]
 fn an_old_dump() {
     let redis = RedisServer::start().unwrap();
-    let key = "caddy:{default.local}:lock:epoch";
     {
         let sidecar = Sidecar::start(&redis).unwrap();
         let mut locker = Locker::new(&sidecar);
         let token = locker.acquire("l");
         assert_eq!(locker.ask(&format!("LOCK.RELEASE l {token}")), "0");
     }
-    let old = redis.command(&["HGETALL", key]).unwrap();
+    let old = redis.command(&["HGETALL", LOCKS]).unwrap();
     redis.command(&["FLUSHALL"]).unwrap();
     voids_all_locks(redis, |redis| {
         // The clock's seconds are in the epoch: the old one is older.
         let (value, _) = caddy_resp::Value::decode(&old).unwrap();
-        let mut command: Vec<&[u8]> = vec![b"HSET", key.as_bytes()];
+        let mut command: Vec<&[u8]> = vec![b"HSET", LOCKS.as_bytes()];
         command.extend(value.as_elements().unwrap().iter().map(|field| field.as_bytes().unwrap()));
         redis.command(&["FLUSHALL"]).unwrap();
         redis.command(&command).unwrap();
-        redis.command(&["HINCRBY", key, "e", "-10"]).unwrap();
+        redis.command(&["HINCRBY", LOCKS, "e", "-10"]).unwrap();
     });
 }
 

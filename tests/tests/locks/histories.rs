@@ -24,7 +24,7 @@ use caddy_tests::{
 };
 use parking_lot::Mutex;
 
-use crate::{Locker, show};
+use crate::{LOCKS, Locker, remove, show};
 
 /// Leases that end within a run.
 const LEASE: Duration = Duration::from_millis(900);
@@ -147,11 +147,8 @@ fn data_that_is_lost_or_removed_makes_tokens_grow_nevertheless() {
             note();
             match round % 3 {
                 0 => {
-                    let keys =
-                        ["h:h0", "z:h0", "q:h1", "h:h1"].map(|key| format!("caddy:{{default.local}}:lock:{key}"));
-                    for key in keys {
-                        redis.command(&["DEL", &key]).unwrap();
-                    }
+                    remove(&redis, &["h0", "h1"]);
+                    redis.command(&["DEL", &format!("{LOCKS}:q:h1")]).unwrap();
                 }
                 1 => drop(redis.command(&["FLUSHALL"]).unwrap()),
                 _ => redis.restart().unwrap(),
@@ -171,10 +168,7 @@ fn a_removed_lock_that_nobody_wrote_down_is_caught() {
     let history = record(&[one.socket(), two.socket()], |_| {
         for _ in 0..60 {
             thread::sleep(RUN / 120);
-            let keys = ["h:h0", "h:h1"].map(|key| format!("caddy:{{default.local}}:lock:{key}"));
-            for key in keys {
-                redis.command(&["DEL", &key]).unwrap();
-            }
+            remove(&redis, &["h0", "h1"]);
         }
     });
     let violations = history.violations(SLACK);

@@ -3,13 +3,37 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 
+mod agreed_epochs;
 mod commands;
 mod epochs;
 mod histories;
+mod lease_locks;
 mod scripts;
 
 use caddy_resp::Value;
-use caddy_tests::{sidecar::Sidecar, wire::Wire};
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar, wire::Wire};
+
+/// Where the locks of a sidecar without a domain of its own lie.
+pub(crate) const LOCKS: &str = "caddy:{default.local}:locks";
+
+/// Takes exclusive locks away behind everybody's back, as an eviction would.
+pub(crate) fn remove(redis: &RedisServer, names: &[&str]) {
+    let fields: Vec<String> = names.iter().map(|name| format!("x:{name}")).collect();
+    let mut command = vec!["HDEL", LOCKS];
+    command.extend(fields.iter().map(String::as_str));
+    redis.command(&command).unwrap();
+}
+
+/// What is left of locks in Redis: fields of the hash, and keys of shared holders and queues.
+pub(crate) fn left_over(redis: &RedisServer, locks: &str) -> Vec<String> {
+    let texts = |reply: &[u8]| -> Vec<String> {
+        let elements = Value::decode(reply).unwrap().0;
+        elements.as_elements().unwrap().iter().map(show).collect()
+    };
+    let fields = texts(&redis.command(&["HKEYS", locks]).unwrap());
+    let keys = texts(&redis.command(&["KEYS", "*:locks:[hzq]:*"]).unwrap());
+    fields.into_iter().filter(|field| field.contains(':')).chain(keys).collect()
+}
 
 /// A connection that takes locks.
 pub(crate) struct Locker(pub(crate) Wire);

@@ -1,4 +1,5 @@
-//! One acquisition under way: it asks, waits for its turn, asks again. Dropped before it is settled, it is taken back.
+//! One acquisition under way: it asks, waits until it is handed the lock, asks again where it has to. Dropped before it is
+//! settled, it is taken back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -63,6 +64,8 @@ impl<'a, K: LockKey> Attempt<'a, K> {
         timeout: Duration,
     ) -> Result<(Grant, Lost), LockError> {
         let (client, deadline) = (self.client, begun + timeout);
+        // Before the last request was sent that was answered "queued": a lock that is handed over is had since later.
+        let mut queued_at = None;
         loop {
             let sent = client.timer.now();
             let again = match client.backend.acquire(&self.ask).await {
@@ -80,16 +83,26 @@ impl<'a, K: LockKey> Attempt<'a, K> {
                     self.settled = true;
                     return Err(LockError::Upgrade(token));
                 }
-                Ok(Answer::QueueFull(limit)) => {
+                Ok(Answer::Limit { what, limit }) => {
                     self.settled = true;
-                    return Err(LockError::Limit { what: "the lock's queue", limit });
+                    return Err(LockError::Limit { what, limit });
                 }
-                Ok(Answer::Queued(again)) => again,
+                Ok(Answer::Queued(again)) => {
+                    queued_at = Some(sent);
+                    again
+                }
                 // Whoever has not queued yet is told at once; whoever waits goes on until its time is over.
                 Err(error) if !self.queued => return Err(LockError::Unavailable(error.to_string())),
                 Err(_) => OUTAGE,
             };
-            self.wait(deadline, again, timeout).await?;
+            // One that was queued long ago asks again: what is left of its lease is to be more than what is renewed.
+            if let Some(token) = self.wait(deadline, again, timeout).await?
+                && let Some(queued_at) = queued_at
+                && client.timer.now() < queued_at + config.renew_after(self.ask.lease)
+                && let Some(granted) = self.granted(config, token, queued_at)
+            {
+                return Ok(granted);
+            }
         }
     }
 
@@ -113,7 +126,13 @@ impl<'a, K: LockKey> Attempt<'a, K> {
         Some((Grant { token, remaining: valid_until.since(now) }, lost))
     }
 
-    async fn wait(&mut self, deadline: Moment, again: Duration, timeout: Duration) -> Result<(), LockError> {
+    /// Until there is a reason to ask again; the token, if it was handed the lock.
+    async fn wait(
+        &mut self,
+        deadline: Moment,
+        again: Duration,
+        timeout: Duration,
+    ) -> Result<Option<FencingToken>, LockError> {
         self.queue_up();
         let (client, number) = (self.client, self.ask.ticket.number);
         // Who does not wait is answered without.
@@ -127,8 +146,9 @@ impl<'a, K: LockKey> Attempt<'a, K> {
                 Err(LockError::Deadlock(cycle))
             }
             Some(News::Abandoned) => Err(LockError::Abandoned),
+            Some(News::HandedOver(token)) => Ok(Some(token)),
             None if client.timer.now() >= deadline => Err(LockError::TimedOut(timeout)),
-            Some(News::AskAgain) | None => Ok(()),
+            Some(News::AskAgain) | None => Ok(None),
         }
     }
 

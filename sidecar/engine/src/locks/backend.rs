@@ -42,14 +42,19 @@ pub struct Ask<K> {
 pub enum Answer {
     /// The lock is the owner's. An owner that had it already keeps its token.
     Granted(FencingToken),
-    /// It is queued. A wake-up comes when its turn does; in case it is lost, ask again after so long.
+    /// It is queued. It is told when its turn comes; in case that is lost, ask again after so long.
     Queued(Duration),
     /// It is not free, and the acquisition does not wait.
     NotFree,
     /// The owner has it shared and asked for exclusive.
     Upgrade(FencingToken),
-    /// Its queue is as long as it may be.
-    QueueFull(usize),
+    /// A bound of the backend was reached.
+    Limit {
+        /// Which.
+        what: &'static str,
+        /// Its value.
+        limit: usize,
+    },
 }
 
 /// A lock that somebody says is theirs.
@@ -69,6 +74,9 @@ pub struct Claim<K> {
 pub trait LockListener: Send + Sync {
     /// The turn of this acquisition may have come: it should ask again.
     fn wake(&self, ticket: &Ticket);
+    /// The turn of this acquisition came: the lock is its owner's, for its lease from some moment behind its last answer
+    /// that it was queued.
+    fn handed_over(&self, ticket: &Ticket, token: FencingToken);
     /// This acquisition was taken out of its queue to break a deadlock.
     fn deadlocked(&self, ticket: &Ticket, cycle: &str);
     /// The backend's data has a new incarnation: tokens of older epochs are void.
@@ -79,7 +87,8 @@ pub trait LockListener: Send + Sync {
 pub trait LockBackend<K>: Send + Sync {
     /// Who is told of wake-ups; once, before anything else.
     fn attach(&self, listener: Weak<dyn LockListener>);
-    /// Takes the lock if it is free and nobody who excludes the owner waits longer; else queues.
+    /// Takes the lock if it is free and nobody who excludes the owner waits longer; else queues. Asked again by a ticket
+    /// that was handed the lock meanwhile, it is granted under the same token.
     fn acquire<'a>(&'a self, ask: &'a Ask<K>) -> Reply<'a, Answer>;
     /// Takes an acquisition back, whether it waits or was granted meanwhile (not if the lock was granted to its owner
     /// by another ticket).

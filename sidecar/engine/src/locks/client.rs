@@ -54,6 +54,7 @@ pub trait LockWatcher<K>: Send + Sync {
 #[derive(Clone, Debug)]
 pub(crate) enum News {
     AskAgain,
+    HandedOver(FencingToken),
     Deadlock(String),
     Abandoned,
 }
@@ -106,6 +107,12 @@ impl<K: LockKey> LockListener for Listener<K> {
     fn wake(&self, ticket: &Ticket) {
         if let Some(client) = self.0.upgrade() {
             client.tell(ticket, News::AskAgain);
+        }
+    }
+
+    fn handed_over(&self, ticket: &Ticket, token: FencingToken) {
+        if let Some(client) = self.0.upgrade() {
+            client.tell(ticket, News::HandedOver(token));
         }
     }
 
@@ -377,7 +384,7 @@ impl<K: LockKey> LockClient<K> {
         match news {
             // Must not hide that it is over.
             News::AskAgain => waiter.news.set_if_none(news),
-            News::Deadlock(_) | News::Abandoned => waiter.news.set(news),
+            News::HandedOver(_) | News::Deadlock(_) | News::Abandoned => waiter.news.set(news),
         }
     }
 

@@ -55,6 +55,26 @@ pub struct LockStats {
     pub waiting: usize,
 }
 
+/// Of several clients together.
+impl std::iter::Sum for LockStats {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            acquired: sum.acquired + one.acquired,
+            contended: sum.contended + one.contended,
+            timed_out: sum.timed_out + one.timed_out,
+            deadlocks: sum.deadlocks + one.deadlocks,
+            deadlocks_broken: sum.deadlocks_broken + one.deadlocks_broken,
+            refused: sum.refused + one.refused,
+            renewed: sum.renewed + one.renewed,
+            released: sum.released + one.released,
+            lost: sum.lost + one.lost,
+            waited_millis: sum.waited_millis + one.waited_millis,
+            held: sum.held + one.held,
+            waiting: sum.waiting + one.waiting,
+        })
+    }
+}
+
 /// Set once, when the lock was lost.
 pub(crate) type Lost = Arc<Signal<LostReason>>;
 

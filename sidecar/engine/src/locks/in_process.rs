@@ -10,7 +10,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Answer, Ask, Claim, LockBackend, LockKey, LockListener, LockStatus, Reply, Ticket, Timer, table::Table};
+use super::{
+    Answer, Ask, Claim, LockBackend, LockKey, LockListener, LockStatus, Reply, Ticket, Timer,
+    table::{HandedOver, Table},
+};
 
 /// A [`LockBackend`] in memory. Clients share it by an [`Arc`].
 pub struct InProcess<K> {
@@ -44,9 +47,9 @@ impl<K: LockKey> InProcess<K> {
     }
 
     /// Each client knows its own tickets and ignores others'.
-    fn wake(&self, turns: &[Ticket]) {
-        for ticket in turns {
-            self.tell(|listener| listener.wake(ticket));
+    fn tell_of(&self, handed: &[HandedOver]) {
+        for (ticket, token) in handed {
+            self.tell(|listener| listener.handed_over(ticket, *token));
         }
     }
 }
@@ -63,14 +66,14 @@ impl<K: LockKey> LockBackend<K> for InProcess<K> {
     }
 
     fn acquire<'a>(&'a self, ask: &'a Ask<K>) -> Reply<'a, Answer> {
-        let (answer, turns) = self.table.lock().acquire(ask, self.timer.now());
-        self.wake(&turns);
+        let (answer, handed) = self.table.lock().acquire(ask, self.timer.now());
+        self.tell_of(&handed);
         done(answer)
     }
 
     fn cancel<'a>(&'a self, ask: &'a Ask<K>) -> Reply<'a, ()> {
-        let turns = self.table.lock().cancel(ask, self.timer.now());
-        self.wake(&turns);
+        let handed = self.table.lock().cancel(ask, self.timer.now());
+        self.tell_of(&handed);
         done(())
     }
 
@@ -81,8 +84,8 @@ impl<K: LockKey> LockBackend<K> for InProcess<K> {
     }
 
     fn release<'a>(&'a self, claim: &'a Claim<K>) -> Reply<'a, bool> {
-        let (released, turns) = self.table.lock().release(claim, self.timer.now());
-        self.wake(&turns);
+        let (released, handed) = self.table.lock().release(claim, self.timer.now());
+        self.tell_of(&handed);
         done(released)
     }
 
@@ -105,10 +108,10 @@ impl<K: LockKey> LockBackend<K> for InProcess<K> {
     }
 
     fn break_deadlock<'a>(&'a self, name: &'a K, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool> {
-        let (expelled, turns) = self.table.lock().expel(name, ticket, self.timer.now());
+        let (expelled, handed) = self.table.lock().expel(name, ticket, self.timer.now());
         if expelled {
             self.tell(|listener| listener.deadlocked(ticket, cycle));
-            self.wake(&turns);
+            self.tell_of(&handed);
         }
         done(expelled)
     }

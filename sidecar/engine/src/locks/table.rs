@@ -1,8 +1,8 @@
 //! Who holds what and who waits, for backends that keep locks in memory: plain state, no waiting, time as an argument.
 //!
 //! The rules are those of the scripts that keep locks in Redis, and a test plays the same programs to both. A queue is
-//! first come, first served: a lock goes to the first waiter, together with all directly behind it that share with it; so
-//! a waiting writer stops new readers. Ended leases are noticed when somebody looks.
+//! first come, first served: a lock that becomes free is handed to the first waiter, together with all directly behind it
+//! that share with it; so a waiting writer stops new readers. Ended leases are noticed when somebody looks.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -49,7 +49,11 @@ struct Waiter {
     mode: LockMode,
     ticket: Ticket,
     arrival: u64,
+    lease: Duration,
 }
+
+/// A waiter that was handed its lock.
+pub(crate) type HandedOver = (Ticket, FencingToken);
 
 impl Lock {
     fn end_leases(&mut self, now: Moment) {
@@ -60,14 +64,17 @@ impl Lock {
         !self.holders.iter().any(|holder| holder.mode.excludes(mode))
     }
 
-    /// The waiters whose turn it is: the first, and those behind it that share with it.
-    fn next(&self) -> impl Iterator<Item = &Ticket> {
-        let sharing = self.queue.iter().take_while(|waiter| waiter.mode == LockMode::Shared).count();
-        let turns = match self.queue.front() {
-            Some(first) if self.admits(first.mode) => sharing.max(1),
-            _ => 0,
-        };
-        self.queue.iter().take(turns).map(|waiter| &waiter.ticket)
+    /// Makes holders of the waiters whose turn it is: the first, and those behind it that share with it.
+    fn hand_over(&mut self, epoch: u64, last: &mut u64, now: Moment) -> Vec<HandedOver> {
+        let mut handed = Vec::new();
+        while self.queue.front().is_some_and(|first| self.admits(first.mode)) {
+            let Some(Waiter { owner, mode, ticket, lease, .. }) = self.queue.pop_front() else { break };
+            *last += 1;
+            let token = FencingToken::new(epoch, *last);
+            handed.push((ticket.clone(), token));
+            self.holders.push(Holder { owner, mode, token, ticket, until: now + lease });
+        }
+        handed
     }
 
     fn is_idle(&self) -> bool {
@@ -89,10 +96,10 @@ impl<K: LockKey> Table<K> {
         self.last
     }
 
-    /// The answer, and whose turn it became by that.
-    pub(crate) fn acquire(&mut self, ask: &Ask<K>, now: Moment) -> (Answer, Vec<Ticket>) {
+    /// The answer, and to whom the lock was handed meanwhile.
+    pub(crate) fn acquire(&mut self, ask: &Ask<K>, now: Moment) -> (Answer, Vec<HandedOver>) {
         let count = self.tick();
-        let epoch = self.epoch;
+        let (epoch, last) = (self.epoch, &mut self.last);
         let lock = self.locks.entry(ask.name.clone()).or_default();
         lock.end_leases(now);
         if let Some(held) = lock.holders.iter_mut().find(|holder| holder.owner == ask.owner) {
@@ -113,21 +120,21 @@ impl<K: LockKey> Table<K> {
             let token = FencingToken::new(epoch, count);
             let (owner, ticket) = (ask.owner.clone(), ask.ticket.clone());
             lock.holders.push(Holder { owner, mode: ask.mode, token, ticket, until: now + ask.lease });
-            return (Answer::Granted(token), Vec::new());
+            return (Answer::Granted(token), lock.hand_over(epoch, last, now));
         }
         if !ask.waits {
             return (Answer::NotFree, Vec::new());
         }
         if place.is_none() {
             if lock.queue.len() >= MAX_QUEUE {
-                return (Answer::QueueFull(MAX_QUEUE), Vec::new());
+                return (Answer::Limit { what: "the lock's queue", limit: MAX_QUEUE }, Vec::new());
             }
             let (owner, ticket) = (ask.owner.clone(), ask.ticket.clone());
-            lock.queue.push_back(Waiter { owner, mode: ask.mode, ticket, arrival: count });
+            lock.queue.push_back(Waiter { owner, mode: ask.mode, ticket, arrival: count, lease: ask.lease });
         }
+        let handed = lock.hand_over(epoch, last, now);
         let ends = lock.holders.iter().map(|holder| holder.until.since(now)).min();
-        let turns = lock.next().cloned().collect();
-        (Answer::Queued(ends.map_or(LOOK_AGAIN, |ends| ends.min(LOOK_AGAIN))), turns)
+        (Answer::Queued(ends.map_or(LOOK_AGAIN, |ends| ends.min(LOOK_AGAIN))), handed)
     }
 
     pub(crate) fn renew(&mut self, claim: &Claim<K>, now: Moment) -> bool {
@@ -139,7 +146,7 @@ impl<K: LockKey> Table<K> {
         true
     }
 
-    pub(crate) fn release(&mut self, claim: &Claim<K>, now: Moment) -> (bool, Vec<Ticket>) {
+    pub(crate) fn release(&mut self, claim: &Claim<K>, now: Moment) -> (bool, Vec<HandedOver>) {
         self.change(&claim.name, now, |lock| {
             let before = lock.holders.len();
             lock.holders.retain(|holder| holder.owner != claim.owner || holder.token != claim.token);
@@ -147,7 +154,7 @@ impl<K: LockKey> Table<K> {
         })
     }
 
-    pub(crate) fn cancel(&mut self, ask: &Ask<K>, now: Moment) -> Vec<Ticket> {
+    pub(crate) fn cancel(&mut self, ask: &Ask<K>, now: Moment) -> Vec<HandedOver> {
         let cancelled = self.change(&ask.name, now, |lock| {
             lock.holders.retain(|holder| holder.ticket != ask.ticket);
             lock.queue.retain(|waiter| waiter.ticket != ask.ticket);
@@ -156,8 +163,8 @@ impl<K: LockKey> Table<K> {
         cancelled.1
     }
 
-    /// Takes a waiter out of its queue; whether it was there, and whose turn it became by that.
-    pub(crate) fn expel(&mut self, name: &K, ticket: &Ticket, now: Moment) -> (bool, Vec<Ticket>) {
+    /// Takes a waiter out of its queue; whether it was there, and to whom the lock was handed by that.
+    pub(crate) fn expel(&mut self, name: &K, ticket: &Ticket, now: Moment) -> (bool, Vec<HandedOver>) {
         self.change(name, now, |lock| {
             let before = lock.queue.len();
             lock.queue.retain(|waiter| waiter.ticket != *ticket);
@@ -165,15 +172,15 @@ impl<K: LockKey> Table<K> {
         })
     }
 
-    fn change(&mut self, name: &K, now: Moment, change: impl FnOnce(&mut Lock) -> bool) -> (bool, Vec<Ticket>) {
+    fn change(&mut self, name: &K, now: Moment, change: impl FnOnce(&mut Lock) -> bool) -> (bool, Vec<HandedOver>) {
         let Some(lock) = self.locks.get_mut(name) else { return (false, Vec::new()) };
         lock.end_leases(now);
         let changed = change(lock);
-        let turns = lock.next().cloned().collect();
+        let handed = lock.hand_over(self.epoch, &mut self.last, now);
         if lock.is_idle() {
             self.locks.remove(name);
         }
-        (changed, turns)
+        (changed, handed)
     }
 
     pub(crate) fn status(&mut self, name: &K, now: Moment) -> LockStatus<K> {

@@ -1,11 +1,15 @@
 //! The in-process backend plays random programs; a model that knows nothing of queues predicts every answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use caddy_engine::{
     Clock, ManualClock, Moment,
-    locks::{Answer, Ask, Claim, FencingToken, InProcess, LockBackend, LockMode, Owner, Ticket},
+    locks::{Answer, Ask, Claim, FencingToken, InProcess, LockBackend, LockListener, LockMode, Owner, Ticket},
 };
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use crate::{Still, now};
@@ -95,15 +99,7 @@ impl Model {
             }
             return Ok(());
         }
-        let in_the_way =
-            self.records.iter().enumerate().filter(|(_, record)| record.ask.name == ask.name).any(|(place, record)| {
-                let excludes = record.ask.mode.excludes(ask.mode);
-                match record.state {
-                    State::Holds { .. } => excludes,
-                    State::Waits => excludes && known.is_none_or(|own| place < own),
-                    State::Over => false,
-                }
-            });
+        let in_the_way = self.is_in_the_way(ask, known);
         match answer {
             Answer::Granted(token) => {
                 prop_assert!(!in_the_way, "granted over somebody's head: {:?} {:?}", ask, self.records);
@@ -126,6 +122,42 @@ impl Model {
         Ok(())
     }
 
+    /// Whether somebody holds, or waits longer, whom the acquisition excludes.
+    fn is_in_the_way(&self, ask: &Ask<u8>, known: Option<usize>) -> bool {
+        self.records.iter().enumerate().filter(|(_, record)| record.ask.name == ask.name).any(|(place, record)| {
+            let excludes = record.ask.mode.excludes(ask.mode);
+            match record.state {
+                State::Holds { .. } => excludes,
+                State::Waits => excludes && known.is_none_or(|own| place < own),
+                State::Over => false,
+            }
+        })
+    }
+
+    /// The lock was handed to who waited for it.
+    fn handed(&mut self, ticket: &Ticket, token: FencingToken, at: Moment) -> Result<(), TestCaseError> {
+        let waits = |record: &Record| record.ask.ticket == *ticket && record.state == State::Waits;
+        let place = self.records.iter().position(waits);
+        prop_assert!(place.is_some(), "{ticket} does not wait: {:?}", self.records);
+        let ask = self.records[place.unwrap_or_default()].ask.clone();
+        prop_assert!(!self.is_in_the_way(&ask, place), "handed over somebody's head: {ask:?} {:?}", self.records);
+        prop_assert!(self.greatest < Some(token), "{token} after {:?}", self.greatest);
+        self.greatest = Some(token);
+        self.note(place, &ask, State::Holds { token, until: at + ask.lease });
+        self.grants.push(Claim { name: ask.name, owner: ask.owner, token, lease: ask.lease });
+        Ok(())
+    }
+
+    /// Nobody waits for that lock whose turn it is.
+    fn all_were_handed(&self, name: u8) -> Result<(), TestCaseError> {
+        for (place, record) in self.records.iter().enumerate() {
+            if record.ask.name == name && record.state == State::Waits {
+                prop_assert!(self.is_in_the_way(&record.ask, Some(place)), "left waiting: {:?}", self.records);
+            }
+        }
+        Ok(())
+    }
+
     fn note(&mut self, known: Option<usize>, ask: &Ask<u8>, state: State) {
         match known {
             Some(place) => self.records[place].state = state,
@@ -144,6 +176,22 @@ impl Model {
     }
 }
 
+/// To whom locks were handed.
+#[derive(Default)]
+struct Told(Mutex<Vec<(Ticket, FencingToken)>>);
+
+impl LockListener for Told {
+    fn wake(&self, _: &Ticket) {}
+
+    fn handed_over(&self, ticket: &Ticket, token: FencingToken) {
+        self.0.lock().push((ticket.clone(), token));
+    }
+
+    fn deadlocked(&self, _: &Ticket, _: &str) {}
+
+    fn epoch(&self, _: u64) {}
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
@@ -151,11 +199,15 @@ proptest! {
     fn every_answer_is_what_the_history_says(ops in prop::collection::vec(op(), 1..120)) {
         let clock = Arc::new(ManualClock::default());
         let backend = InProcess::<u8>::new(Arc::new(Still(clock.clone())));
+        let told = Arc::new(Told::default());
+        let listener: Weak<Told> = Arc::downgrade(&told);
+        backend.attach(listener);
         let mut model = Model::default();
         let mut next = 0;
         for op in ops {
             let at = clock.now();
             model.expire(at);
+            let mut changed = None;
             match op {
                 Op::Advance(by) => clock.advance(Duration::from_millis(by)),
                 Op::Ask { lock, owner, shared, waits, lease } => {
@@ -175,6 +227,7 @@ proptest! {
                     let ask = Ask { name: lock, owner, mode, ticket, lease: Duration::from_millis(lease), waits };
                     let answer = now(backend.acquire(&ask)).unwrap();
                     model.check(&ask, &answer, at)?;
+                    changed = matches!(answer, Answer::Queued(_)).then_some(lock);
                 }
                 Op::Cancel(ago) => {
                     let Some(record) = model.records.iter().rev().nth(ago) else { continue };
@@ -183,6 +236,7 @@ proptest! {
                     for record in model.records.iter_mut().filter(|record| record.ask.ticket == ask.ticket) {
                         record.state = State::Over;
                     }
+                    changed = Some(ask.name);
                 }
                 Op::Renew(ago, lease) => {
                     let Some(claim) = model.grants.iter().rev().nth(ago).cloned() else { continue };
@@ -195,7 +249,14 @@ proptest! {
                     let Some(claim) = model.grants.iter().rev().nth(ago).cloned() else { continue };
                     let released = now(backend.release(&claim)).unwrap();
                     prop_assert_eq!(released, model.claimed(&claim, |_| State::Over));
+                    changed = Some(claim.name);
                 }
+            }
+            for (ticket, token) in std::mem::take(&mut *told.0.lock()) {
+                model.handed(&ticket, token, at)?;
+            }
+            if let Some(name) = changed {
+                model.all_were_handed(name)?;
             }
         }
         // Nothing is left of what is over.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddy_engine::locks::{BackendError, LockListener, Ticket};
+use caddy_engine::locks::{BackendError, FencingToken, LockListener, Ticket};
 use caddy_resp::{Value, encode};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -134,9 +134,17 @@ impl LockHandler {
         }
     }
 
-    /// `w<ticket>`: its turn may have come. `d<ticket> <cycle>`: it was taken out of its queue.
+    /// `g<ticket> <epoch> <counter>`: it was handed the lock. `w<ticket>`: its turn may have come. `d<ticket> <cycle>`: it
+    /// was taken out of its queue.
     fn message(&self, message: &str) {
-        if let Some(ticket) = message.strip_prefix('w').and_then(Ticket::parse) {
+        if let Some(rest) = message.strip_prefix('g') {
+            let mut fields = rest.split(' ');
+            let ticket = fields.next().and_then(Ticket::parse);
+            let mut number = || fields.next().and_then(|field| field.parse().ok());
+            if let (Some(ticket), Some(epoch), Some(counter)) = (ticket, number(), number()) {
+                self.tell(|listener| listener.handed_over(&ticket, FencingToken::new(epoch, counter)));
+            }
+        } else if let Some(ticket) = message.strip_prefix('w').and_then(Ticket::parse) {
             self.tell(|listener| listener.wake(&ticket));
         } else if let Some((ticket, cycle)) = message.strip_prefix('d').and_then(|rest| rest.split_once(' '))
             && let Some(ticket) = Ticket::parse(ticket)

@@ -27,7 +27,7 @@ pub(super) fn needs_confirmation(reply: &[u8]) -> bool {
 
 fn elements(reply: &[u8]) -> Result<Vec<Value<'_>>, BackendError> {
     match Value::decode(reply) {
-        Ok((Value::Array(elements), _)) => Ok(elements),
+        Ok((Value::Array(elements) | Value::Set(elements), _)) => Ok(elements),
         Ok((Value::Error(message), _)) => Err(refused(message)),
         _ => Err(unexpected(reply)),
     }
@@ -56,12 +56,12 @@ fn number(value: &Value<'_>) -> Option<u64> {
     text.parse::<i64>().ok().map(|number| u64::try_from(number).unwrap_or(0))
 }
 
-/// Number and whether it is new.
-pub(super) fn epoch(reply: &[u8]) -> Result<(u64, bool), BackendError> {
+/// A number, and what is the matter with it.
+pub(super) fn epoch(reply: &[u8]) -> Result<(u64, String), BackendError> {
     match elements(reply)?.as_slice() {
-        [epoch, is_new] => {
+        [epoch, outcome] => {
             let epoch = number(epoch).ok_or_else(|| unexpected(reply))?;
-            Ok((epoch, is_new.as_integer() == Some(1)))
+            Ok((epoch, String::from_utf8_lossy(outcome.as_bytes().unwrap_or_default()).into_owned()))
         }
         _ => Err(unexpected(reply)),
     }
@@ -75,7 +75,7 @@ pub(super) fn answer(epoch: u64, reply: &[u8], look_again: Duration, longest: us
         Some(b"granted") => Ok(Answer::Granted(counter()?)),
         Some(b"upgrade") => Ok(Answer::Upgrade(counter()?)),
         Some(b"busy") => Ok(Answer::NotFree),
-        Some(b"full") => Ok(Answer::QueueFull(longest)),
+        Some(b"full") => Ok(Answer::Limit { what: "the lock's queue", limit: longest }),
         Some(b"queued") => {
             let ends = elements.get(1).and_then(number).map_or(look_again, Duration::from_micros);
             // Just behind the end of the lease, and not in a hurry if somebody else comes first.

@@ -20,19 +20,19 @@ pub(super) enum Script {
 /// How many there are.
 pub(super) const SCRIPTS: usize = 9;
 
-macro_rules! about_a_lock {
-    ($file:literal) => {
-        concat!(include_str!("scripts/common.lua"), include_str!(concat!("scripts/", $file)))
+macro_rules! parts {
+    ($($file:literal),*) => {
+        concat!($(include_str!(concat!("scripts/", $file)), "\n"),*)
     };
 }
 
 /// What Redis is given.
 pub(super) const SOURCES: [&str; SCRIPTS] = [
-    about_a_lock!("acquire.lua"),
-    about_a_lock!("release.lua"),
-    about_a_lock!("cancel.lua"),
-    about_a_lock!("expel.lua"),
-    about_a_lock!("status.lua"),
+    parts!("head.lua", "acquire.lua", "common.lua", "acquire_rest.lua"),
+    parts!("head.lua", "release.lua", "common.lua", "release_rest.lua"),
+    parts!("head.lua", "common.lua", "cancel.lua"),
+    parts!("head.lua", "common.lua", "expel.lua"),
+    parts!("head.lua", "common.lua", "status.lua"),
     include_str!("scripts/renew.lua"),
     include_str!("scripts/epoch.lua"),
     include_str!("scripts/beat.lua"),
@@ -47,7 +47,7 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn new(domain: &str) -> Self {
-        Self { prefix: format!("caddy:{{{domain}}}:lock") }
+        Self { prefix: format!("caddy:{{{domain}}}:locks") }
     }
 
     fn named(&self, kind: &str) -> Bytes {
@@ -58,16 +58,13 @@ impl Keys {
         [self.prefix.as_bytes(), kind.as_bytes(), name].concat().into()
     }
 
-    pub(super) fn epoch(&self) -> Bytes {
-        self.named("epoch")
+    /// What all scripts declare first: the epoch, and the locks that are neither shared nor waited for.
+    pub(super) fn all(&self) -> Bytes {
+        Bytes::copy_from_slice(self.prefix.as_bytes())
     }
 
     pub(super) fn live(&self) -> Bytes {
         self.named("live")
-    }
-
-    pub(super) fn names(&self) -> Bytes {
-        self.named("names")
     }
 
     pub(super) fn contended(&self) -> Bytes {
@@ -83,11 +80,10 @@ impl Keys {
         self.named(&format!("wake:{client}"))
     }
 
-    /// What the scripts about one lock declare, in the order of `common.lua`.
-    pub(super) fn of(&self, name: &[u8]) -> [Bytes; 8] {
+    /// What the scripts about one lock declare, in the order of `head.lua`.
+    pub(super) fn of(&self, name: &[u8]) -> [Bytes; 6] {
         let lock = |kind| self.of_lock(kind, name);
-        let (holders, ends, queue, waiters) = (lock(":h:"), lock(":z:"), lock(":q:"), lock(":w:"));
-        [self.epoch(), holders, ends, queue, waiters, self.live(), self.names(), self.contended()]
+        [self.all(), lock(":h:"), lock(":z:"), lock(":q:"), self.live(), self.contended()]
     }
 }
 

@@ -41,7 +41,7 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     lock("lock.acquire", -2),
     lock("lock.renew", -3),
     lock("lock.release", -3),
-    lock("lock.info", 2),
+    lock("lock.info", -2),
     lock("lock.list", -1),
     lock("lock.graph", 1),
     // The app's connection

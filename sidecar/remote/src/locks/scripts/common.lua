@@ -1,97 +1,157 @@
--- What all scripts about one lock share. A lock's state lies in four keys of one slot with the epoch:
---   H  hash: e (epoch), n (number of holders), x (the exclusive holder), m (the longest lease, us),
---      o:<owner> = <mode>:<counter>:<ticket>
---   Z  sorted set: owners by the end of their lease, us of Redis TIME
---   Q  sorted set: tickets by arrival;  W  hash: <ticket> = <mode>:<owner>
--- Others: E hash of the epoch (e, r, p) and the last counter (c), L live clients by when they count as dead,
--- I names of locks, C names of locks that somebody waits for.
--- If Redis evicts one of the four, the others do not fit any more and the lock is void: it is never half a lock.
-local E, H, Z, Q, W, L, I, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+-- What scripts about one lock need where it is shared, waited for, or its lease has ended.
 local TTL = 90000000 -- 25 h, longer than any lease: garbage ends by itself
-local clock = redis.call('TIME')
-local t = clock[1] * 1000000 + clock[2]
-local prefix = string.sub(E, 1, -7)
-local name = string.sub(H, #prefix + 4)
 
-local function text(n) return string.format('%.0f', n) end
-
-local function record(r) return string.match(r, '^(.):(%d+):(.*)$') end
-
-local function publish(ticket, message)
-  redis.call('PUBLISH', prefix .. ':wake:' .. string.match(ticket, '^(.*)%-'), message)
+local function next_counter()
+  local token = text(counter)
+  redis.call('HSET', S, 'c', token)
+  counter = counter + 1
+  return token
 end
 
-local function drop(owner)
-  local r = redis.call('HGET', H, 'o:' .. owner)
+-- The client of a ticket, which is <client>-<number>.
+local function client(ticket) return string.match(ticket, '^(.*)%-') end
+
+-- How many were told.
+local function publish(ticket, message) return redis.call('PUBLISH', S .. ':wake:' .. client(ticket), message) end
+
+-- mode, lease, ticket, owner
+local function waiter(w) return string.match(w, '^(.):(%d+):([^:]*):(.*)$') end
+
+-- The exclusive holder: owner, token, ends, lease, ticket. The number of shared ones, and their longest lease.
+local x, n, longest = nil, 0, 0
+
+local function put_exclusive()
+  redis.call('HSET', S, X, x.token .. ':' .. text(x.ends) .. ':' .. text(x.lease) .. ':' .. x.ticket .. ':' .. x.owner)
+end
+
+local function drop_exclusive()
+  redis.call('HDEL', S, X)
+  x = nil
+end
+
+local function drop_shared(owner)
+  redis.call('HDEL', H, 'o:' .. owner)
   redis.call('ZREM', Z, owner)
-  if r then
-    redis.call('HDEL', H, 'o:' .. owner)
-    redis.call('HINCRBY', H, 'n', -1)
-    if string.sub(r, 1, 1) == 'x' then redis.call('HDEL', H, 'x') end
-  end
+  n = n - 1
 end
 
-local function unqueue(ticket)
-  redis.call('HDEL', W, ticket)
-  return redis.call('ZREM', Q, ticket) == 1
+local function flag()
+  redis.call('HSET', S, F, text(t))
 end
 
--- Voids what is of another epoch or incomplete, ends leases. Returns the number of holders and the exclusive one.
-local function open(epoch)
-  local h = redis.call('HMGET', H, 'e', 'n', 'x')
-  local n = redis.call('ZCARD', Z)
-  if h[1] ~= epoch or tonumber(h[2]) ~= n then
-    redis.call('DEL', H, Z, Q, W)
-    return 0, false
-  end
-  if n == 0 then return 0, false end
-  local ended = redis.call('ZRANGEBYSCORE', Z, '-inf', t, 'LIMIT', 0, 1024)
-  for _, owner in ipairs(ended) do drop(owner) end
-  if #ended > 0 then
-    return redis.call('ZCARD', Z), redis.call('HGET', H, 'x')
-  end
-  return n, h[3]
-end
-
--- A lease longer than the longest that was ever asked for is a clock that was set back: it counts from now.
-local function clip()
-  local last = redis.call('ZREVRANGE', Z, 0, 0, 'WITHSCORES')
-  local longest = tonumber(redis.call('HGET', H, 'm') or '0')
-  if last[2] and tonumber(last[2]) > t + longest then
-    for _, owner in ipairs(redis.call('ZRANGEBYSCORE', Z, '(' .. text(t + longest), '+inf', 'LIMIT', 0, 1024)) do
-      redis.call('ZADD', Z, text(t + longest), owner)
+-- Reads who holds it; ends leases, voids what is of another epoch or incomplete. A lease longer than the longest that was
+-- asked for is a clock that was set back: it counts from now.
+local function open()
+  if s[3] then
+    local token, ends, lease, ticket, owner = string.match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+    x = {token = token, ends = tonumber(ends), lease = tonumber(lease), ticket = ticket, owner = owner}
+    if x.ends > t + x.lease then
+      x.ends = t + x.lease
+      put_exclusive()
     end
+    if x.ends <= t then drop_exclusive() end
+  end
+  if not s[4] then return end
+  n = redis.call('ZCARD', Z)
+  local h = redis.call('HMGET', H, 'e', 'm')
+  longest = tonumber(h[2] or '0')
+  local fits = (n == 0 and not h[1]) or (h[1] == epoch and redis.call('HLEN', H) == n + 2)
+  if not fits then
+    redis.call('DEL', H, Z)
+    n, longest = 0, 0
+  end
+  if n == 0 then return end
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', Z, '(' .. text(t + longest), '+inf', 'LIMIT', 0, 1024)) do
+    redis.call('ZADD', Z, text(t + longest), owner)
+  end
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', Z, '-inf', t, 'LIMIT', 0, 1024)) do drop_shared(owner) end
+  if n == 0 then redis.call('DEL', H) end
+end
+
+-- What the owner holds, for itself: token, mode, by which ticket.
+local function held_by(owner)
+  if x and x.owner == owner then return x.token, 'x', x.ticket end
+  local h = n > 0 and redis.call('HGET', H, 'o:' .. owner)
+  if not h then return nil end
+  local token, ticket = string.match(h, '^(%d+):(.*)$')
+  return token, 's', ticket
+end
+
+local function put_shared(owner, token, ticket, ends, lease)
+  longest = math.max(longest, lease)
+  redis.call('HSET', H, 'e', epoch, 'm', text(longest), 'o:' .. owner, token .. ':' .. ticket)
+  redis.call('ZADD', Z, 'GT', text(ends), owner)
+  redis.call('PEXPIRE', H, TTL)
+  redis.call('PEXPIRE', Z, TTL)
+  flag()
+end
+
+local function grant(token, owner, mode, ticket, lease)
+  if mode == 'x' then
+    x = {token = token, ends = t + lease, lease = lease, ticket = ticket, owner = owner}
+    put_exclusive()
+  else
+    put_shared(owner, token, ticket, t + lease, lease)
+    n = n + 1
   end
 end
+
+-- Lets go of what the owner holds.
+local function drop(owner)
+  if x and x.owner == owner then
+    drop_exclusive()
+  else
+    drop_shared(owner)
+    if n == 0 then redis.call('DEL', H) end
+  end
+end
+
+local function admits(mode) return not x and (mode == 's' or n == 0) end
 
 -- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
 local ALIVE = 3000000
 local function is_dead(ticket)
-  local till = redis.call('ZSCORE', L, string.match(ticket, '^(.*)%-'))
+  local till = redis.call('ZSCORE', L, client(ticket))
   return not till or tonumber(till) < t or tonumber(till) > t + ALIVE
 end
 
--- Wakes the first live waiter if its turn has come.
-local function turn(n, x)
-  while true do
-    local ticket = redis.call('ZRANGE', Q, 0, 0)[1]
-    if not ticket then return end
-    local w = redis.call('HGET', W, ticket)
-    if w and not is_dead(ticket) then
-      local shared = string.sub(w, 1, 1) == 's'
-      if n == 0 or (shared and not x) then publish(ticket, 'w' .. ticket) end
+-- Hands the lock to the first live waiters if their turn has come, and tells them. Who cannot be told stays in the queue,
+-- first, and asks by itself.
+local function hand_over()
+  for told = 0, 64 do
+    local w = redis.call('ZRANGE', Q, 0, 0)[1]
+    if not w then return end
+    local mode, lease, ticket, owner = waiter(w)
+    if is_dead(ticket) then
+      redis.call('ZREM', Q, w)
+    elseif not admits(mode) then
       return
+    elseif told == 64 or held_by(owner) then
+      publish(ticket, 'w' .. ticket)
+      return
+    else
+      local token = next_counter()
+      if publish(ticket, 'g' .. ticket .. ' ' .. epoch .. ' ' .. token) == 0 then return end
+      redis.call('ZREM', Q, w)
+      grant(token, owner, mode, ticket, tonumber(lease))
     end
-    unqueue(ticket)
   end
 end
 
 -- Removes what nobody needs any more.
-local function tidy(n)
-  if redis.call('ZCARD', Q) > 0 then return end
-  redis.call('ZREM', C, name)
-  if n == 0 then
-    redis.call('DEL', H, Z, Q, W)
-    redis.call('ZREM', I, name)
+local function tidy()
+  if not s[4] or redis.call('EXISTS', Q) == 1 then return end
+  redis.call('SREM', C, name)
+  if n == 0 then redis.call('HDEL', S, F) end
+end
+
+-- Locks whose holders died and that nobody asked for since: some are looked at with every sixteenth counter.
+local function sweep()
+  local some = redis.call('HRANDFIELD', S, 16, 'WITHVALUES')
+  for at = 1, #some, 2 do
+    local kind = string.sub(some[at], 1, 2)
+    local over = kind == 'x:' and string.match(some[at + 1], '^%d+:(%d+)') or kind == 'q:' and some[at + 1]
+    local kept = kind == 'x:' and 60000000 or TTL * 1000
+    if over and tonumber(over) < t - kept then redis.call('HDEL', S, some[at]) end
   end
 end

@@ -1,11 +1,20 @@
--- Confirms the epoch, or begins a new one. KEYS: E. ARGV: the greatest epoch known, run id, replication id (both empty
--- if the server does not tell). Returns the epoch and whether it is new.
-local mirror = redis.call('HMGET', KEYS[1], 'e', 'r', 'p')
+-- Confirms the epoch, or begins a new one, which voids all locks. KEYS: S. ARGV: the greatest epoch known, run id,
+-- replication id (both empty if the server does not tell), and which epoch to begin if this one cannot be confirmed:
+-- '' none, 'next' the next one. Returns the epoch and 'confirmed' or 'new', or the least next one and 'void'.
+local S = KEYS[1]
+local mirror = redis.call('HMGET', S, 'e', 'r', 'p', 'c')
 local known, epoch = tonumber(ARGV[1]), tonumber(mirror[1] or '0')
 local same = ARGV[2] == '' or (mirror[2] == ARGV[2] and mirror[3] == ARGV[3])
-if mirror[1] and epoch >= known and same then return {mirror[1], 0} end
+if mirror[1] and epoch >= known and same then return {mirror[1], 'confirmed'} end
+local function text(n) return string.format('%d', n) end
 -- Not below the server's seconds: a later epoch is greater even if nobody is left who knew the last one.
-epoch = math.max(math.max(epoch, known) + 1, tonumber(redis.call('TIME')[1]))
-local text = string.format('%.0f', epoch)
-redis.call('HSET', KEYS[1], 'e', text, 'r', ARGV[2], 'p', ARGV[3])
-return {text, 1}
+local next_one = math.max(math.max(epoch, known) + 1, tonumber(redis.call('TIME')[1]))
+if ARGV[4] ~= 'next' then
+  -- The one that was agreed on, unless another went past it meanwhile.
+  local agreed = tonumber(ARGV[4]) or 0
+  if agreed <= epoch then return {text(next_one), 'void'} end
+  next_one = agreed
+end
+redis.call('DEL', S)
+redis.call('HSET', S, 'e', text(next_one), 'r', ARGV[2], 'p', ARGV[3], 'c', mirror[4] or '0')
+return {text(next_one), 'new'}

@@ -1,8 +1,13 @@
 -- ARGV: epoch, ticket, cycle
-if redis.call('HGET', E, 'e') ~= ARGV[1] then return {'epoch'} end
-local n, x = open(ARGV[1])
-if not unqueue(ARGV[2]) then return {0} end
-publish(ARGV[2], 'd' .. ARGV[2] .. ' ' .. ARGV[3])
-turn(n, x)
-tidy(n)
-return {1}
+open()
+for _, w in ipairs(redis.call('ZRANGE', Q, 0, -1)) do
+  local _, _, ticket = waiter(w)
+  if ticket == ARGV[2] then
+    redis.call('ZREM', Q, w)
+    publish(ticket, 'd' .. ticket .. ' ' .. ARGV[3])
+    hand_over()
+    tidy()
+    return {1}
+  end
+end
+return {0}

@@ -1,15 +1,9 @@
 -- ARGV: epoch, owner, counter
-if redis.call('HGET', E, 'e') ~= ARGV[1] then return {'epoch'} end
-local n, x = open(ARGV[1])
-local own = n > 0 and redis.call('HGET', H, 'o:' .. ARGV[2])
-local held, token
-if own then held, token = record(own) end
-local is_held = token == ARGV[3]
-if is_held then
-  drop(ARGV[2])
-  n = n - 1
-  if held == 'x' then x = false end
+local owner, token = ARGV[2], ARGV[3]
+if s[3] and not s[4] then
+  local held, ends, _, _, by = string.match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+  if held == token and by == owner and tonumber(ends) > t then
+    redis.call('HDEL', S, X)
+    return {1}
+  end
 end
-turn(n, x)
-tidy(n)
-return {is_held and 1 or 0}

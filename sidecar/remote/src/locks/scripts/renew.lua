@@ -1,21 +1,37 @@
--- KEYS: E, then H and Z of each lock. ARGV: epoch, then owner, counter, lease us of each lock.
-if redis.call('HGET', KEYS[1], 'e') ~= ARGV[1] then return {'epoch'} end
+-- KEYS: S, then H and Z of each lock. ARGV: epoch, then owner, counter, lease us of each lock.
+local S = KEYS[1]
+if redis.call('HGET', S, 'e') ~= ARGV[1] then return {'epoch'} end
 local clock = redis.call('TIME')
 local t = clock[1] * 1000000 + clock[2]
+local function text(n) return string.format('%d', n) end
+
+local function renew_shared(H, Z, name, owner, counter, lease)
+  local h = redis.call('HMGET', H, 'e', 'm', 'o:' .. owner)
+  local ends = h[1] == ARGV[1] and h[3] and string.match(h[3], '^%d+') == counter and redis.call('ZSCORE', Z, owner)
+  if not ends or tonumber(ends) <= t then return 0 end
+  redis.call('HSET', H, 'm', text(math.max(lease, tonumber(h[2]))))
+  redis.call('ZADD', Z, text(t + lease), owner)
+  redis.call('PEXPIRE', H, 90000000)
+  redis.call('PEXPIRE', Z, 90000000)
+  redis.call('HSET', S, 'q:' .. name, text(t))
+  return 1
+end
+
 local renewed = {}
 for at = 1, (#KEYS - 1) / 2 do
   local H, Z = KEYS[2 * at], KEYS[2 * at + 1]
-  local owner, counter, lease = ARGV[3 * at - 1], ARGV[3 * at], tonumber(ARGV[3 * at + 1])
-  local h = redis.call('HMGET', H, 'e', 'o:' .. owner, 'm')
-  local ends = redis.call('ZSCORE', Z, owner)
-  local held = h[1] == ARGV[1] and h[2] and ends and tonumber(ends) > t
-    and string.match(h[2], '^.:(%d+):') == counter
-  if held then
-    redis.call('ZADD', Z, string.format('%.0f', t + lease), owner)
-    if lease > tonumber(h[3] or '0') then redis.call('HSET', H, 'm', string.format('%.0f', lease)) end
-    redis.call('PEXPIRE', H, 90000000)
-    redis.call('PEXPIRE', Z, 90000000)
+  local name = string.sub(H, #S + 4)
+  local owner, counter, lease = ARGV[3 * at - 1], ARGV[3 * at], ARGV[3 * at + 1]
+  local x = redis.call('HGET', S, 'x:' .. name)
+  local token, ends, _, ticket, by = string.match(x or '', '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+  if token == counter and by == owner then
+    renewed[at] = tonumber(ends) > t and 1 or 0
+    if renewed[at] == 1 then
+      local record = token .. ':' .. text(t + lease) .. ':' .. lease .. ':' .. ticket .. ':' .. owner
+      redis.call('HSET', S, 'x:' .. name, record)
+    end
+  else
+    renewed[at] = renew_shared(H, Z, name, owner, counter, tonumber(lease))
   end
-  renewed[at] = held and 1 or 0
 end
 return renewed
