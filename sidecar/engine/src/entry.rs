@@ -12,13 +12,8 @@ use crate::hold::Hold;
 use crate::kernel::Basis;
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
 
-/// Where credited hits stop: the use of an entry since it was filled, as admission compares it.
-const USES_MAX: u8 = 15;
-/// Where second chances stop: S3-FIFO tells 0, 1, 2 and "3 or more" hits since the last look apart.
-const CHANCES_MAX: u8 = 3;
-const CHANCE: u8 = USES_MAX + 1;
-/// Both at their maximum.
-const FULL: u8 = USES_MAX | (CHANCES_MAX * CHANCE);
+/// Where credited hits stop.
+const HITS_MAX: u8 = 15;
 
 /// A value in L2, perhaps also reachable from L1. Cloning it is cheap: both are the same entry.
 pub struct Entry<K: Hold, V: Hold>(Thin<K, V>);
@@ -36,7 +31,7 @@ pub(crate) struct Header {
     place: [u8; 4],
     flushes: u16,
     dead: AtomicBool,
-    /// Hits credited and not yet used up: the lower half counts uses, the upper one chances.
+    /// Hits credited and not yet used up.
     credit: AtomicU8,
     l2_hits: AtomicU8,
     /// What the eviction policy notes about it; only under the shard's lock.
@@ -118,31 +113,19 @@ impl<K: Hold, V: Hold> Entry<K, V> {
     #[inline]
     pub(crate) fn credit(&self) {
         let seen = self.0.header().credit.load(Ordering::Relaxed);
-        if seen != FULL {
-            let use_ = u8::from(seen & USES_MAX < USES_MAX);
-            let chance = if seen < FULL & !USES_MAX { CHANCE } else { 0 };
-            self.0.header().credit.store(seen + use_ + chance, Ordering::Relaxed);
+        if seen < HITS_MAX {
+            self.0.header().credit.store(seen + 1, Ordering::Relaxed);
         }
     }
 
-    /// Hits since the eviction policy looked last; it stops counting at 3.
+    /// Hits credited and not yet used up by the eviction policy; it stops counting at 15.
     pub(crate) fn chances(&self) -> u8 {
-        self.0.header().credit.load(Ordering::Relaxed) / CHANCE
-    }
-
-    pub(crate) fn set_chances(&self, chances: u8) {
-        self.set_credit(self.uses(), chances);
-    }
-
-    /// Hits credited so far; it stops counting at 15.
-    pub(crate) fn uses(&self) -> u8 {
-        self.0.header().credit.load(Ordering::Relaxed) & USES_MAX
+        self.0.header().credit.load(Ordering::Relaxed)
     }
 
     /// A hit credited at the same time may be lost.
-    pub(crate) fn set_credit(&self, uses: u8, chances: u8) {
-        let credit = uses.min(USES_MAX) | (chances.min(CHANCES_MAX) * CHANCE);
-        self.0.header().credit.store(credit, Ordering::Relaxed);
+    pub(crate) fn set_chances(&self, chances: u8) {
+        self.0.header().credit.store(chances, Ordering::Relaxed);
     }
 
     /// Counts a hit in L2 and tells how many there were, up to 255. A lost update delays a promotion by one hit.
@@ -155,7 +138,7 @@ impl<K: Hold, V: Hold> Entry<K, V> {
 
     /// Takes over how much `old` was asked for.
     pub(crate) fn inherit(&self, old: &Self) {
-        self.set_credit(old.uses(), old.chances());
+        self.set_chances(old.chances());
         self.0.header().l2_hits.store(old.0.header().l2_hits.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 

@@ -24,8 +24,8 @@ type Queue = List<0>;
 /// The eviction policy of L2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PolicyKind {
-    /// The one of these that a small simulation on a sample of the keys finds best for the present load: S3-FIFO, TinyLFU
-    /// admission behind a short or a long window, or recency.
+    /// The one of these that a small simulation on a sample of the keys finds best for the present load: LIRS with a long or a
+    /// short memory of hits, S3-FIFO, or recency.
     #[default]
     Adaptive,
     /// S3-FIFO: three FIFO queues; scans pass through the small one without touching what is hot.

@@ -1,9 +1,11 @@
-//! Hashes of entries lately evicted, each with how often it had been used: what a policy remembers of what it let go.
+//! Hashes of entries lately evicted, each with when it left: what a policy remembers of what it let go.
 //!
 //! Fingerprints in sets of eight, two for each place of the shard: four bytes. A memory is lost to a newer one in a full
-//! set, fades when nearly twice as many others have come as the table has cells, and is taken for another one's in about
-//! one of 130 questions. The table grows with the places, by a few sets at a time and without moving what is in it; the
-//! few memories whose set is another one then are lost.
+//! set, fades when twice as many others have come as there are places, and is taken for another one's in about one of
+//! 130 questions. The table grows with the places, by a few sets at a time and without moving what is in it; the few
+//! memories whose set is another one then are lost.
+//!
+//! Time is counted in *eras*, of which one passes while a sixteenth of the places are evicted from.
 
 use crate::l2::Growing;
 
@@ -11,40 +13,31 @@ const WAYS: usize = 8;
 const CHUNK_SETS: usize = 16;
 /// Cells for each place.
 const CELLS: usize = 2;
-/// So many eras pass while as many memories come as there are cells.
-const ERAS: usize = 4;
-const ERA_MASK: u16 = 7;
-const USES_SHIFT: u32 = 3;
-const USES_MAX: u8 = 7;
+/// So many eras pass while as many entries leave as there are places.
+pub(super) const ERAS: u32 = 16;
+/// A memory so many eras old has faded.
+const FADED: u16 = CELLS as u16 * ERAS as u16;
 
-/// Fingerprint (10 bits), uses (3 bits), era (3 bits).
+/// Fingerprint (10 bits), era (6 bits); zero: nothing.
 type Cell = u16;
 type Set = [Cell; WAYS];
 
-const FINGERPRINT_SHIFT: u32 = 6;
-
-/// What is known of an entry that left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Memory {
-    /// How often it had been used, as far as this counts: up to 7, and less with time.
-    pub(super) uses: u8,
-    /// Fewer have left since than there are places.
-    pub(super) is_recent: bool,
-}
+const ERA_BITS: u32 = 6;
+const ERA_MASK: u16 = (1 << ERA_BITS) - 1;
 
 #[derive(Debug)]
 pub(super) struct Ghost {
     #[expect(clippy::vec_box, reason = "a longer list must not copy what is in the chunks")]
     chunks: Vec<Box<[Set; CHUNK_SETS]>>,
     growing: Growing,
-    era: u16,
+    era: u32,
     /// Memories of this era.
     count: usize,
 }
 
 impl Ghost {
     pub(super) fn new() -> Self {
-        Self { chunks: Vec::new(), growing: Growing::new(1), era: 1, count: 0 }
+        Self { chunks: Vec::new(), growing: Growing::new(1), era: 0, count: 0 }
     }
 
     /// Has a cell for each of so many places.
@@ -70,30 +63,40 @@ impl Ghost {
         size_of::<[Set; CHUNK_SETS]>() + list * size_of::<Box<[Set; CHUNK_SETS]>>()
     }
 
-    pub(super) fn remember(&mut self, hash: u32, uses: u8) {
+    /// The present era.
+    pub(super) fn era(&self) -> u32 {
+        self.era
+    }
+
+    /// An entry leaves that was last used so many eras ago.
+    pub(super) fn remember(&mut self, hash: u32, idle: u32) {
         self.count += 1;
-        if self.count * ERAS > self.cells() {
+        if self.count * CELLS * ERAS as usize > self.cells() {
             self.count = 0;
-            self.era = (self.era + 1) & ERA_MASK;
+            self.era = self.era.wrapping_add(1);
         }
-        let era = self.era;
+        let era = self.era as u16 & ERA_MASK;
+        if idle >= u32::from(FADED) {
+            return;
+        }
+        let used = era.wrapping_sub(idle as u16) & ERA_MASK;
         let Some(set) = self.set_mut(hash) else { return };
+        // What has faded would look young again one day.
+        set.iter_mut().filter(|cell| age(**cell, era) >= FADED).for_each(|cell| *cell = 0);
         let known = set.iter().position(|&cell| is_of(cell, hash));
         let oldest = || (0..WAYS).max_by_key(|&way| if set[way] == 0 { u16::MAX } else { age(set[way], era) });
         if let Some(way) = known.or_else(oldest) {
-            set[way] = fingerprint(hash) << FINGERPRINT_SHIFT | u16::from(uses.min(USES_MAX)) << USES_SHIFT | era;
+            set[way] = fingerprint(hash) << ERA_BITS | used;
         }
     }
 
-    /// Forgets `hash` and tells what it knew of it.
-    pub(super) fn take(&mut self, hash: u32) -> Option<Memory> {
-        let era = self.era;
+    /// Forgets `hash` and tells how many eras ago it was last used.
+    pub(super) fn take(&mut self, hash: u32) -> Option<u32> {
+        let era = self.era as u16 & ERA_MASK;
         let set = self.set_mut(hash)?;
         let way = set.iter().position(|&cell| is_of(cell, hash))?;
-        let cell = std::mem::take(&mut set[way]);
-        let age = age(cell, era);
-        let uses = (cell >> USES_SHIFT) as u8 & USES_MAX;
-        (age < ERA_MASK).then_some(Memory { uses: uses >> (age / 2), is_recent: usize::from(age) * CELLS <= ERAS })
+        let age = age(std::mem::take(&mut set[way]), era);
+        (age < FADED).then_some(u32::from(age))
     }
 
     fn cells(&self) -> usize {
@@ -106,12 +109,13 @@ impl Ghost {
     }
 }
 
+/// Of a cell, in eras.
 const fn age(cell: Cell, era: u16) -> u16 {
     era.wrapping_sub(cell) & ERA_MASK
 }
 
 const fn is_of(cell: Cell, hash: u32) -> bool {
-    cell >> FINGERPRINT_SHIFT == fingerprint(hash)
+    cell >> ERA_BITS == fingerprint(hash)
 }
 
 /// Never zero, and of bits that do not choose the set as long as there are no more than 2^22 sets.
@@ -130,24 +134,40 @@ mod tests {
     }
 
     #[test]
-    fn what_left_lately_is_remembered_once_and_fades() {
+    fn what_left_lately_is_remembered_once_with_its_age_and_fades() {
         let mut ghost = Ghost::new();
         ghost.grow_to(1024);
-        (0..200).for_each(|n| ghost.remember(hash(n), n as u8 % 8));
-        let known =
-            (0..200).filter(|&n| ghost.take(hash(n)) == Some(Memory { uses: n as u8 % 8, is_recent: true })).count();
-        assert!(known > 190, "{known} of 200");
-        assert!((0..200).all(|n| ghost.take(hash(n)).is_none()), "a memory is used up");
-        ghost.remember(hash(1), 3);
-        (1_000..6_000).for_each(|n| ghost.remember(hash(n), 0));
+        (0..128).for_each(|n| ghost.remember(hash(n), 0));
+        (1_000..1_512).for_each(|n| ghost.remember(hash(n), 0));
+        let ages: Vec<u32> = (0..128).filter_map(|n| ghost.take(hash(n))).collect();
+        assert!(ages.len() > 120, "{} of 128", ages.len());
+        assert!(ages.iter().all(|age| (8..=10).contains(age)), "512 of 1024 places are 8 eras: {ages:?}");
+        assert!((0..128).all(|n| ghost.take(hash(n)).is_none()), "a memory is used up");
+        ghost.remember(hash(1), 5);
+        assert_eq!(ghost.take(hash(1)), Some(5), "counted from its last use");
+        ghost.remember(hash(1), 0);
+        (2_000..5_000).for_each(|n| ghost.remember(hash(n), 0));
         assert_eq!(ghost.take(hash(1)), None);
+    }
+
+    #[test]
+    fn a_memory_does_not_look_young_when_eras_come_round() {
+        let mut ghost = Ghost::new();
+        ghost.grow_to(1024);
+        (0..100).for_each(|n| ghost.remember(hash(n), 0));
+        // 70 eras in which nothing stays that would push the others out.
+        for n in 1_000..1_000 + 70 * 64 {
+            ghost.remember(hash(n), 0);
+            ghost.take(hash(n));
+        }
+        assert_eq!((0..100).filter_map(|n| ghost.take(hash(n))).count(), 0);
     }
 
     #[test]
     fn most_memories_survive_growing() {
         let mut ghost = Ghost::new();
         ghost.grow_to(1024);
-        (0..500).for_each(|n| ghost.remember(hash(n), 1));
+        (0..500).for_each(|n| ghost.remember(hash(n), 0));
         let before = ghost.bytes();
         let grown = ghost.growth(1025);
         ghost.grow_to(1025);

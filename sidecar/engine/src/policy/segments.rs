@@ -5,7 +5,7 @@
 //! is. All of them leave the same structure behind, so that one can follow another at any moment.
 
 use super::Queue;
-use super::ghost::Ghost;
+use super::ghost::{ERAS, Ghost};
 use crate::entry::Entry;
 use crate::hold::Hold;
 use crate::l2::Slots;
@@ -13,20 +13,23 @@ use crate::l2::Slots;
 const SMALL: u8 = 0;
 const MAIN: u8 = 1;
 const QUEUE_MASK: u8 = 1;
-/// How many second chances are given in a row before an entry leaves in any case: a bound on the work of an eviction.
+/// Eras of which an entry's note knows which one it is.
+const NOTED_ERAS: u32 = 1 << 7;
+/// How many second chances are given in a row before a newcomer has to leave: a bound on the work of an eviction.
 const ROUNDS: usize = 24;
-/// So many insertions per entry make an age; with each age, what counted before counts half.
-const AGE: usize = 4;
 
 /// Who may enter the main queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// S3-FIFO: what was hit twice in the small queue, of so many hundredths of the bytes, or comes back soon. Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction", SOSP 2023.
+    /// S3-FIFO: what was hit twice in the small queue, of so many hundredths of the bytes, or comes back soon. Yang, Zhang,
+    /// Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction", SOSP 2023.
     S3Fifo(u8),
-    /// TinyLFU: what was used more often than the entry that would have to leave for it. The small queue is the window,
-    /// with so many hundredths of the bytes. Einziger, Friedman, Manes: "TinyLFU: a highly efficient cache admission
-    /// policy", ACM Transactions on Storage 2017.
-    TinyLfu(u8),
+    /// LIRS: what comes back sooner than the entry of the main queue that has been idle for longest, by a quarter at least. The
+    /// small queue has one hundredth of the bytes. So a part of a loop that is too long stays, and a scan changes nothing.
+    /// In the main queue so many hits count: many tell better what is popular, few let go sooner of what was. Jiang, Zhang:
+    /// "LIRS: an efficient low inter-reference recency set replacement policy", SIGMETRICS 2002; with second chances as in
+    /// Jiang, Chen, Zhang: "CLOCK-Pro: an effective improvement of the CLOCK replacement", USENIX ATC 2005.
+    Lirs(u8),
     /// Everything, at once: an approximation of LRU.
     Recency,
 }
@@ -35,8 +38,26 @@ impl Rule {
     /// The small queue's share of the bytes, in hundredths.
     const fn small_share(self) -> usize {
         match self {
-            Self::S3Fifo(share) | Self::TinyLfu(share) => share as usize,
+            Self::S3Fifo(share) => share as usize,
+            Self::Lirs(_) => 1,
             Self::Recency => 0,
+        }
+    }
+
+    /// Hits in the small queue that let an entry into the main one.
+    const fn least_hits(self) -> u8 {
+        match self {
+            Self::S3Fifo(_) => 2,
+            Self::Lirs(_) | Self::Recency => 1,
+        }
+    }
+
+    /// Hits that count for an entry of the main queue: so many times it is passed over.
+    const fn most_chances(self) -> u8 {
+        match self {
+            Self::S3Fifo(_) => 3,
+            Self::Lirs(chances) => chances,
+            Self::Recency => 1,
         }
     }
 }
@@ -48,8 +69,8 @@ pub(super) struct Segments {
     small_bytes: usize,
     main_bytes: usize,
     ghost: Ghost,
-    age: u8,
-    insertions: usize,
+    /// The era in which the oldest entry of the main queue came to its front.
+    oldest_era: u32,
     /// Something had to leave for room.
     was_full: bool,
 }
@@ -62,36 +83,29 @@ impl Segments {
             small_bytes: 0,
             main_bytes: 0,
             ghost: Ghost::new(),
-            age: 0,
-            insertions: 0,
+            oldest_era: 0,
             was_full: false,
         }
     }
 
     pub(super) fn insert<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32, rule: Rule) {
         self.ghost.grow_to(slots.span());
-        self.insertions += 1;
-        if self.insertions > AGE * (self.small.len() + self.main.len()) {
-            self.insertions = 0;
-            self.age = (self.age + 1) & (u8::MAX >> 1);
-        }
         let Some(placed) = slots.item(slot) else { return };
-        let known = self.ghost.take(placed.hash);
-        placed.entry.set_credit(known.map_or(1, |memory| memory.uses + 1), 0);
-        placed.entry.set_note(self.age << 1);
+        placed.entry.set_chances(0);
+        let left = self.ghost.take(placed.hash);
         let straight = match rule {
-            Rule::S3Fifo(_) => known.is_some_and(|memory| memory.is_recent),
-            Rule::TinyLfu(_) => false,
+            Rule::S3Fifo(_) => left.is_some_and(|ago| ago <= ERAS),
+            Rule::Lirs(_) => left.is_some_and(|ago| self.pass_over(slots, rule).is_some_and(|idle| ago * 4 < idle * 3)),
             Rule::Recency => true,
         };
         if straight {
             self.enter_main(slots, slot);
-        } else {
-            self.enter_small(slots, slot);
-            if matches!(rule, Rule::TinyLfu(_)) && !self.was_full && self.is_small_over(rule.small_share()) {
-                // The main queue is still being filled: nobody has to leave for it.
-                self.promote_oldest(slots);
-            }
+            return;
+        }
+        self.enter_small(slots, slot);
+        if matches!(rule, Rule::Lirs(_)) && !self.was_full && self.is_small_over(rule.small_share()) {
+            // The main queue is still being filled: nobody has to leave for it.
+            self.promote_oldest(slots);
         }
     }
 
@@ -110,16 +124,10 @@ impl Segments {
     /// Takes the next entry to leave out of its queue.
     pub(super) fn victim<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, rule: Rule) -> Option<u32> {
         self.was_full = true;
-        if let Rule::TinyLfu(share) = rule
-            && self.is_small_over(share as usize * 9 / 8 + 1)
-        {
-            // Another rule left the window too long, and losers alone do not shorten it.
-            self.promote_oldest(slots);
-        }
         let victim = self.choose(slots, rule)?;
-        let uses = self.uses(slots, victim);
         if let Some(placed) = slots.item(victim) {
-            self.ghost.remember(placed.hash, uses);
+            let is_main = placed.entry.note() & QUEUE_MASK == MAIN;
+            self.ghost.remember(placed.hash, if is_main { self.idle() } else { 0 });
         }
         self.remove(slots, victim);
         Some(victim)
@@ -131,45 +139,40 @@ impl Segments {
                 break;
             }
             let Some(oldest) = self.small.tail() else { break };
-            let chances = slots.item(oldest).map_or(0, |placed| placed.entry.chances());
-            match rule {
-                Rule::S3Fifo(_) if chances < 2 => return Some(oldest),
-                Rule::Recency if chances == 0 => return Some(oldest),
-                Rule::S3Fifo(_) | Rule::Recency => self.promote_oldest(slots),
-                Rule::TinyLfu(_) if chances > 0 => {
-                    if let Some(placed) = slots.item(oldest) {
-                        placed.entry.set_chances(0);
-                    }
-                    self.small.move_to_front(slots, oldest);
-                }
-                Rule::TinyLfu(_) => {
-                    let Some(rival) = self.oldest_of_main(slots, 1) else { return Some(oldest) };
-                    if self.uses(slots, oldest) <= self.uses(slots, rival) {
-                        return Some(oldest);
-                    }
-                    self.promote_oldest(slots);
-                    return Some(rival);
-                }
+            if slots.item(oldest).is_none_or(|placed| placed.entry.chances() < rule.least_hits()) {
+                return Some(oldest);
             }
+            self.promote_oldest(slots);
         }
-        let chances = if matches!(rule, Rule::S3Fifo(_)) { 3 } else { 1 };
-        self.oldest_of_main(slots, chances).or_else(|| self.small.tail())
+        if self.pass_over(slots, rule).is_some() {
+            return self.main.tail();
+        }
+        // All that was looked at is in use: rather than one of these leaves what has proved nothing yet.
+        self.small.tail().or_else(|| self.main.tail())
     }
 
-    /// The entry at the end of the main queue that has used up its chances, of which so many count.
-    fn oldest_of_main<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, chances: u8) -> Option<u32> {
+    /// Gives those at the end of the main queue that were hit their second chances. For how many eras the one at its end
+    /// has been idle, then; `None`: that was hit too, or there is none.
+    fn pass_over<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, rule: Rule) -> Option<u32> {
         for _ in 0..ROUNDS {
             let oldest = self.main.tail()?;
-            match slots.item(oldest) {
-                Some(placed) if placed.entry.chances() > 0 => {
-                    self.uses(slots, oldest);
-                    placed.entry.set_chances(placed.entry.chances().min(chances) - 1);
-                    self.main.move_to_front(slots, oldest);
-                }
-                _ => break,
+            let entry = &slots.item(oldest)?.entry;
+            // The main queue is in the order of eras, so the note's few bits are enough.
+            let era = u32::from(entry.note() >> 1);
+            self.oldest_era = self.oldest_era.wrapping_add(era.wrapping_sub(self.oldest_era) % NOTED_ERAS);
+            if entry.chances() == 0 {
+                return Some(self.idle());
             }
+            entry.set_chances(entry.chances().min(rule.most_chances()) - 1);
+            set_note(entry, MAIN, self.ghost.era());
+            self.main.move_to_front(slots, oldest);
         }
-        self.main.tail()
+        None
+    }
+
+    /// For how many eras the oldest entry of the main queue has been there, when it was last looked at.
+    fn idle(&self) -> u32 {
+        self.ghost.era().wrapping_sub(self.oldest_era)
     }
 
     fn promote_oldest<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>) {
@@ -182,31 +185,21 @@ impl Segments {
     }
 
     fn enter_main<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
-        self.main_bytes += set_queue(slots, slot, MAIN);
+        let Some(placed) = slots.item(slot) else { return };
+        set_note(&placed.entry, MAIN, self.ghost.era());
+        self.main_bytes += placed.entry.bytes();
         self.main.push_front(slots, slot);
     }
 
     fn enter_small<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
-        self.small_bytes += set_queue(slots, slot, SMALL);
+        let Some(placed) = slots.item(slot) else { return };
+        set_note(&placed.entry, SMALL, 0);
+        self.small_bytes += placed.entry.bytes();
         self.small.push_front(slots, slot);
     }
 
     fn is_small_over(&self, hundredths: usize) -> bool {
         self.small_bytes * 100 > (self.small_bytes + self.main_bytes) * hundredths
-    }
-
-    /// How often an entry has been used, what is long ago counting less; brings its count up to date.
-    fn uses<K: Hold, V: Hold>(&self, slots: &Slots<K, V>, slot: u32) -> u8 {
-        let Some(entry) = slots.item(slot).map(|placed| &placed.entry) else { return 0 };
-        let ages = self.age.wrapping_sub(entry.note() >> 1) & (u8::MAX >> 1);
-        if ages == 0 {
-            return entry.uses();
-        }
-        // What was hit since the last look is as young as that hit.
-        let uses = if entry.chances() > 0 { entry.uses() } else { entry.uses() >> ages.min(7) };
-        entry.set_credit(uses, entry.chances());
-        entry.set_note(self.age << 1 | entry.note() & QUEUE_MASK);
-        uses
     }
 
     /// Bytes that it has allocated.
@@ -220,11 +213,6 @@ impl Segments {
     }
 }
 
-/// The entry's bytes.
-fn set_queue<K: Hold, V: Hold>(slots: &Slots<K, V>, slot: u32, queue: u8) -> usize {
-    let note = |entry: &Entry<K, V>| {
-        entry.set_note(entry.note() & !QUEUE_MASK | queue);
-        entry.bytes()
-    };
-    slots.item(slot).map_or(0, |placed| note(&placed.entry))
+fn set_note<K: Hold, V: Hold>(entry: &Entry<K, V>, queue: u8, era: u32) {
+    entry.set_note((era % NOTED_ERAS) as u8 * 2 + queue);
 }
