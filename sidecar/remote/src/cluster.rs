@@ -7,7 +7,9 @@
 mod discover;
 mod slots;
 mod standing;
+mod tags;
 
 pub use discover::{DiscoverError, discover};
 pub use slots::{Redirect, SLOTS, Shard, SlotMap, SlotMapError, slot_of};
 pub use standing::Standing;
+pub use tags::tag_of;

@@ -6,7 +6,6 @@
 //! tracking is not used: requests fail and say why. Standalone servers only: a replica is read, but proves nothing.
 
 mod driver;
-mod scripts;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use tokio::sync::oneshot;
 pub use driver::Driver;
 use driver::{Asked, Outcome, Readers, Tag};
 
-use crate::{LaneHandle, Request, Target};
+use crate::{LaneHandle, Request, Target, leases as scripts};
 
 /// Stands between the prefix and a key's name in the name of its lease.
 const LEASE: &[u8] = b"caddy:lease:";

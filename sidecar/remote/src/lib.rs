@@ -14,6 +14,7 @@ mod handshake;
 pub mod journal;
 mod l3;
 mod lane;
+pub mod leases;
 pub mod locks;
 pub mod ranges;
 mod sentinel;

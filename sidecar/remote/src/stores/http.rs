@@ -11,6 +11,7 @@
 //! Many keys are that many requests, at most [`HttpConfig::concurrency`] at a time. `PUT` and `DELETE` are sent again
 //! after an unclear answer: they are idempotent, as HTTP defines them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,6 +45,8 @@ pub struct HttpConfig {
     pub url: String,
     /// Sent with every request.
     pub headers: Vec<(String, String)>,
+    /// The same, with values from files that are read for each request.
+    pub header_files: Vec<(String, PathBuf)>,
     /// How long one request may take, its body included.
     pub timeout: Duration,
     /// How often a request is sent again after a transient failure.
@@ -64,6 +67,7 @@ impl HttpConfig {
         Self {
             url: url.into(),
             headers: Vec::new(),
+            header_files: Vec::new(),
             timeout: Duration::from_secs(1),
             retries: 2,
             backoff: Duration::from_millis(50),
@@ -102,6 +106,7 @@ pub struct HttpStore {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     config: HttpConfig,
     headers: HeaderMap,
+    header_files: Vec<(HeaderName, PathBuf)>,
 }
 
 impl HttpStore {
@@ -121,6 +126,11 @@ impl HttpStore {
             let (name, value) = parsed.ok_or_else(|| HttpConfigError::Header(name.clone()))?;
             headers.append(name, value);
         }
+        let mut header_files = Vec::new();
+        for (name, path) in &config.header_files {
+            let parsed = HeaderName::try_from(name).map_err(|_| HttpConfigError::Header(name.clone()))?;
+            header_files.push((parsed, path.clone()));
+        }
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -134,7 +144,7 @@ impl HttpStore {
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(config.concurrency)
             .build(connector);
-        Ok(Self { client, config, headers })
+        Ok(Self { client, config, headers, header_files })
     }
 
     fn request(&self, method: Method, key: &[u8], body: Bytes) -> Result<Request<Full<Bytes>>, StoreError> {
@@ -148,8 +158,22 @@ impl HttpStore {
         Ok(request)
     }
 
+    /// Adds what lies in files: tokens that rotate.
+    async fn add_secrets(&self, headers: &mut HeaderMap) -> Result<(), StoreError> {
+        for (name, path) in &self.header_files {
+            let refused = |reason: String| StoreError::Refused {
+                reason: format!("cannot send the header '{name}' from {}: {reason}", path.display()).into(),
+            };
+            let text = tokio::fs::read(path).await.map_err(|error| refused(error.to_string()))?;
+            let value = HeaderValue::from_bytes(text.trim_ascii()).map_err(|error| refused(error.to_string()))?;
+            headers.append(name, value);
+        }
+        Ok(())
+    }
+
     /// Sends it until there is an answer that will not change, or no attempts are left.
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, StoreError> {
+    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, StoreError> {
+        self.add_secrets(request.headers_mut()).await?;
         let mut pause = self.config.backoff;
         for attempt in 0.. {
             let (reason, retry_after) = match timeout(self.config.timeout, self.ask_once(request.clone())).await {
