@@ -1,8 +1,14 @@
 //! Strategies: how a cache and the app's own database are kept together.
 //!
-//! Writes: [`WriteThroughCache`] asks the store first, [`WriteBehindCache`] acknowledges before the store has them.
+//! Reads: [`ReadThroughCache`] loads what no tier has, [`RefreshAheadCache`] also what is near its end. Writes:
+//! [`WriteThroughCache`] asks the store first, [`WriteBehindCache`] acknowledges before the store has them.
 
 pub mod behind;
 mod caches;
+mod through;
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod through_tests;
 
 pub use caches::{StoreWriteError, WriteBehindCache, WriteThroughCache};
+pub use through::{ReadError, ReadThroughCache, RefreshAheadCache, StrategyConfig, StrategyType};

@@ -101,12 +101,68 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         let inner = &*self.inner;
         let now = inner.timer.now();
         let (read, stale) = match inner.look(key.key_hash(), key, now) {
-            Local::Fresh(Some(value), tier) => return Ok(Loaded { value, from: LoadedFrom::Tier(tier) }),
-            Local::Fresh(None, _) => (false, None),
+            Local::Fresh(Some(value), tier, _) => return Ok(Loaded { value, from: LoadedFrom::Tier(tier) }),
+            Local::Fresh(None, ..) => (false, None),
             Local::Nothing(stale) => (true, stale),
         };
         let wish = Wish { key: key.to_owned(), deadline: now + inner.config.wait_timeout, read };
         Box::pin(inner.load(wish, stale, load)).await
+    }
+}
+
+impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
+    /// Loads `key` anew although there may be a fresh value, and stores what comes, unless somebody is at it already; `None`
+    /// from the loader leaves everything as it is. Whether there is a new value now.
+    ///
+    /// # Errors
+    ///
+    /// The loader failed, or was too slow.
+    pub(crate) async fn reload<E>(
+        &self,
+        key: &K,
+        load: impl AsyncFnOnce() -> Result<Option<V>, E>,
+    ) -> Result<bool, LoadError>
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let inner = &*self.inner;
+        let now = inner.timer.now();
+        let key_hash = key.key_hash();
+        let wanted = Wanted { source: inner.source, key_hash, hash: key_hash.tier(0), key };
+        // Nobody waits: a sender whose receiver has gone.
+        let (sender, _) = oneshot::channel();
+        let Joined::Lead(id, token) =
+            inner.loads.join(inner.cache.kernel(), &wanted, K::clone, sender, now, Moment::NEVER)
+        else {
+            return Ok(false);
+        };
+        let lead = Lead::new(&inner.loads, id);
+        let slot_until = token.sent().at() + inner.config.loader_lease;
+        let work = async {
+            let span = slot_until.since(inner.timer.now()).max(Duration::from_millis(1));
+            let Ok(Claim::Granted(lease)) = inner.remote.claim(key, span).await else { return Ok(None) };
+            let leased = Leased { inner, key, lease: Some(lease) };
+            Counts::add(&inner.counts.loads);
+            match load().await {
+                Ok(Some(value)) => {
+                    leased.store(&value, lead.is_newest()).await;
+                    Ok(Some(value))
+                }
+                Ok(None) => Ok(None),
+                Err(error) => {
+                    Counts::add(&inner.counts.load_failures);
+                    Err(LoadError::Load(Arc::from(error.into())))
+                }
+            }
+        };
+        let done = within(&*inner.timer, now + inner.config.wait_timeout, work).await;
+        let loaded = done.unwrap_or(Err(LoadError::TimedOut(inner.config.wait_timeout)))?;
+        let Some(value) = loaded else { return Ok(false) };
+        // Who found the old value gone meanwhile.
+        for waiter in lead.land().into_iter().flat_map(|landed| landed.waiters) {
+            let _ = waiter.send(Ok(Loaded { value: value.clone(), from: LoadedFrom::Loader }));
+        }
+        Ok(true)
     }
 }
 

@@ -28,8 +28,8 @@ pub(super) type Waiter<V> = oneshot::Sender<Result<Answer<V>, CacheError>>;
 
 /// What L1 and L2 have.
 pub(super) enum Local<V> {
-    /// The answer, as good as L3's.
-    Fresh(Option<V>, CacheTier),
+    /// The answer, as good as L3's, and until when it is.
+    Fresh(Option<V>, CacheTier, Moment),
     /// None. The value, if any, is for when a load fails.
     Nothing(Option<V>),
 }
@@ -50,7 +50,7 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         let inner = &*self.inner;
         let now = inner.timer.now();
         match inner.look(key.key_hash(), key, now) {
-            Local::Fresh(value, _) => Ok(value),
+            Local::Fresh(value, ..) => Ok(value),
             Local::Nothing(_) => {
                 let deadline = now + inner.config.wait_timeout;
                 let answer = Box::pin(inner.read_l3(key.to_owned(), deadline)).await?;
@@ -65,9 +65,23 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         Q: Name + Equivalent<K> + ?Sized,
     {
         match self.inner.look(key.key_hash(), key, self.inner.timer.now()) {
-            Local::Fresh(value, _) => Some(value),
+            Local::Fresh(value, ..) => Some(value),
             Local::Nothing(_) => None,
         }
+    }
+
+    /// As [`get_local`](Self::get_local), for values only, and whether the given part of the value's life is over, percent.
+    pub(crate) fn get_with_life<Q>(&self, key: &Q) -> Option<(V, impl Fn(u32) -> bool + use<K, V, Q>)>
+    where
+        Q: Name + Equivalent<K> + ?Sized,
+    {
+        let inner = &*self.inner;
+        let now = inner.timer.now();
+        let Local::Fresh(Some(value), _, until) = inner.look(key.key_hash(), key, now) else { return None };
+        let ttl = inner.config.ttl;
+        let is_due =
+            move |percent: u32| ttl.is_some_and(|ttl| until.since(now) * 100 <= ttl * 100_u32.saturating_sub(percent));
+        Some((value, is_due))
     }
 
     /// Frees what has expired in L2 and what is idle in this thread's L1, all of it. For programs that idle and want the
@@ -93,7 +107,11 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
                     let record = hit.entry.value();
                     let value = record.value.clone();
                     let tier = if hit.tier == Tier::L1 { CacheTier::L1 } else { CacheTier::L2 };
-                    let found = if record.is_fresh(now) { Local::Fresh(value, tier) } else { Local::Nothing(value) };
+                    let found = if record.is_fresh(now) {
+                        Local::Fresh(value, tier, record.fresh_until)
+                    } else {
+                        Local::Nothing(value)
+                    };
                     (found, hit.probe_due)
                 }
                 Lookup::Uncertain(uncertain) => {
