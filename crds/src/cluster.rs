@@ -6,12 +6,14 @@ mod auth;
 mod bounds;
 mod keyspaces;
 mod redis;
+mod stores;
 mod tiers;
 
 pub use auth::{Auth, AuthUser, PasswordKey};
 pub use bounds::{Amounts, Limits, LockLimits, Locks, Resources};
-pub use keyspaces::{Cache, Keyspace, KeyspaceMode};
+pub use keyspaces::{Cache, Keyspace, KeyspaceMode, Strategy};
 pub use redis::{CaKey, Embedded, L3, Mode, Redis, RedisTls, SecretKey, SecretName, Sentinel, SentinelTls};
+pub use stores::{Breaker, HttpHeader, HttpStore, PostgresStore, Store};
 pub use tiers::{Algorithm, Compression, L1, L2, L2Policy, Tiering};
 
 use crate::{quantity::Period, status::CacheClusterStatus};
@@ -73,6 +75,12 @@ pub struct CacheClusterSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub keyspaces: Vec<Keyspace>,
+
+    /// Databases of the app's, which keyspaces name: what no tier has is loaded from there. They are asked from within the
+    /// pods, by the sidecars.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub stores: Vec<Store>,
 
     /// Locks that apps of this CacheCluster take on the socket (LOCK.ACQUIRE).
     #[serde(default)]

@@ -31,6 +31,8 @@ pub const REDIS_AUTH_VOLUME: &str = "caddy-redis-auth";
 pub const SENTINEL_AUTH_VOLUME: &str = "caddy-sentinel-auth";
 /// Volume that holds the certificates for Redis.
 pub const REDIS_TLS_VOLUME: &str = "caddy-redis-tls";
+/// What the name of a volume with a store's secrets begins with; the store's name follows.
+const STORE_VOLUME: &str = "caddy-store-";
 /// Volume that holds the sidecar's identity.
 pub const IDENTITY_VOLUME: &str = "caddy-identity";
 
@@ -57,6 +59,10 @@ pub const REDIS_AUTH_DIR: &str = "/etc/caddy/redis-auth";
 pub const SENTINEL_AUTH_DIR: &str = "/etc/caddy/sentinel-auth";
 /// Directory of the certificates for Redis in the sidecar; its files are named as in a Secret of type kubernetes.io/tls.
 pub const REDIS_TLS_DIR: &str = "/etc/caddy/redis-tls";
+/// Directory below which each store has its own, with its password, headers and certificates.
+const STORES_DIR: &str = "/etc/caddy/stores";
+/// File of a store's password in its directory.
+pub const STORE_PASSWORD_FILE: &str = "password";
 /// File of the trusted authorities in it.
 pub const CA_FILE: &str = "ca.crt";
 /// File of the certificate that is shown.
@@ -77,6 +83,21 @@ pub const CLUSTER_NAME_MAX: usize = 52;
 /// Name of a CacheCluster's ConfigMap.
 pub fn config_map(cluster: &str) -> String {
     format!("caddy-{cluster}")
+}
+
+/// Volume with a store's secrets.
+pub fn store_volume(store: &str) -> String {
+    format!("{STORE_VOLUME}{store}")
+}
+
+/// Where the sidecar finds them.
+pub fn store_dir(store: &str) -> String {
+    format!("{STORES_DIR}/{store}")
+}
+
+/// File of the value of a store's `n`-th header in its directory.
+pub fn header_file(n: usize) -> String {
+    format!("header-{n}")
 }
 
 /// File of a user's password below [`AUTH_DIR`]; `None`: the default user's.

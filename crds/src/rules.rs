@@ -3,7 +3,7 @@
 //!
 //! `tests/rules.rs` evaluates the CEL beside the function and fails where they disagree.
 
-use crate::cluster::{CacheCluster, Coherence, Keyspace, Mode, Redis};
+use crate::cluster::{CacheCluster, Coherence, Keyspace, Mode, Redis, Strategy};
 use crate::names::CLUSTER_NAME_MAX;
 use crate::quantity::Period;
 use caddy_contract::parse_duration;
@@ -152,6 +152,28 @@ pub const RULES: &[Rule] = &[
         cel: "!has(self.keyspaces) || self.keyspaces.all(k, !has(k.negativeTtl) || (duration(k.negativeTtl) >= duration('10ms') && duration(k.negativeTtl) <= duration('24h')))",
         message: "negativeTtl of a keyspace must be 10ms to 24h",
         holds: |cluster| all_within(cluster, |keyspace| keyspace.negative_ttl.as_ref()),
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.stores) || self.stores.all(s, has(s.http) != has(s.postgres) && self.stores.exists_one(o, o.name == s.name))",
+        message: "each store has exactly one of http and postgres, and a name of its own",
+        holds: |cluster| {
+            let mut names = HashSet::new();
+            let stores = &cluster.spec.stores;
+            stores.iter().all(|store| store.http.is_some() != store.postgres.is_some() && names.insert(&store.name))
+        },
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, k.strategy == 'CacheAside' || (has(k.store) && has(self.stores) && self.stores.exists(s, s.name == k.store)))",
+        message: "a keyspace whose strategy is not CacheAside names one of stores",
+        holds: |cluster| {
+            let has = |name: &String| cluster.spec.stores.iter().any(|store| store.name == *name);
+            let holds = |keyspace: &Keyspace| {
+                keyspace.strategy == Strategy::CacheAside || keyspace.store.as_ref().is_some_and(has)
+            };
+            cluster.spec.keyspaces.iter().all(holds)
+        },
     },
     Rule {
         at: &["spec", "auth"],

@@ -90,6 +90,14 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
         ("lease must be", object("n", &json!({"l3": l3, "locks": {"lease": "99ms"}}))),
         ("timeout must be", object("n", &json!({"l3": l3, "locks": {"timeout": "25h"}}))),
         ("deadlockCheck must be", object("n", &json!({"l3": l3, "locks": {"deadlockCheck": "1ms"}}))),
+        ("exactly one of http and postgres", object("n", &json!({"l3": l3, "stores": [{"name": "a"}]}))),
+        (
+            "names one of stores",
+            object(
+                "n",
+                &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a", "strategy": "ReadThrough", "store": "b"}]}),
+            ),
+        ),
         (
             "names of keyspaces",
             object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a"}, {"name": "a", "match": "b"}]})),

@@ -31,6 +31,8 @@ pub(crate) struct TierKey {
     pub(crate) is_observed: bool,
     /// It expires before its key does in L3, so that TTL cannot be told from it.
     pub(crate) is_bounded: bool,
+    /// A hit asks for a new value if this one is fresh for no longer than so many milliseconds; 0: never.
+    pub(crate) refresh_within: u32,
     name: Box<[u8]>,
 }
 
@@ -95,7 +97,15 @@ impl<'a> KeyRef<'a> {
     /// As yet under no rule.
     pub(crate) fn to_tier_key(self) -> TierKey {
         let Self { database, read, name } = self;
-        TierKey { database, keyspace: Id::default(), read, is_observed: false, is_bounded: false, name: name.into() }
+        TierKey {
+            database,
+            keyspace: Id::default(),
+            read,
+            is_observed: false,
+            is_bounded: false,
+            refresh_within: 0,
+            name: name.into(),
+        }
     }
 }
 

@@ -43,6 +43,10 @@ pub(crate) enum Guard {
     SentinelOpinion,
     /// What a server announces to all is proved by the probe after the one that asked.
     BroadcastLag,
+    /// A read joins a load only while nothing invalidated its key since.
+    JoinOnlyLiveLoads,
+    /// A write through the sidecar removes the fill leases of its keys in the same step.
+    WritesEndLeases,
     /// Where no pushes come, what touched unknown keys kills every copy.
     FlushUntracked,
     /// A key that a pattern in force has is cleared in L3 before a request about it is taken.

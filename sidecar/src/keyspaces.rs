@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use caddy_contract::{Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode};
+use caddy_contract::{Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode, Loading};
 use caddy_engine::{
     Moment,
     codec::{
@@ -22,6 +22,11 @@ use caddy_engine::{
     glob::Glob,
 };
 use parking_lot::RwLock;
+
+use crate::{
+    cache::Cached,
+    loading::{Store, Stores},
+};
 
 /// The name of the keys that no rule matches; no rule can be called so.
 pub(crate) const UNMATCHED: &str = "*";
@@ -80,9 +85,17 @@ pub(crate) struct Rule {
     mode: KeyspaceMode,
     ttl: Option<Duration>,
     negative_ttl: Option<Duration>,
+    /// What its absent keys are loaded from.
+    pub(crate) source: Option<Arc<Source>>,
     /// How its values are packed; `None`: they are not.
     pub(crate) codec: Option<Arc<KeyspaceCodec>>,
     training: Arc<Schedule>,
+}
+
+/// Where and how a keyspace's values are loaded.
+pub(crate) struct Source {
+    pub(crate) store: Arc<Store>,
+    pub(crate) settings: Loading,
 }
 
 /// When a keyspace's dictionary is to be trained next.
@@ -118,6 +131,19 @@ impl Rule {
         self.mode == KeyspaceMode::Observe
     }
 
+    /// A hit on a copy asks for a new value if it is fresh for no longer than so many milliseconds; 0: never. A part of the
+    /// life that the copy had when it was read: whoever loaded the value comes first.
+    pub(crate) fn refresh_within(&self, value: &Cached, read_at: Moment, expiry: Expiry) -> u32 {
+        let percent = self.source.as_ref().and_then(|source| source.settings.refresh_at_percent);
+        match percent {
+            Some(percent) if value.exists() && expiry.at != Moment::NEVER => {
+                let life = expiry.at.since(read_at).as_millis() * u128::from(100 - percent.min(100)) / 100;
+                u32::try_from(life).unwrap_or(u32::MAX).max(1)
+            }
+            _ => 0,
+        }
+    }
+
     /// When a copy that was read at `read_at` expires, if its key does at `expiry`.
     pub(crate) fn bound(&self, is_absent: bool, read_at: Moment, expiry: Moment) -> Expiry {
         let bound = if is_absent { self.negative_ttl } else { self.ttl };
@@ -132,11 +158,12 @@ impl Rule {
 pub(crate) struct Keyspaces {
     rules: Vec<(Glob, Rule)>,
     rest: Rule,
+    loads: bool,
 }
 
 impl Keyspaces {
     /// The rules of `config`; codecs of `previous` ones that are as before are taken over with what they have learned.
-    pub(crate) fn new(config: &Config, names: &Names, previous: Option<&Self>) -> Self {
+    pub(crate) fn new(config: &Config, names: &Names, stores: &Stores, previous: Option<&Self>) -> Self {
         let zstd = |compression: &Compression| compression.algorithm == Algorithm::Zstd;
         let trained = config.keyspaces.iter().filter(|rule| zstd(&rule.compression)).count();
         let sampling = TrainingConfig {
@@ -165,15 +192,22 @@ impl Keyspaces {
         let rule = |rule: &Keyspace| {
             let id = names.id(&rule.name);
             let (codec, training) = packing(id, &rule.compression);
-            let (ttl, negative_ttl) = (rule.ttl, rule.negative_ttl);
-            let compiled = Rule { id, cache: rule.cache, mode: rule.mode, ttl, negative_ttl, codec, training };
+            let source = rule.loading.as_ref().and_then(|settings| {
+                let store = stores.get(&settings.store)?.clone();
+                Some(Arc::new(Source { store, settings: settings.clone() }))
+            });
+            let negative_ttl = source.as_ref().map(|source| source.settings.negative_ttl).or(rule.negative_ttl);
+            let (cache, mode, ttl) = (rule.cache, rule.mode, rule.ttl);
+            let compiled = Rule { id, cache, mode, ttl, negative_ttl, source, codec, training };
             (Glob::new(rule.pattern.as_bytes()), compiled)
         };
         let id = names.id(UNMATCHED);
         let (codec, training) = packing(id, &config.l2.compression);
         let (cache, mode) = (CacheMode::Auto, KeyspaceMode::Serve);
-        let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, codec, training };
-        let mut all = Self { rules: config.keyspaces.iter().map(rule).collect(), rest };
+        let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, source: None, codec, training };
+        let rules: Vec<_> = config.keyspaces.iter().map(rule).collect();
+        let loads = rules.iter().any(|(_, rule)| rule.source.is_some());
+        let mut all = Self { rules, rest, loads };
         if config.consistency.coherence == Coherence::Ttl {
             let bound = config.consistency.max_staleness;
             let rules = all.rules.iter_mut().map(|(_, rule)| rule);
@@ -202,6 +236,16 @@ impl Keyspaces {
     /// The rule for a key.
     pub(crate) fn rule(&self, key: &[u8]) -> &Rule {
         self.rules.iter().find(|(glob, _)| glob.matches(key)).map_or(&self.rest, |(_, rule)| rule)
+    }
+
+    /// Where a key is loaded from when it is absent.
+    pub(crate) fn source(&self, key: &[u8]) -> Option<&Arc<Source>> {
+        if self.loads { self.rule(key).source.as_ref() } else { None }
+    }
+
+    /// Whether any key is loaded from a store.
+    pub(crate) fn loads(&self) -> bool {
+        self.loads
     }
 
     /// Whether copies of all these keys may be kept.
@@ -251,10 +295,11 @@ mod tests {
             mode: KeyspaceMode::Serve,
             ttl: ttl.map(Duration::from_secs),
             negative_ttl: negative_ttl.map(Duration::from_secs),
+            loading: None,
             compression: Config::default().l2.compression,
         };
         let config = Config { keyspaces: rules.iter().map(keyspace).collect(), ..Config::default() };
-        Keyspaces::new(&config, &Names::default(), None)
+        Keyspaces::new(&config, &Names::default(), &Stores::default(), None)
     }
 
     #[test]

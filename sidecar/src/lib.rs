@@ -23,6 +23,7 @@ mod guards;
 mod hub;
 mod keyspaces;
 mod listener;
+mod loading;
 mod locks;
 mod mailbox;
 mod memory;
@@ -48,5 +49,6 @@ mod worker;
 
 pub use cli::{Cli, Command, Serve, Start, read as read_config};
 pub use listener::ListenError;
+pub use loading::StoreConfigError;
 pub use ping::ping;
 pub use server::{ServeError, serve};

@@ -103,6 +103,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     undecodable.inc_by(shared.envelopes.failures());
     registry.register("l3_undecodable", "Values in L3 that could not be opened: misses", undecodable);
     keyspaces(shared, &mut registry);
+    stores(shared, &mut registry);
     let locks = shared.locks.stats();
     for (name, help, counted) in lock_counters(&locks) {
         let counter: Counter = Counter::default();
@@ -166,6 +167,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
 fn keyspaces(shared: &Shared, registry: &mut Registry) {
     let reads = Family::<[(&str, String); 2], Counter>::default();
     let [fills, compressed, undecodable] = [(); 3].map(|()| Family::<[(&str, String); 1], Counter>::default());
+    let loads = Family::<[(&str, String); 2], Counter>::default();
     let ratios = Family::<[(&str, String); 2], Gauge<f64, AtomicU64>>::default();
     let compressed_bytes = Family::<[(&str, String); 2], Counter>::default();
     let compression_time = Family::<[(&str, String); 2], Counter<f64, AtomicU64>>::default();
@@ -175,6 +177,11 @@ fn keyspaces(shared: &Shared, registry: &mut Registry) {
         for count in Count::READS {
             let [keyspace] = label.clone();
             let series = reads.get_or_create(&[keyspace, ("outcome", count.name().to_owned())]);
+            series.inc_by(stats.counts.get(count));
+        }
+        for count in Count::LOADS {
+            let [keyspace] = label.clone();
+            let series = loads.get_or_create(&[keyspace, ("outcome", count.name().to_owned())]);
             series.inc_by(stats.counts.get(count));
         }
         fills.get_or_create(&label).inc_by(stats.counts.get(Count::Fill));
@@ -202,6 +209,7 @@ fn keyspaces(shared: &Shared, registry: &mut Registry) {
         bytes.get_or_create(&label).set(i64::try_from(stats.size.bytes).unwrap_or(i64::MAX));
     }
     registry.register("keyspace_reads", "Reads that looked for a copy, by keyspace and what became of them", reads);
+    registry.register("keyspace_loads", "Values asked of stores, and reads that waited for them, by outcome", loads);
     registry.register("keyspace_fills", "Copies put into L2, by keyspace", fills);
     registry.register("compressed_values", "Copies that L2 holds, or held, compressed", compressed);
     registry.register("compressed_bytes", "Bytes of those copies, before and after", compressed_bytes);
@@ -210,6 +218,42 @@ fn keyspaces(shared: &Shared, registry: &mut Registry) {
     registry.register("keyspace_hit_ratio", "Share of reads that L2 would answer with so much memory", ratios);
     registry.register("keyspace_entries", "Entries in L2, by keyspace", entries);
     registry.register("keyspace_bytes", "Bytes of the entries in L2, by keyspace", bytes);
+}
+
+/// What is known of each store; its name is the label.
+fn stores(shared: &Shared, registry: &mut Registry) {
+    let [calls, keys, failures, busy, left_alone] = [(); 5].map(|()| Family::<[(&str, String); 1], Counter>::default());
+    let [under_way, waiting, open] = [(); 3].map(|()| Family::<[(&str, String); 1], Gauge>::default());
+    for store in shared.loading.stores().all() {
+        let label = [("store", store.name.to_string())];
+        let counts = &store.counts;
+        for (family, counted) in [
+            (&calls, &counts.calls),
+            (&keys, &counts.keys),
+            (&failures, &counts.failures),
+            (&busy, &counts.busy),
+            (&left_alone, &counts.left_alone),
+        ] {
+            family.get_or_create(&label).inc_by(counted.get());
+        }
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (calling, queued) = store.load_of();
+        under_way.get_or_create(&label).set(count(calling));
+        waiting.get_or_create(&label).set(count(queued));
+        open.get_or_create(&label).set(i64::from(store.is_left_alone()));
+    }
+    registry.register("store_calls", "Loads asked of a store, each for one or more keys", calls);
+    registry.register("store_keys", "Keys asked for in them", keys);
+    registry.register("store_failures", "Those calls that failed", failures);
+    registry.register("store_busy", "Loads refused because too many waited (stores[].maxQueued)", busy);
+    registry.register(
+        "store_left_alone",
+        "Loads refused while the store was left alone (stores[].breaker)",
+        left_alone,
+    );
+    registry.register("store_calls_under_way", "Calls under way", under_way);
+    registry.register("store_waiting", "Loads that wait for their turn", waiting);
+    registry.register("store_breaker_open", "1 while the store is left alone", open);
 }
 
 /// What is counted about locks.

@@ -67,9 +67,15 @@ fn take_over(config: Config, shared: &Shared) {
         ("tiering", old.tiering != config.tiering),
     ];
     let waiting: Vec<&str> = needs_restart.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
-    tracing::info!(generation = config.config_generation, "took over a new configuration");
     if !waiting.is_empty() {
         tracing::warn!(fields = waiting.join(", "), "changes of these fields take effect in new pods only");
     }
-    shared.reconfigure(config);
+    let generation = config.config_generation;
+    match shared.reconfigure(config) {
+        Ok(()) => tracing::info!(generation, "took over a new configuration"),
+        Err(error) => {
+            shared.metrics.config_errors.inc();
+            tracing::error!(cause = ?error, "the new configuration cannot be used: {error}; the old one stays in force");
+        }
+    }
 }

@@ -19,8 +19,9 @@ use crate::{
     events,
     hub::{Addition, Hub},
     listener::{Accepted, ListenError, Listeners},
+    loading::{self, Loading, StoreConfigError, Stores},
     memory,
-    packer::{self, Jobs, Packer},
+    packer::{self, Packer},
     ranges, reload, server_commands,
     session::Session,
     shared::{L3, Shared},
@@ -59,6 +60,9 @@ pub enum ServeError {
     /// The kernel's table of sources is too small for its configuration.
     #[error(transparent)]
     Kernel(#[from] caddy_engine::KernelError),
+    /// A store of the configuration cannot be had.
+    #[error(transparent)]
+    Store(#[from] StoreConfigError),
     /// A part the sidecar cannot do without ended.
     #[error("{0}")]
     Failed(String),
@@ -82,7 +86,8 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     let config = start.config.clone();
     let (hub, additions) = mpsc::unbounded_channel();
     let (packer, jobs) = Packer::new();
-    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone(), packer)?;
+    let (loading, loads) = Loading::new(Stores::new(&config, &Stores::default())?);
+    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone(), packer, loading)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let listeners = Listeners::open(&config.listen.socket, config.listen.tcp_port).await?;
@@ -96,7 +101,10 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         let (hub, additions) = mpsc::unbounded_channel();
         workers.push(start_worker(index, &shared, hub, additions, &supervisor)?);
     }
-    let packing = start_packer(&shared, jobs, &supervisor)?;
+    let (own, watch) = (shared.clone(), supervisor.clone());
+    let packing = start_thread("packer", &supervisor, move || packer::run(own, jobs, watch))?;
+    let (own, watch) = (shared.clone(), supervisor.clone());
+    let loader = start_thread("loader", &supervisor, move || loading::run(own, loads, watch))?;
     supervisor.spawn_vital("memory", memory::watch(shared.clone()));
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
     if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
@@ -135,8 +143,10 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
             tracing::error!("a worker thread panicked");
         }
     }
-    if packing.join().is_err() {
-        tracing::error!("the packer's thread panicked");
+    for (name, thread) in [("packer", packing), ("loader", loader)] {
+        if thread.join().is_err() {
+            tracing::error!("the {name}'s thread panicked");
+        }
     }
     Ok(())
 }
@@ -211,13 +221,18 @@ async fn drain(shared: &Shared, grace: Duration) {
     }
 }
 
-fn start_packer(shared: &Arc<Shared>, jobs: Jobs, supervisor: &Supervisor) -> Result<JoinHandle<()>, ServeError> {
-    let (shared, supervisor) = (shared.clone(), supervisor.clone());
+/// Runs what `make` gives on a thread of its own.
+fn start_thread<F: Future<Output = ()>>(
+    name: &str,
+    supervisor: &Supervisor,
+    make: impl FnOnce() -> F + Send + 'static,
+) -> Result<JoinHandle<()>, ServeError> {
+    let supervisor = supervisor.clone();
     let work = move || match local_runtime() {
-        Ok(runtime) => runtime.block_on(packer::run(shared, jobs, supervisor)),
+        Ok(runtime) => runtime.block_on(make()),
         Err(error) => supervisor.fail(error.to_string()),
     };
-    std::thread::Builder::new().name("packer".to_owned()).spawn(work).map_err(ServeError::Thread)
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(ServeError::Thread)
 }
 
 // === workers ===

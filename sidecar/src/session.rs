@@ -14,6 +14,7 @@ mod gather;
 mod guard;
 mod inspect;
 mod invalidate;
+pub(crate) mod load;
 pub(crate) mod locking;
 mod own;
 mod patterns;

@@ -31,6 +31,7 @@ use crate::{
     files, guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
+    loading::{Loading, StoreConfigError, Stores},
     locks::Locks,
     memory::Memory,
     metrics::Metrics,
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) l3: L3,
     pub(crate) status: Status,
     pub(crate) locks: Locks,
+    pub(crate) loading: Loading,
     pub(crate) envelopes: Envelopes,
     /// Which invalidations by pattern are in force.
     pub(crate) ranges: Ranges,
@@ -114,6 +116,7 @@ impl Shared {
         password: Option<&String>,
         hub: mpsc::UnboundedSender<Addition>,
         packer: Packer,
+        loading: Loading,
     ) -> Result<Arc<Self>, KernelError> {
         let room = files::room_for_apps(config.limits.max_connections);
         let cache = Cache::new(cache_config(&config));
@@ -137,7 +140,7 @@ impl Shared {
         let names = Names::default();
         let shared = Arc::new(Self {
             clock: BootClock,
-            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, None)),
+            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, &loading.stores(), None)),
             names,
             tally: Tally::default(),
             packer,
@@ -149,6 +152,7 @@ impl Shared {
             l3,
             status: Status::new(is_embedded),
             locks,
+            loading,
             envelopes: Envelopes::default(),
             ranges,
             events: Events::default(),
@@ -191,10 +195,15 @@ impl Shared {
     }
 
     /// Takes over what of a new configuration can change while running.
-    pub(crate) fn reconfigure(&self, config: Config) {
+    ///
+    /// # Errors
+    /// A store of it cannot be set up; all stays as it was.
+    pub(crate) fn reconfigure(&self, config: Config) -> Result<(), StoreConfigError> {
+        let stores = Stores::new(&config, &self.loading.stores())?;
         self.kernel().set_max_staleness(config.consistency.max_staleness);
         let alike = keyspaces::keep_alike(&self.config(), &config);
-        let keyspaces = Keyspaces::new(&config, &self.names, Some(&self.keyspaces()));
+        let keyspaces = Keyspaces::new(&config, &self.names, &stores, Some(&self.keyspaces()));
+        self.loading.set_stores(stores);
         self.keyspaces.store(Arc::new(keyspaces));
         self.locks.reconfigure(&config);
         if self.config().auth != config.auth {
@@ -206,6 +215,7 @@ impl Shared {
             self.kernel().flush_all(caddy_engine::FlushCause::Overwritten);
             self.cache.clear();
         }
+        Ok(())
     }
 
     /// What is known of each keyspace that there ever was.

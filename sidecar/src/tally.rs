@@ -50,10 +50,26 @@ pub(crate) enum Count {
     UnpackNanos,
     /// Copies that could not be unpacked.
     Damaged,
+    /// Values asked of the store, because a read found none.
+    Load,
+    /// Reads that waited for a load that was under way in this sidecar.
+    LoadJoined,
+    /// Reads answered with what another sidecar loaded meanwhile.
+    LoadShared,
+    /// Loads that the store did not answer, or that it was not asked for.
+    LoadFailed,
+    /// Loads given up at `hardTimeout`.
+    LoadTimedOut,
+    /// Loaded values that were not stored, since the key was written or removed meanwhile, or L3 did not say.
+    LoadOvertaken,
+    /// Values asked of the store before the end of the one that there is.
+    Refresh,
+    /// Reads answered with a value that was no longer fresh.
+    ServedStale,
 }
 
 impl Count {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::HitL1,
         Self::HitL2,
         Self::Miss,
@@ -69,6 +85,14 @@ impl Count {
         Self::Unpacked,
         Self::UnpackNanos,
         Self::Damaged,
+        Self::Load,
+        Self::LoadJoined,
+        Self::LoadShared,
+        Self::LoadFailed,
+        Self::LoadTimedOut,
+        Self::LoadOvertaken,
+        Self::Refresh,
+        Self::ServedStale,
     ];
 
     /// What reads came to: each is counted as one of these.
@@ -93,8 +117,28 @@ impl Count {
             Self::Unpacked => "decompressed",
             Self::UnpackNanos => "decompression_ns",
             Self::Damaged => "undecodable",
+            Self::Load => "loads",
+            Self::LoadJoined => "loads_joined",
+            Self::LoadShared => "loads_shared",
+            Self::LoadFailed => "loads_failed",
+            Self::LoadTimedOut => "loads_timed_out",
+            Self::LoadOvertaken => "loads_overtaken",
+            Self::Refresh => "refreshes",
+            Self::ServedStale => "served_stale",
         }
     }
+
+    /// What came of loads, by the label `outcome`.
+    pub(crate) const LOADS: [Self; 8] = [
+        Self::Load,
+        Self::LoadJoined,
+        Self::LoadShared,
+        Self::LoadFailed,
+        Self::LoadTimedOut,
+        Self::LoadOvertaken,
+        Self::Refresh,
+        Self::ServedStale,
+    ];
 
     pub(crate) fn hit(tier: Tier) -> Self {
         match tier {

@@ -7,7 +7,9 @@
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use caddy_engine::{Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Moment, SourceId, reuse::Copied};
+use caddy_engine::{
+    Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Landed, Moment, SourceId, reuse::Copied,
+};
 use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
@@ -18,11 +20,13 @@ use crate::{
     envelope::Decoded,
     errands::Errand,
     guards::{Guard, hold},
+    loading::{Asker, Miss, Several},
     mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
     nodes::{Node, NodeId},
     packer,
     probe::{Probe, Prover},
     ranges::Look,
+    session,
     shared::{L3, Shared},
     stored::Stored,
     tally::Count,
@@ -37,6 +41,10 @@ pub(crate) struct Effect {
     pub(crate) barrier: bool,
     /// It replaced a whole database.
     pub(crate) flush: bool,
+    /// Keys that have a store, each with its fill lease, which ends in the same step.
+    pub(crate) leases: Vec<(Bytes, Bytes)>,
+    /// It is the EXEC of an app's own transaction: what is done in the same step is queued in there.
+    pub(crate) is_exec: bool,
 }
 
 impl Effect {
@@ -45,6 +53,7 @@ impl Effect {
         self.keys.extend_from_slice(&other.keys);
         self.barrier |= other.barrier;
         self.flush |= other.flush;
+        self.leases.extend_from_slice(&other.leases);
     }
 
     /// What must have happened before the reply is handed on.
@@ -171,6 +180,10 @@ impl Handler for Upstream {
 
     fn reply(&mut self, tag: &mut Tag, index: u16, frame: Bytes) {
         match tag {
+            // Within a transaction the first error says why there is none.
+            Tag::Relay(relay)
+                if !relay.effect.leases.is_empty() && relay.reply.as_ref().is_some_and(|one| one.starts_with(b"-")) => {
+            }
             Tag::Relay(relay) => relay.reply = Some(frame),
             Tag::Fill(fill) if index == 0 => fill.reply = Some(frame),
             Tag::Fill(fill) => fill.pttl = integer(&frame),
@@ -279,6 +292,7 @@ impl Upstream {
         // Whatever the answer is, also a loss: the command may have been executed.
         effect.apply(&self.shared);
         let bytes = match (outcome, reply) {
+            (Ok(()), Some(reply)) if !effect.leases.is_empty() => session::load::unwrapped(&reply, effect.is_exec),
             (Ok(()), Some(reply)) => reply,
             (Err(loss), _) => error_reply(&loss),
             (Ok(()), None) => Bytes::from_static(b"-ERR the relay ended without a reply\r\n"),
@@ -413,6 +427,13 @@ fn finish_fill(shared: &Shared, fill: Fill) {
         Read::Get => shared.envelopes.decode(landed.key.as_ref().key(), value, fill.pttl),
         Read::Request => Decoded::plain(value, fill.pttl),
     });
+    if let Some(decoded) = &decoded
+        && landed.key.read == Read::Get
+        && !decoded.value.exists()
+        && shared.keyspaces().source(landed.key.as_ref().key()).is_some()
+    {
+        return load(shared, landed, decoded.stale.as_ref());
+    }
     let value = decoded.as_ref().map(|decoded| decoded.value.clone());
     if let Some(decoded) = decoded.filter(|_| fill.keep) {
         keep(shared, landed.key, &landed.token, decoded);
@@ -423,6 +444,16 @@ fn finish_fill(shared: &Shared, fill: Fill) {
             // An error (WRONGTYPE, NOPERM): the same bytes in both protocols.
             None => waiter.to.reply(reply.clone()),
         }
+    }
+}
+
+/// Nothing fresh was found in L3, and the key has a store: who waits, waits for that.
+fn load(shared: &Shared, landed: Landed<TierKey, Waiter>, stale: Option<&Cached>) {
+    let name = landed.key.as_ref();
+    let (database, key) = (name.database, Bytes::copy_from_slice(name.key()));
+    for waiter in landed.waiters {
+        let (token, asker) = (Some(landed.token), Asker::One(waiter));
+        shared.loading.miss(Miss { database, key: key.clone(), token, stale: stale.cloned(), asker });
     }
 }
 
@@ -438,15 +469,33 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
     let mut out = Vec::with_capacity(reply.len() + 16);
     match Value::decode(&reply) {
         Ok((Value::Array(elements), _)) if elements.len() == keys.len() => {
-            encode::array_header(&mut out, elements.len());
+            let (mut values, mut missing) = (Vec::with_capacity(elements.len()), Vec::new());
             for ((element, (key, token)), pttl) in elements.iter().zip(keys).zip(pttls) {
                 let decoded = shared.envelopes.decode(key.as_ref().key(), Cached::from_value(element), pttl);
-                decoded.value.encode(waiter.protocol, &mut out);
-                // A nil may also stand for a key of another type; `deadline` tells them apart by PTTL.
+                // A nil may also stand for a key of another type; PTTL tells them apart, here and in `deadline`.
+                let is_absent = !decoded.value.exists() && (pttl == Some(-2) || decoded.stale.is_some());
+                if is_absent && shared.keyspaces().source(key.as_ref().key()).is_some() {
+                    missing.push((values.len(), key, token, decoded.stale));
+                    values.push(None);
+                    continue;
+                }
+                values.push(Some(decoded.value.clone()));
                 if may_keep {
                     keep(shared, key, &token, decoded);
                 }
             }
+            if !missing.is_empty() {
+                let several = Several::new(waiter, values);
+                for (place, key, token, stale) in missing {
+                    let name = key.as_ref();
+                    let (database, key) = (name.database, Bytes::copy_from_slice(name.key()));
+                    let asker = Asker::Of(several.clone(), place);
+                    shared.loading.miss(Miss { database, key, token: Some(token), stale, asker });
+                }
+                return;
+            }
+            encode::array_header(&mut out, values.len());
+            values.iter().flatten().for_each(|value| value.encode(waiter.protocol, &mut out));
         }
         _ if is_elsewhere(shared, &reply) => return waiter.to.bypass(),
         _ => out.extend_from_slice(&reply),
@@ -480,6 +529,7 @@ pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, decoded
         let mut expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
         expiry.is_bounded |= is_bounded;
         key.admit(rule, expiry);
+        key.refresh_within = rule.refresh_within(&value, token.sent().at(), expiry);
         let (hash, bytes) = (key.as_ref().tier_hash(), value.reply_len());
         let mut stored = Stored::Plain(value);
         let codec = rule.codec.as_ref().filter(|codec| bytes >= codec.config().min_bytes_with_dictionary);

@@ -7,6 +7,7 @@ pub mod cluster_scenarios;
 pub mod e2e;
 pub mod history;
 pub mod lease_server;
+pub mod load_scenarios;
 pub mod lock_history;
 pub mod origin;
 pub mod postgres;

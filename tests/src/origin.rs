@@ -1,5 +1,5 @@
 //! A real HTTP origin of a test's own: values under paths, with ETags and `Cache-Control: max-age=60`, that can be told to
-//! fail or to hang. Serves on a loopback port while it lives.
+//! fail, to hang, or to answer late. Serves on a loopback port while it lives.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 
 type Failure = Box<dyn Fn(&str) -> Option<u16> + Send + Sync>;
 
@@ -25,12 +25,18 @@ struct State {
     hanging: HashSet<String>,
     failure: Option<Failure>,
     requests: usize,
+    by_path: HashMap<String, usize>,
+    cache_control: Option<String>,
+    /// Paths whose next request is answered late, with what was there when it came.
+    late: HashSet<String>,
+    released: HashSet<String>,
 }
 
 /// See the [module](self).
 pub struct Origin {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
+    releases: Arc<Notify>,
     _tasks: JoinSet<()>,
 }
 
@@ -45,15 +51,16 @@ impl Origin {
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("listen on a loopback port")?;
         let address = listener.local_addr()?;
-        let state = Arc::new(Mutex::new(State::default()));
+        let state = Arc::new(Mutex::new(State { cache_control: Some("max-age=60".to_owned()), ..State::default() }));
+        let releases = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
-        let shared = state.clone();
+        let (shared, notified) = (state.clone(), releases.clone());
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let state = shared.clone();
+                let (state, releases) = (shared.clone(), notified.clone());
                 connections.spawn(async move {
-                    let service = service_fn(move |request| answer(state.clone(), request));
+                    let service = service_fn(move |request| late(state.clone(), releases.clone(), request));
                     // The client may go away at any time.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -61,7 +68,7 @@ impl Origin {
                 });
             }
         });
-        Ok(Self { address, state, _tasks: tasks })
+        Ok(Self { address, state, releases, _tasks: tasks })
     }
 
     /// Without a slash at its end.
@@ -74,6 +81,34 @@ impl Origin {
         self.state.lock().values.get(path).map(|value| value.to_vec())
     }
 
+    /// Puts a value under a path.
+    pub fn set(&self, path: &str, value: &str) {
+        self.state.lock().values.insert(path.to_owned(), Bytes::copy_from_slice(value.as_bytes()));
+    }
+
+    /// What it says of all values from now on; `None`: nothing.
+    pub fn cache_control(&self, text: Option<&str>) {
+        self.state.lock().cache_control = text.map(str::to_owned);
+    }
+
+    /// How many requests came for a path.
+    pub fn requests_for(&self, path: &str) -> usize {
+        self.state.lock().by_path.get(path).copied().unwrap_or(0)
+    }
+
+    /// The next request for this path gets the answer of the moment when it came, once that is [released](Self::release).
+    pub fn delay_next(&self, path: &str) {
+        let mut state = self.state.lock();
+        state.released.remove(path);
+        state.late.insert(path.to_owned());
+    }
+
+    /// Lets late answers for this path go.
+    pub fn release(&self, path: &str) {
+        self.state.lock().released.insert(path.to_owned());
+        self.releases.notify_waiters();
+    }
+
     /// How many requests came so far.
     pub fn requests(&self) -> usize {
         self.state.lock().requests
@@ -84,10 +119,33 @@ impl Origin {
         self.state.lock().failure = Some(Box::new(failure));
     }
 
+    /// From now on it does not fail any more.
+    pub fn recover(&self) {
+        self.state.lock().failure = None;
+    }
+
     /// From now on this path is never answered.
     pub fn hang_on(&self, path: &str) {
         self.state.lock().hanging.insert(path.to_owned());
     }
+}
+
+async fn late(
+    state: Arc<Mutex<State>>,
+    releases: Arc<Notify>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let is_late = state.lock().late.remove(&path);
+    let response = answer(state.clone(), request).await;
+    while is_late {
+        let notified = releases.notified();
+        if state.lock().released.contains(&path) {
+            break;
+        }
+        notified.await;
+    }
+    response
 }
 
 async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -98,6 +156,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     let hangs = {
         let mut state = state.lock();
         state.requests += 1;
+        *state.by_path.entry(path.clone()).or_default() += 1;
         if let Some(code) = state.failure.as_ref().and_then(|failure| failure(&path)) {
             return Ok(status(StatusCode::from_u16(code).unwrap_or_default()));
         }
@@ -121,8 +180,10 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
             Some(value) => {
                 let etag = format!("\"{:08x}\"", crc(value));
                 let known = head.headers.get(header::IF_NONE_MATCH).is_some_and(|known| known == etag.as_str());
-                let builder =
-                    Response::builder().header(header::ETAG, etag).header(header::CACHE_CONTROL, "max-age=60");
+                let mut builder = Response::builder().header(header::ETAG, etag);
+                if let Some(text) = &state.cache_control {
+                    builder = builder.header(header::CACHE_CONTROL, text);
+                }
                 let (code, body) =
                     if known { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, value.clone()) };
                 builder.status(code).body(Full::new(body)).unwrap_or_default()

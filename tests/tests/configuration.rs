@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use caddy_contract::{
-    RawAuth, RawCompression, RawConfig, RawEmbedded, RawKeyspace, RawKubernetes, RawL3, RawLimits, RawLocks, RawRedis,
-    RawSentinel, RawTls, RawUser,
+    RawAuth, RawCompression, RawConfig, RawEmbedded, RawHeader, RawHttpStore, RawKeyspace, RawKubernetes, RawL3,
+    RawLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser,
 };
 use serde_json::{Value, json};
 
@@ -46,7 +46,14 @@ fn leaves(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
 fn every_field_of_the_file_is_documented_with_its_default() {
     let redis =
         RawRedis { tls: Some(RawTls::default()), sentinel: Some(RawSentinel::default()), ..RawRedis::default() };
+    let tls = || Some(RawTls::default());
+    let store = RawStore {
+        http: Some(RawHttpStore { headers: vec![RawHeader::default()], tls: tls(), ..RawHttpStore::default() }),
+        postgres: Some(RawPostgresStore { tls: tls(), ..RawPostgresStore::default() }),
+        ..RawStore::default()
+    };
     let everything = RawConfig {
+        stores: vec![store],
         l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
         keyspaces: vec![RawKeyspace { compression: Some(RawCompression::default()), ..RawKeyspace::default() }],
         kubernetes: Some(RawKubernetes::default()),

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
+use caddy_tests::{redis::RedisServer, sidecar::SidecarOptions};
 
 const DOC: &str = include_str!("../../docs/metrics.md");
 
 #[test]
 fn every_metric_of_a_sidecar_is_documented_with_its_type() {
     let redis = RedisServer::start().unwrap();
-    let sidecar = Sidecar::start(&redis).unwrap();
+    let store = "stores: [{name: users, http: {url: \"http://127.0.0.1:9/{key}\"}}]";
+    let sidecar = SidecarOptions::redis(redis.socket()).section(store).start().unwrap();
     let text = sidecar.metrics().unwrap();
     assert!(text.contains("# EOF"), "not OpenMetrics:\n{text}");
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

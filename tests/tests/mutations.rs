@@ -10,6 +10,7 @@ use caddy_tests::{
     chaos::{self, Run},
     cluster_scenarios,
     e2e::eventually,
+    load_scenarios,
     redis::RedisServer,
     scenarios::{self, Scenario},
     world::{Client, Subject, Violation},
@@ -86,6 +87,9 @@ mutations! {
     probe_own_key: "ProbeOwnKey" => cluster_scenarios::a_node_without_its_cluster_proves_nothing;
     probe_slots: "ProbeSlots" => cluster_scenarios::a_dropped_slot_is_read_at_its_new_owner;
     absent_keys_expire: "AbsentKeysExpire" => cluster_scenarios::an_absent_key_is_found_where_its_slot_goes;
+    writes_end_leases: "WritesEndLeases" => load_scenarios::a_delete_during_a_load_is_not_undone;
+    transactions_end_leases: "WritesEndLeases" => load_scenarios::a_delete_in_a_transaction_during_a_load_is_not_undone;
+    join_only_live_loads: "JoinOnlyLiveLoads" => load_scenarios::a_dead_load_is_not_joined;
     slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 

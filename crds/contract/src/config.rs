@@ -3,9 +3,11 @@
 mod keyspaces;
 mod l3;
 mod reader;
+mod stores;
 
-pub use keyspaces::{Compression, Keyspace};
+pub use keyspaces::{Compression, Keyspace, Loading};
 pub use l3::{Endpoint, L3, Redis, Sentinel, Tls};
+pub use stores::{HttpStore, PostgresStore, Store, StoreKind};
 
 use crate::{Auth, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency};
 use reader::Reader;
@@ -47,6 +49,8 @@ pub struct Config {
     pub consistency: Consistency,
     /// Rules for keys; the first match wins; keys that match none are `Auto`.
     pub keyspaces: Vec<Keyspace>,
+    /// The app's databases, which keyspaces name.
+    pub stores: Vec<Store>,
     /// How the API server is reached; none outside of Kubernetes.
     pub kubernetes: Option<Kubernetes>,
     /// Bounds on everything that a client controls.
@@ -235,7 +239,8 @@ impl RawConfig {
                 broadcast_prefixes: read.prefixes(&self.consistency),
                 allow_unmarked: self.consistency.allow_unmarked,
             },
-            keyspaces: read.keyspaces(&self.keyspaces, &self.l2.compression),
+            stores: read.stores(&self.stores),
+            keyspaces: read.keyspaces(self),
             kubernetes: self.kubernetes.as_ref().map(|kubernetes| Kubernetes {
                 identity_dir: PathBuf::from(&kubernetes.identity_dir),
                 members: kubernetes.members.max(1),

@@ -3,11 +3,13 @@
 mod bounds;
 mod keyspaces;
 mod l3;
+mod stores;
 mod tiers;
 
 pub use bounds::{RawLimits, RawLockLimits, RawLocks};
-pub use keyspaces::{CacheMode, KeyspaceMode, RawKeyspace};
+pub use keyspaces::{CacheMode, KeyspaceMode, RawKeyspace, Strategy};
 pub use l3::{RawEmbedded, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls};
+pub use stores::{RawBreaker, RawHeader, RawHttpStore, RawPostgresStore, RawStore};
 pub use tiers::{Algorithm, L2Policy, RawCompression, RawL1, RawL2, RawTiering};
 
 use crate::RawAuth;
@@ -41,6 +43,9 @@ pub struct RawConfig {
     pub consistency: RawConsistency,
     /// Rules for keys; the first match wins.
     pub keyspaces: Vec<RawKeyspace>,
+    /// The app's databases, which keyspaces name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stores: Vec<RawStore>,
     /// Where the sidecar takes part in what is agreed on through the API server; absent outside of Kubernetes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<RawKubernetes>,
@@ -158,6 +163,7 @@ impl Default for RawConfig {
             tiering: RawTiering::default(),
             consistency: RawConsistency::default(),
             keyspaces: Vec::new(),
+            stores: Vec::new(),
             kubernetes: None,
             limits: RawLimits::default(),
             locks: RawLocks::default(),

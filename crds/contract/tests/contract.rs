@@ -4,7 +4,7 @@
 
 use caddy_contract::{
     Algorithm, ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L2Policy, L3, OnUncertain, RawConfig,
-    RedisMode, parse,
+    RedisMode, StoreKind, Strategy, parse,
 };
 use std::{fs, path::Path, time::Duration};
 
@@ -63,6 +63,23 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!((config.l2.compression.level, config.l2.compression.min_bytes), (3, ByteSize::new(2048)));
     assert_eq!(users.ttl, Some(Duration::from_mins(5)));
     assert_eq!(users.negative_ttl, Some(Duration::from_secs(10)));
+    let products = config.keyspaces[2].loading.as_ref().unwrap();
+    assert_eq!((products.store.as_str(), products.strategy), ("products", Strategy::ReadThrough));
+    assert_eq!(
+        (products.ttl, products.negative_ttl, products.stale_if_error),
+        (Some(Duration::from_mins(10)), Duration::from_secs(2), Duration::from_hours(1))
+    );
+    assert_eq!(
+        (products.soft_timeout, products.hard_timeout, products.refresh_at_percent, products.jitter_percent),
+        (Some(Duration::from_millis(50)), Duration::from_secs(3), Some(80), 5)
+    );
+    let StoreKind::Http(http) = &config.stores[0].kind else { panic!("{:?}", config.stores[0]) };
+    assert_eq!((http.url.as_str(), http.retries), ("https://products.shop/cache/{key}", 1));
+    assert_eq!(http.header_files[0].0, "authorization");
+    assert_eq!((config.stores[0].max_concurrent, config.stores[0].breaker_failures), (32, Some(5)));
+    let StoreKind::Postgres(postgres) = &config.stores[1].kind else { panic!("{:?}", config.stores[1]) };
+    assert_eq!((postgres.max_connections, postgres.timeout), (2, Duration::from_millis(800)));
+    assert!(config.stores[1].is_writable());
     assert_eq!(config.kubernetes.unwrap().identity_dir, Path::new("/etc/caddy/identity"));
     assert_eq!(config.limits.max_value_bytes, ByteSize::mebi(2));
     assert_eq!(config.limits.slow_reader_timeout, Duration::from_secs(10));
@@ -154,6 +171,33 @@ fn what_belongs_together_stands_together() {
     let consistency = |fields: &str| faults(&format!("consistency: {{{fields}}}")).join("\n");
     assert!(consistency("broadcastPrefixes: [a]").contains("with coherence Broadcast only"));
     assert!(consistency("coherence: Broadcast, broadcastPrefixes: [a, ab]").contains("broadcastPrefixes[1]"));
+}
+
+#[test]
+fn a_keyspace_that_loads_has_what_it_needs() {
+    let told = |store: &str, keyspace: &str| {
+        let text = format!(
+            "l3: {{redis: {{endpoints: [\"r:1\"]}}}}\nstores: [{{name: db, {store}}}]\nkeyspaces: [{{name: k, match: k, {keyspace}}}]"
+        );
+        parse(&text).err().map_or_else(String::new, |faults| faults.to_string())
+    };
+    let http = "http: {url: \"http://h/{key}\"}";
+    let read = "store: db, strategy: ReadThrough";
+    assert_eq!(told(http, read), "");
+    assert!(told("", read).contains("stores[0]: must have exactly one of http, postgres"));
+    assert!(told("http: {url: \"http://h/\"}", read).contains("contain {key} once"));
+    assert!(told("postgres: {url: \"http://h\"}", read).contains("postgresql://user@host"));
+    assert!(told(http, "strategy: ReadThrough").contains("keyspaces[0].store: \"\" is none of stores"));
+    assert!(told(http, "store: db").contains("keyspaces[0].store: is of use with a store only"));
+    assert!(told(http, "staleIfError: 1h").contains("keyspaces[0].staleIfError: is of use"));
+    assert!(told(http, &format!("{read}, staleIfError: 1h")).contains("keyspaces[0].ttl: is needed"));
+    assert!(told(http, &format!("{read}, softTimeout: 10ms")).contains("needs staleIfError"));
+    assert!(
+        told(http, &format!("{read}, ttl: 1m, staleIfError: 1h, softTimeout: 9s")).contains("less than hardTimeout")
+    );
+    assert!(told(http, &format!("{read}, ttl: 1m, refreshAtPercent: 99")).contains("write 10 to 95"));
+    assert!(told(http, &format!("{read}, mode: Observe")).contains("needs cache: Auto and mode: Serve"));
+    assert!(faults("stores: [{name: db, http: {url: \"http://h/{key}\"}}]\nkeyspaces: [{name: k, match: k, store: db, strategy: ReadThrough}]")[0].contains("needs l3.redis"));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use caddy_crds::{
     CacheCluster,
-    cluster::{Auth, Redis, RedisTls, SecretKey},
+    cluster::{Auth, PasswordKey, Redis, RedisTls, SecretKey, Store},
     names,
 };
 use serde_json::{Value, json};
@@ -21,7 +21,8 @@ pub(super) struct Files {
 /// All that the spec names.
 pub(super) fn of(cluster: &CacheCluster) -> Vec<Files> {
     let redis = cluster.spec.l3.redis.as_ref().map(of_redis).unwrap_or_default();
-    redis.into_iter().chain(cluster.spec.auth.as_ref().map(users)).collect()
+    let stores = cluster.spec.stores.iter().filter_map(of_store);
+    redis.into_iter().chain(cluster.spec.auth.as_ref().map(users)).chain(stores).collect()
 }
 
 fn of_redis(redis: &Redis) -> Vec<Files> {
@@ -49,6 +50,10 @@ fn login(secret: &SecretKey, volume: &str, directory: &str) -> Files {
 
 /// From several objects into one directory, which kubelet swaps as a whole: a certificate never meets another's key.
 fn certificates(tls: &RedisTls) -> Option<Files> {
+    projected(certificate_sources(tls), names::REDIS_TLS_VOLUME, names::REDIS_TLS_DIR)
+}
+
+fn certificate_sources(tls: &RedisTls) -> Vec<Value> {
     let source = |kind: &str, name: &str, items: Value| json!({kind: {"name": name, "items": items}});
     let item = |key: &str, path: &str| json!({"key": key, "path": path});
     let mut sources = Vec::new();
@@ -62,13 +67,35 @@ fn certificates(tls: &RedisTls) -> Option<Files> {
         let items = [names::CERTIFICATE_FILE, names::KEY_FILE].map(|name| item(name, name));
         sources.push(source("secret", &secret.name, json!(items)));
     }
+    sources
+}
+
+fn projected(sources: Vec<Value>, volume: &str, directory: &str) -> Option<Files> {
     (!sources.is_empty()).then(|| Files {
-        volume: json!({
-            "name": names::REDIS_TLS_VOLUME,
-            "projected": {"sources": sources, "defaultMode": MODE},
-        }),
-        mount: mount(names::REDIS_TLS_VOLUME, names::REDIS_TLS_DIR),
+        volume: json!({"name": volume, "projected": {"sources": sources, "defaultMode": MODE}}),
+        mount: mount(volume, directory),
     })
+}
+
+/// What a store is asked with, in a directory of its own.
+fn of_store(store: &Store) -> Option<Files> {
+    let secret = |secret: &PasswordKey, file: String| json!({"secret": {"name": secret.name, "items": [{"key": secret.key, "path": file}]}});
+    let mut sources = Vec::new();
+    let mut tls = None;
+    if let Some(http) = &store.http {
+        let headers = http.headers.iter().enumerate();
+        let headers =
+            headers.filter_map(|(n, header)| Some(secret(header.secret_ref.as_ref()?, names::header_file(n))));
+        sources.extend(headers);
+        tls = http.tls.as_ref();
+    }
+    if let Some(postgres) = &store.postgres {
+        let password = postgres.auth_secret_ref.as_ref();
+        sources.extend(password.map(|reference| secret(reference, names::STORE_PASSWORD_FILE.to_owned())));
+        tls = tls.or(postgres.tls.as_ref());
+    }
+    sources.extend(tls.into_iter().flat_map(certificate_sources));
+    projected(sources, &names::store_volume(&store.name), &names::store_dir(&store.name))
 }
 
 /// The passwords of the socket's users, from several Secrets into one directory: a file is replaced when its Secret is.

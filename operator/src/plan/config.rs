@@ -3,16 +3,18 @@
 //! Refuses a spec that breaks a rule or that the sidecar would refuse, with all reasons at once; the last good
 //! ConfigMap then stays as it is.
 
+mod stores;
+
 use caddy_contract::{
     Algorithm, ByteSize, CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth, RawCluster,
     RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits,
-    RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawTls, RawUser, RedisMode, SentinelTls,
+    RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser, RedisMode, SentinelTls, Strategy,
 };
 use caddy_crds::{
     CacheCluster,
     cluster::{self, Cache},
     names,
-    quantity::Size,
+    quantity::{Period, Size},
     rules,
 };
 use k8s_openapi::{
@@ -21,6 +23,7 @@ use k8s_openapi::{
 };
 use kube::{Resource as _, ResourceExt as _};
 use std::collections::BTreeMap;
+use stores::{raw_store, raw_tls};
 
 /// Why a spec cannot be used; every reason, each with its path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +165,7 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
             allow_unmarked: spec.consistency.allow_unmarked,
         },
         keyspaces: spec.keyspaces.iter().map(raw_keyspace).collect(),
+        stores: spec.stores.iter().map(raw_store).collect(),
         kubernetes: Some(RawKubernetes { members, ..RawKubernetes::default() }),
         locks: RawLocks {
             lease: spec.locks.lease.0.clone(),
@@ -218,7 +222,7 @@ fn raw_redis(redis: &cluster::Redis) -> RawRedis {
         username_file,
         password_file,
         sentinel: redis.sentinel.as_ref().map(raw_sentinel),
-        tls: redis.tls.as_ref().map(raw_tls),
+        tls: redis.tls.as_ref().map(|tls| raw_tls(tls, names::REDIS_TLS_DIR)),
         connect_timeout: redis.connect_timeout.0.clone(),
         timeout: redis.timeout.0.clone(),
     }
@@ -242,21 +246,6 @@ fn raw_sentinel(sentinel: &cluster::Sentinel) -> RawSentinel {
 fn login_files(secret: Option<&cluster::SecretKey>, directory: &str) -> (String, String) {
     let file = |key: Option<&String>| key.map(|key| format!("{directory}/{key}")).unwrap_or_default();
     (file(secret.and_then(|secret| secret.username_key.as_ref())), file(secret.map(|secret| &secret.key)))
-}
-
-/// The files that the injector mounts.
-fn raw_tls(tls: &cluster::RedisTls) -> RawTls {
-    let file = |present: bool, name: &str| {
-        if present { format!("{}/{name}", names::REDIS_TLS_DIR) } else { String::new() }
-    };
-    let has_ca = tls.ca_secret_ref.is_some() || tls.ca_config_map_ref.is_some();
-    let has_certificate = tls.client_certificate_secret_ref.is_some();
-    RawTls {
-        ca_file: file(has_ca, names::CA_FILE),
-        cert_file: file(has_certificate, names::CERTIFICATE_FILE),
-        key_file: file(has_certificate, names::KEY_FILE),
-        server_name: tls.server_name.clone().unwrap_or_default(),
-    }
 }
 
 fn raw_compression(compression: &cluster::Compression) -> RawCompression {
@@ -283,10 +272,24 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
             cluster::KeyspaceMode::Serve => KeyspaceMode::Serve,
             cluster::KeyspaceMode::Observe => KeyspaceMode::Observe,
         },
-        ttl: keyspace.ttl.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
-        negative_ttl: keyspace.negative_ttl.as_ref().map(|time| time.0.clone()).unwrap_or_default(),
+        ttl: text(keyspace.ttl.as_ref()),
+        negative_ttl: text(keyspace.negative_ttl.as_ref()),
+        strategy: match keyspace.strategy {
+            cluster::Strategy::CacheAside => Strategy::CacheAside,
+            cluster::Strategy::ReadThrough => Strategy::ReadThrough,
+        },
+        store: keyspace.store.clone().unwrap_or_default(),
+        soft_timeout: text(keyspace.soft_timeout.as_ref()),
+        hard_timeout: keyspace.hard_timeout.0.clone(),
+        stale_if_error: text(keyspace.stale_if_error.as_ref()),
+        refresh_at_percent: keyspace.refresh_at_percent.unsigned_abs(),
+        jitter_percent: keyspace.jitter_percent.unsigned_abs(),
         compression: keyspace.compression.as_ref().map(raw_compression),
     }
+}
+
+fn text(time: Option<&Period>) -> String {
+    time.map(|time| time.0.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -351,6 +354,33 @@ mod tests {
             (certificate.to_str(), key.to_str()),
             (Some("/etc/caddy/redis-tls/tls.crt"), Some("/etc/caddy/redis-tls/tls.key"))
         );
+    }
+
+    #[test]
+    fn a_store_finds_its_secrets_where_they_are_mounted() {
+        let tls = json!({"caConfigMapRef": {"name": "ca"}});
+        let cluster = cluster_with(&json!({
+            "l3": {"redis": {"endpoints": ["redis.shop:6379"]}},
+            "stores": [
+                {"name": "web", "http": {"url": "https://h/{key}", "tls": tls, "headers": [
+                    {"name": "accept", "value": "text/plain"}, {"name": "authorization", "secretRef": {"name": "t"}}]}},
+                {"name": "db", "postgres": {"url": "postgresql://u@h/d", "authSecretRef": {"name": "p"}, "load": "SELECT"},
+                 "breaker": {"failures": 0}},
+            ],
+            "keyspaces": [{"name": "users", "match": "user:*", "ttl": "5m", "strategy": "ReadThrough", "store": "db",
+                           "staleIfError": "1h", "softTimeout": "50ms", "refreshAtPercent": 80}],
+        }));
+        let config = caddy_contract::parse(text(&config_map(&cluster, 50).unwrap())).unwrap().config;
+        let caddy_contract::StoreKind::Http(http) = &config.stores[0].kind else { panic!("{:?}", config.stores[0]) };
+        assert_eq!(http.header_files[0].1.to_str(), Some("/etc/caddy/stores/web/header-1"));
+        let ca = http.tls.as_ref().unwrap().ca_file.as_ref().unwrap();
+        assert_eq!(ca.to_str(), Some("/etc/caddy/stores/web/ca.crt"));
+        let caddy_contract::StoreKind::Postgres(db) = &config.stores[1].kind else { panic!("{:?}", config.stores[1]) };
+        assert_eq!(db.password_file.as_ref().unwrap().to_str(), Some("/etc/caddy/stores/db/password"));
+        assert_eq!(config.stores[1].breaker_failures, None);
+        let users = config.keyspaces[0].loading.as_ref().unwrap();
+        assert_eq!((users.store.as_str(), users.refresh_at_percent), ("db", Some(80)));
+        assert_eq!(users.stale_if_error, Duration::from_hours(1));
     }
 
     #[test]

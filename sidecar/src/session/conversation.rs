@@ -16,6 +16,7 @@ use super::{
     args::Args,
     client::Client,
     gather::{self, Gathering},
+    load,
     locking::Locking,
     patterns::{Clearing, Patterns},
     pinned::{self, Pinned, QueuedSelect},
@@ -272,6 +273,7 @@ impl Conversation {
 
     /// Passes a request on as bytes, behind whatever of this session is under way there.
     pub(super) fn relay(&mut self, row: &'static Row, args: Args<'_>, effect: Effect, pending: Pending) -> Flow {
+        let effect = self.ending_leases(row, args, effect);
         let worker = self.worker.clone();
         let redis = match &worker.shared.l3 {
             L3::Redis(redis) => redis,
@@ -333,11 +335,12 @@ impl Conversation {
         let is_cluster = matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some());
         let to = ReplyTo { mailbox: self.mailbox.clone(), place };
         let request = is_cluster.then(|| (bytes.clone(), hops));
+        let (bytes, replies) = load::with_ended_leases(&effect, bytes);
         let tag = Tag::Relay(Relay { to, effect, reply: None, request });
         let request = match asking {
-            Asking::No => Request { bytes, replies: 1, tag },
-            // Contiguous: it counts for the next command of the connection.
-            Asking::Yes => Request { bytes: [ASKING, &bytes].concat().into(), replies: 2, tag },
+            Asking::No => Request { bytes, replies, tag },
+            // Contiguous: it counts for the next command of the connection, or for a transaction.
+            Asking::Yes => Request { bytes: [ASKING, &bytes].concat().into(), replies: replies + 1, tag },
         };
         if lane.submit(request).is_err() {
             let reply = Bytes::from_static(b"-NOTREADY the sidecar is shutting down\r\n");
@@ -411,6 +414,9 @@ impl Conversation {
                 *pending = Pending::Relayed;
                 self.mixed = self.replies.waiting() > 1;
             }
+        }
+        if self.load_instead(place, &request) {
+            return;
         }
         let worker = self.worker.clone();
         let L3::Redis(redis) = &worker.shared.l3 else { return };

@@ -298,6 +298,10 @@ impl Conversation {
         if self.goes_by_slot(row, args) {
             return self.relay(row, args, effect(row, args), Pending::Relayed);
         }
+        // Behind a transaction that is not answered yet; with that the session may be free of its connection.
+        if self.replies.waiting() > 0 && self.is_loading_read(row, args) {
+            return Flow::Hold;
+        }
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
@@ -315,6 +319,7 @@ impl Conversation {
     }
 
     fn within_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let queued = self.ending_leases(row, args, effect(row, args));
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         if let Some(hint) = refused_in_transaction(row, args) {
             let mut refusal = Vec::new();
@@ -328,7 +333,8 @@ impl Conversation {
         }
         match (row.name, &mut pinned.transaction) {
             ("exec", transaction) => {
-                let Transaction { effect, selects, .. } = transaction.take().unwrap_or_default();
+                let Transaction { mut effect, selects, .. } = transaction.take().unwrap_or_default();
+                effect.is_exec = true;
                 pinned.watching = false;
                 return self.send_with(args.to_bytes(), effect, Pending::Executing(selects));
             }
@@ -344,7 +350,7 @@ impl Conversation {
                 {
                     transaction.selects.push(QueuedSelect { at: transaction.queued, database });
                 }
-                transaction.effect.merge(&effect(row, args));
+                transaction.effect.merge(&queued);
                 transaction.queued += 1;
             }
         }
@@ -367,7 +373,11 @@ impl Conversation {
     fn send_with(&mut self, bytes: Bytes, effect: Effect, pending: Pending) -> Flow {
         let place = self.expect(pending);
         self.stream = Stream::Pinned;
-        let effect = if hold(Guard::BumpPinned) { effect } else { Effect::default() };
+        let effect = if hold(Guard::BumpPinned) {
+            effect
+        } else {
+            Effect { leases: effect.leases, is_exec: effect.is_exec, ..Effect::default() }
+        };
         if let Some(pinned) = &mut self.pinned {
             pinned.sent += 1;
         }

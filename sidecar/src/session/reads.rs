@@ -4,7 +4,7 @@
 //! A hit touches nothing but the worker's own L1 and the shared L2. A miss becomes a flight on the tracked connection,
 //! or joins one; where there is no tracked connection, or the key's rule says `cache: Off`, the read is relayed.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use caddy_contract::OnUncertain;
@@ -97,6 +97,9 @@ impl Conversation {
     /// A command of the class `Fill`.
     pub(super) fn read(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if self.is_behind_relay() {
+            if self.is_loading_read(row, args) {
+                return Flow::Hold;
+            }
             return self.relay(row, args, effect(row, args), Pending::Relayed);
         }
         let database = self.client.database;
@@ -205,6 +208,11 @@ impl Conversation {
                 let reuse = &worker.shared.reuse;
                 if reuse.takes(hash) {
                     reuse.hit(hash, keyspace.index(), hit.entry.bytes());
+                }
+                if key.refresh_within > 0
+                    && hit.deadline.since(self.now) <= Duration::from_millis(u64::from(key.refresh_within))
+                {
+                    worker.shared.loading.refresh(name.database, name.name, hash, key.refresh_within, self.now);
                 }
                 let is_exact = !key.is_bounded && (hit.deadline == Moment::NEVER || hit.deadline < EXACT_UNTIL);
                 if wanted == Wanted::Expiry && !is_exact && stored.exists() {
@@ -378,6 +386,7 @@ impl Conversation {
                 self.reply(|out| out.extend_from_slice(&answer));
                 Flow::Done
             }
+            None if self.is_loading_read(row, args) => self.load_unfilled(row, args),
             None => self.relay(row, args, effect(row, args), Pending::Relayed),
         }
     }
@@ -454,6 +463,7 @@ impl Conversation {
         match path {
             FillPaths::Hold => Flow::Hold,
             FillPaths::Lanes(lanes) => self.fill_many(&lanes, row, args, !all_hit),
+            FillPaths::None if self.is_loading_read(row, args) => self.load_unfilled(row, args),
             FillPaths::None => self.relay(row, args, effect(row, args), Pending::Relayed),
         }
     }

@@ -1,7 +1,9 @@
 //! The section `keyspaces`, and how values are kept small.
 
 use super::reader::Reader;
-use crate::{Algorithm, ByteSize, CacheMode, KeyspaceMode, RawCompression, RawKeyspace};
+use crate::{
+    Algorithm, ByteSize, CacheMode, KeyspaceMode, RawCompression, RawConfig, RawKeyspace, Strategy, parse_duration,
+};
 use std::{collections::HashSet, time::Duration};
 
 /// Levels of ZSTD: above 19 a compressor takes hundreds of megabytes.
@@ -33,9 +35,37 @@ pub struct Keyspace {
     pub ttl: Option<Duration>,
     /// Bound on the life of a copy that says "absent".
     pub negative_ttl: Option<Duration>,
+    /// What is loaded from a store; none: nothing.
+    pub loading: Option<Loading>,
     /// How its values are kept small.
     pub compression: Compression,
 }
+
+/// How values of a keyspace are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loading {
+    /// Name of one of [`Config::stores`](crate::Config::stores).
+    pub store: String,
+    /// What the cache has to do with the store; not [`Strategy::CacheAside`].
+    pub strategy: Strategy,
+    /// How long what is loaded is fresh, unless the store says less; none: until it is written.
+    pub ttl: Option<Duration>,
+    /// How long it counts that the store has no such key.
+    pub negative_ttl: Duration,
+    /// Time after which a stale value is answered, if there is one.
+    pub soft_timeout: Option<Duration>,
+    /// Time after which a load is given up.
+    pub hard_timeout: Duration,
+    /// For how long a value may be answered beyond its life while the store gives none; zero: not at all.
+    pub stale_if_error: Duration,
+    /// At which part of its life a value that is read is loaded anew, percent.
+    pub refresh_at_percent: Option<u32>,
+    /// By how much lives are shortened at random, percent at most.
+    pub jitter_percent: u32,
+}
+
+/// How long it counts that a store has no such key, where nothing is said.
+const NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
 impl Reader {
     pub(super) fn compression(&mut self, path: &str, raw: &RawCompression) -> Compression {
@@ -49,7 +79,8 @@ impl Reader {
         Compression { algorithm: raw.algorithm, level, min_bytes }
     }
 
-    pub(super) fn keyspaces(&mut self, raw: &[RawKeyspace], compression: &RawCompression) -> Vec<Keyspace> {
+    pub(super) fn keyspaces(&mut self, config: &RawConfig) -> Vec<Keyspace> {
+        let (raw, compression) = (&config.keyspaces, &config.l2.compression);
         let mut names = HashSet::new();
         for (n, keyspace) in raw.iter().enumerate() {
             let path = format!("keyspaces[{n}]");
@@ -81,6 +112,7 @@ impl Reader {
                 mode: keyspace.mode,
                 ttl,
                 negative_ttl: self.bound(&format!("keyspaces[{n}].negativeTtl"), &keyspace.negative_ttl).or(ttl),
+                loading: self.loading(&format!("keyspaces[{n}]"), keyspace, config),
                 compression: match &keyspace.compression {
                     Some(own) => self.compression(&format!("keyspaces[{n}].compression"), own),
                     None => Self::default().compression("", compression),
@@ -89,4 +121,77 @@ impl Reader {
         };
         raw.iter().enumerate().map(parsed).collect()
     }
+    /// What a keyspace says of its store; without one, nothing that would need it may be said.
+    fn loading(&mut self, path: &str, raw: &RawKeyspace, config: &RawConfig) -> Option<Loading> {
+        let at = |field: &str| format!("{path}.{field}");
+        if raw.strategy == Strategy::CacheAside {
+            let needs_a_store = [
+                ("store", !raw.store.is_empty()),
+                ("softTimeout", !raw.soft_timeout.is_empty()),
+                ("staleIfError", !raw.stale_if_error.is_empty()),
+                ("refreshAtPercent", raw.refresh_at_percent != 0),
+            ];
+            for (field, _) in needs_a_store.iter().filter(|(_, is_set)| *is_set) {
+                self.check(false, &at(field), "is of use with a store only; write e.g. strategy: ReadThrough");
+            }
+            return None;
+        }
+        self.check(
+            config.stores.iter().any(|store| store.name == raw.store),
+            &at("store"),
+            format!("{:?} is none of stores; strategy {:?} needs one", raw.store, raw.strategy),
+        );
+        self.check(
+            config.l3.redis.is_some(),
+            &at("strategy"),
+            format!("{:?} needs l3.redis: who loads is agreed on there", raw.strategy),
+        );
+        self.check(
+            raw.cache == CacheMode::Auto && raw.mode == KeyspaceMode::Serve,
+            &at("strategy"),
+            format!("{:?} needs cache: Auto and mode: Serve", raw.strategy),
+        );
+        let ttl = unjudged(&raw.ttl);
+        let negative = unjudged(&raw.negative_ttl);
+        let soft_timeout = (!raw.soft_timeout.is_empty()).then(|| self.time(&at("softTimeout"), &raw.soft_timeout, 1));
+        let hard_timeout = self.time(&at("hardTimeout"), &raw.hard_timeout, 10);
+        self.check(
+            soft_timeout.is_none_or(|soft| soft < hard_timeout),
+            &at("softTimeout"),
+            format!("must be less than hardTimeout, {}", raw.hard_timeout),
+        );
+        let stale_if_error = self.bound(&at("staleIfError"), &raw.stale_if_error).unwrap_or_default();
+        self.check(
+            soft_timeout.is_none() || !stale_if_error.is_zero(),
+            &at("softTimeout"),
+            "needs staleIfError: without it nothing is there to be answered",
+        );
+        self.check(
+            ttl.is_some() || (stale_if_error.is_zero() && raw.refresh_at_percent == 0),
+            &at("ttl"),
+            "is needed with staleIfError and refreshAtPercent: a value without it never becomes old",
+        );
+        let refresh = raw.refresh_at_percent;
+        self.check(
+            refresh == 0 || (10..=95).contains(&refresh),
+            &at("refreshAtPercent"),
+            format!("{refresh} is out of range; write 10 to 95, or 0 for never"),
+        );
+        Some(Loading {
+            store: raw.store.clone(),
+            strategy: raw.strategy,
+            ttl,
+            negative_ttl: negative.unwrap_or_else(|| ttl.map_or(NEGATIVE_TTL, |ttl| ttl.min(NEGATIVE_TTL))),
+            soft_timeout,
+            hard_timeout,
+            stale_if_error,
+            refresh_at_percent: (refresh != 0).then_some(refresh),
+            jitter_percent: self.within(&at("jitterPercent"), raw.jitter_percent, 0, 50),
+        })
+    }
+}
+
+/// A time whose faults are told elsewhere.
+fn unjudged(text: &str) -> Option<Duration> {
+    (!text.is_empty()).then(|| parse_duration(text).unwrap_or_default())
 }

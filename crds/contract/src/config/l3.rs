@@ -170,7 +170,7 @@ impl Reader {
             "l3.redis.usernameFile",
             "stands beside username; keep one of them",
         );
-        let tls = raw.tls.as_ref().map(|tls| self.tls(tls));
+        let tls = raw.tls.as_ref().map(|tls| self.tls("l3.redis.tls", tls));
         let over_unix = raw.endpoints.iter().any(|endpoint| endpoint.starts_with("unix:"));
         self.check(
             tls.is_none() || !over_unix,
@@ -207,10 +207,10 @@ impl Reader {
         }
     }
 
-    fn tls(&mut self, raw: &RawTls) -> Tls {
+    pub(super) fn tls(&mut self, path: &str, raw: &RawTls) -> Tls {
         self.check(
             raw.cert_file.is_empty() == raw.key_file.is_empty(),
-            "l3.redis.tls.certFile",
+            &format!("{path}.certFile"),
             "must stand together with keyFile; a certificate is of use only with its key",
         );
         Tls {

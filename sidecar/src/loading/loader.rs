@@ -1,0 +1,416 @@
+//! The loader's thread: which loads are under way, who waits for them, and what becomes of what they bring.
+//!
+//! Owns the table of loads. A read joins the load of its key only while nothing invalidated the key since that load's
+//! read of L3 (so that nobody is answered with what was there before a write that he may know of); else it begins
+//! another. A load ends at the keyspace's `hardTimeout`, whatever hangs. What was loaded is stored only under the lease
+//! that L3 gave before the store was asked, and only if the key is as it was then; the key's stamp is bumped before
+//! anybody is answered.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use caddy_engine::{
+    FillToken, KeyHash, Moment,
+    codec::envelope::{Body, Header, SoftExpiry, needs_envelope, seal},
+    store::Stored,
+};
+use caddy_resp::Value;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{
+    Answer, Asker, Job, Jobs, Miss, Refresh,
+    leases::{Fate, Lease, Leases},
+    stores::{Found, LoadFailure},
+};
+use crate::{
+    cache::{Cached, TierKey},
+    envelope::Decoded,
+    guards::{Guard, hold},
+    keyspaces::{Id, Source},
+    shared::Shared,
+    supervisor::Supervisor,
+    tally::Count,
+    upstream::keep,
+};
+
+/// How often a key that another sidecar loads is looked at, at first and at most.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// See the module.
+struct Loader {
+    shared: Arc<Shared>,
+    supervisor: Supervisor,
+    leases: Leases,
+    loads: RefCell<HashMap<(u32, Bytes), Rc<Load>>>,
+}
+
+/// A load under way.
+struct Load {
+    database: u32,
+    key: Bytes,
+    keyspace: Id,
+    source: Arc<Source>,
+    /// What its first read of L3 was sent under; without one nobody joins.
+    token: Option<FillToken>,
+    /// Nobody waits: the value is to be replaced if it is fresh for no longer than this.
+    refresh_within: Option<u32>,
+    begun: Moment,
+    deadline: Instant,
+    askers: RefCell<Vec<Asker>>,
+    stale: RefCell<Option<Cached>>,
+    /// `softTimeout` is over.
+    is_slow: Cell<bool>,
+}
+
+/// What the right to load came to.
+enum Right {
+    Given(Lease),
+    /// There is nothing to load.
+    Needless(Cached),
+    /// L3 did not say: what is loaded is not stored.
+    Unknown,
+}
+
+/// Works until the sidecar ends.
+pub(crate) async fn run(shared: Arc<Shared>, mut jobs: Jobs, supervisor: Supervisor) {
+    let leases = Leases::new(shared.clone(), supervisor.clone());
+    let loader = Rc::new(Loader { shared, supervisor: supervisor.clone(), leases, loads: RefCell::default() });
+    loop {
+        tokio::select! {
+            () = supervisor.shutdown().cancelled() => return,
+            Some(job) = jobs.recv() => match job {
+                Job::Miss(miss) => loader.miss(miss),
+                Job::Refresh(refresh) => loader.refresh(refresh),
+            },
+        }
+    }
+}
+
+// === the table ===
+
+impl Loader {
+    fn miss(self: &Rc<Self>, miss: Miss) {
+        let Miss { database, key, token, stale, asker } = miss;
+        let name = (database, key);
+        let joined = self.loads.borrow().get(&name).filter(|load| token.is_some() && self.may_join(load)).cloned();
+        if let Some(load) = joined {
+            self.count(&load, Count::LoadJoined);
+            if let Some(stale) = load.stale.borrow().clone().filter(|_| load.is_slow.get()) {
+                self.count(&load, Count::ServedStale);
+                return asker.answer(Answer::Stale(stale));
+            }
+            load.askers.borrow_mut().push(asker);
+            return;
+        }
+        match self.load(&name, token, None) {
+            Some(load) => {
+                load.askers.borrow_mut().push(asker);
+                *load.stale.borrow_mut() = stale;
+                if token.is_some() {
+                    self.loads.borrow_mut().insert(name, load.clone());
+                }
+                self.start(load);
+            }
+            // The rules changed meanwhile: it is what L3 said.
+            None => asker.answer(Answer::Fresh(Cached::Nil)),
+        }
+    }
+
+    fn refresh(self: &Rc<Self>, refresh: Refresh) {
+        let Refresh { database, key, within_millis } = refresh;
+        let name = (database, key);
+        if self.loads.borrow().contains_key(&name) {
+            return;
+        }
+        if let Some(load) = self.load(&name, None, Some(within_millis)) {
+            self.loads.borrow_mut().insert(name, load.clone());
+            self.start(load);
+        }
+    }
+
+    fn load(&self, name: &(u32, Bytes), token: Option<FillToken>, refresh_within: Option<u32>) -> Option<Rc<Load>> {
+        let (database, key) = name.clone();
+        let keyspaces = self.shared.keyspaces();
+        let rule = keyspaces.rule(&key);
+        let source = rule.source.clone()?;
+        Some(Rc::new(Load {
+            database,
+            key,
+            keyspace: rule.id,
+            token,
+            refresh_within,
+            begun: self.shared.now(),
+            deadline: Instant::now() + source.settings.hard_timeout,
+            source,
+            askers: RefCell::default(),
+            stale: RefCell::default(),
+            is_slow: Cell::new(false),
+        }))
+    }
+
+    fn may_join(&self, load: &Load) -> bool {
+        let is_current = load.token.is_some_and(|token| self.shared.kernel().is_current(&token));
+        (is_current || !hold(Guard::JoinOnlyLiveLoads))
+            && load.token.is_some()
+            && self.shared.now().since(load.begun) < load.source.settings.hard_timeout
+    }
+
+    fn start(self: &Rc<Self>, load: Rc<Load>) {
+        let loader = self.clone();
+        self.supervisor.spawn_local("load", async move { loader.run(&load).await });
+    }
+
+    fn count(&self, load: &Load, count: Count) {
+        self.shared.tally.add(load.keyspace, count);
+    }
+
+    // === one load ===
+
+    async fn run(&self, load: &Rc<Load>) {
+        let settings = &load.source.settings;
+        let mut attempt = Box::pin(self.attempt(load));
+        let soft = settings.soft_timeout.map(|soft| load.deadline - settings.hard_timeout + soft);
+        let answer = loop {
+            let slow_at = soft.filter(|_| !load.is_slow.get()).unwrap_or(load.deadline);
+            tokio::select! {
+                biased;
+                answer = &mut attempt => break answer,
+                () = sleep_until(slow_at), if slow_at < load.deadline => {
+                    load.is_slow.set(true);
+                    let stale = load.stale.borrow().clone();
+                    if let Some(stale) = stale {
+                        self.tell(load, &Answer::Stale(stale));
+                    }
+                }
+                () = sleep_until(load.deadline) => {
+                    self.count(load, Count::LoadTimedOut);
+                    let store = load.source.store.name.clone();
+                    break self.failed(load, &LoadFailure::TimedOut { store, limit: settings.hard_timeout });
+                }
+            }
+        };
+        drop(attempt);
+        let mut loads = self.loads.borrow_mut();
+        let name = (load.database, load.key.clone());
+        if loads.get(&name).is_some_and(|newest| Rc::ptr_eq(newest, load)) {
+            loads.remove(&name);
+        }
+        drop(loads);
+        self.tell(load, &answer);
+    }
+
+    /// Answers all who wait, behind what invalidates older copies.
+    fn tell(&self, load: &Load, answer: &Answer) {
+        let askers = load.askers.take();
+        if matches!(answer, Answer::Stale(_)) {
+            self.shared.tally.add_many(load.keyspace, Count::ServedStale, askers.len() as u64);
+        }
+        for asker in askers {
+            asker.answer(answer.clone());
+        }
+    }
+
+    async fn attempt(&self, load: &Load) -> Answer {
+        let mut held = Held { leases: &self.leases, load, lease: None };
+        match self.claim(load).await {
+            Right::Given(lease) => held.lease = Some(lease),
+            Right::Needless(value) => return Answer::Fresh(value),
+            Right::Unknown if load.refresh_within.is_some() => return Answer::Fresh(Cached::Nil),
+            Right::Unknown => {}
+        }
+        self.count(load, if load.refresh_within.is_some() { Count::Refresh } else { Count::Load });
+        match load.source.store.load(load.key.clone(), &self.supervisor).await {
+            Ok(found) => self.settle(load, held, found).await,
+            Err(failure) => {
+                self.count(load, Count::LoadFailed);
+                self.failed(load, &failure)
+            }
+        }
+    }
+
+    fn failed(&self, load: &Load, failure: &LoadFailure) -> Answer {
+        tracing::debug!(%failure, "a load failed");
+        let _ = self;
+        match load.stale.borrow().clone() {
+            Some(stale) => Answer::Stale(stale),
+            None => Answer::Failed(failure.to_string().into()),
+        }
+    }
+
+    /// Waits until L3 gives this sidecar the right to load, or somebody else has loaded.
+    async fn claim(&self, load: &Load) -> Right {
+        let mut pause = FIRST_LOOK;
+        loop {
+            let left = load.deadline.saturating_duration_since(Instant::now());
+            let Some(claimed) = self.leases.claim(load.database, &load.key, left).await else { return Right::Unknown };
+            let held = Held { leases: &self.leases, load, lease: claimed.lease };
+            let decoded = self.decode(load, claimed.present.as_ref(), claimed.pttl);
+            let is_fresh = decoded.value.exists();
+            let is_due = match load.refresh_within {
+                None => !is_fresh,
+                Some(within) => is_fresh && decoded.pttl.is_some_and(|left| (0..=i64::from(within)).contains(&left)),
+            };
+            if !is_due {
+                if load.refresh_within.is_none() {
+                    self.count(load, Count::LoadShared);
+                    self.bump(load);
+                }
+                return Right::Needless(decoded.value);
+            }
+            if decoded.stale.is_some() {
+                *load.stale.borrow_mut() = decoded.stale;
+            }
+            match held.take() {
+                Some(lease) => return Right::Given(lease),
+                // Somebody else is at it.
+                None if load.refresh_within.is_some() => return Right::Needless(decoded.value),
+                None => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LAST_LOOK);
+                }
+            }
+        }
+    }
+
+    fn decode(&self, load: &Load, present: Option<&Bytes>, pttl: i64) -> Decoded {
+        let value = present.map_or(Cached::Nil, |bytes| Cached::from_value(&Value::Bulk(bytes)));
+        self.shared.envelopes.decode(&load.key, value, Some(pttl))
+    }
+
+    fn bump(&self, load: &Load) {
+        self.shared.kernel().bump(KeyHash::of(&load.key));
+    }
+
+    // === what a load brings ===
+
+    /// Stores what was found, if nothing came between; else what is there now is the answer.
+    async fn settle(&self, load: &Load, held: Held<'_>, found: Found) -> Answer {
+        let value = found.as_ref().map_or(Cached::Nil, |stored| Cached::from_value(&Value::Bulk(&stored.value)));
+        let life = found.as_ref().map(|stored| self.life(load, stored));
+        let Some(lease) = held.take() else { return Answer::Fresh(value) };
+        let (database, key) = (load.database, &load.key);
+        let fate = match (&found, life) {
+            (Some(stored), Some(Life::For(fresh))) => {
+                let (bytes, life) = self.sealed(load, &stored.value, fresh);
+                self.leases.store(database, key, &lease, &bytes, life).await
+            }
+            // Not to be kept, or gone: what was there before goes too.
+            _ if lease.has_value() => self.leases.remove(database, key, &lease).await,
+            _ => {
+                let there = self.leases.end(database, key, &lease).await;
+                there.map(|present| if present.is_some() { Fate::Overtaken } else { Fate::Done })
+            }
+        };
+        if let (Some(Fate::Done), None, false, Some(token)) = (fate, &found, lease.has_value(), &load.token) {
+            let key = TierKey::get(database, key);
+            keep(&self.shared, key, token, Decoded::plain(Cached::Nil, Some(-2)));
+            // Nothing invalidated the key since it was found absent: there is no copy that is older than this answer.
+            if self.shared.kernel().is_current(token) {
+                return Answer::Fresh(value);
+            }
+        }
+        self.bump(load);
+        match fate {
+            Some(Fate::Done) => Answer::Fresh(value),
+            Some(Fate::Overtaken) => {
+                self.count(load, Count::LoadOvertaken);
+                match self.leases.read(database, key).await {
+                    Some((present, pttl)) => {
+                        let there = self.decode(load, present.as_ref(), pttl).value;
+                        self.bump(load);
+                        Answer::Fresh(if there.exists() { there } else { value })
+                    }
+                    None => Answer::Fresh(value),
+                }
+            }
+            Some(Fate::Removed) | None => {
+                self.count(load, Count::LoadOvertaken);
+                Answer::Fresh(value)
+            }
+        }
+    }
+
+    /// How long a value is fresh: the keyspace's `ttl`, or less if the store says so, shortened at random.
+    fn life(&self, load: &Load, stored: &Stored<Bytes>) -> Life {
+        let _ = self;
+        let settings = &load.source.settings;
+        let fresh = match (settings.ttl, stored.fresh_for) {
+            (Some(ttl), Some(told)) => Some(ttl.min(told)),
+            (ttl, told) => ttl.or(told),
+        };
+        match fresh {
+            Some(fresh) if fresh < Duration::from_millis(1) => Life::NotKept,
+            fresh => Life::For(fresh.map(|fresh| shortened(fresh, settings.jitter_percent))),
+        }
+    }
+
+    /// The bytes for L3 and their life there: longer than they are fresh, if they may be answered stale.
+    fn sealed(&self, load: &Load, value: &[u8], fresh: Option<Duration>) -> (Vec<u8>, Option<Duration>) {
+        let _ = self;
+        let stale = load.source.settings.stale_if_error;
+        let soft_expiry = fresh.filter(|_| !stale.is_zero()).map(|_| SoftExpiry::at_remaining(stale));
+        let life = fresh.map(|fresh| if soft_expiry.is_some() { fresh.saturating_add(stale) } else { fresh });
+        if soft_expiry.is_none() && !needs_envelope(value) {
+            return (value.to_vec(), life);
+        }
+        (seal(&load.key, &Header { soft_expiry, ..Header::default() }, Body::plain(value)), life)
+    }
+}
+
+/// How long a loaded value may be kept.
+enum Life {
+    NotKept,
+    /// `None`: until it is written.
+    For(Option<Duration>),
+}
+
+fn shortened(life: Duration, percent: u32) -> Duration {
+    // Each `RandomState` has a key of its own, made from random bits.
+    let part = RandomState::new().hash_one(0) % (u64::from(percent) * 100 + 1);
+    let less = life.as_nanos() * u128::from(part) / 10_000;
+    life - Duration::from_nanos(u64::try_from(less).unwrap_or(0))
+}
+
+/// A lease that is given back when it was not used.
+struct Held<'a> {
+    leases: &'a Leases,
+    load: &'a Load,
+    lease: Option<Lease>,
+}
+
+impl Held<'_> {
+    fn take(mut self) -> Option<Lease> {
+        self.lease.take()
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(lease) = &self.lease {
+            self.leases.release(self.load.database, &self.load.key, lease);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_only_shortens_and_by_no_more_than_it_may() {
+        let life = Duration::from_secs(100);
+        let lives: Vec<_> = (0..1000).map(|_| shortened(life, 10)).collect();
+        assert!(lives.iter().all(|life| (90..=100).contains(&life.as_secs())));
+        assert!(lives.iter().any(|one| *one != lives[0]));
+        assert_eq!(shortened(life, 0), life);
+        assert_eq!(shortened(Duration::ZERO, 50), Duration::ZERO);
+    }
+}

@@ -1,0 +1,329 @@
+//! The app's databases as the sidecar asks them: each behind a bulkhead and a circuit breaker.
+//!
+//! Owns how many calls there are at a time, who waits for a turn, and what is put together into one call. Knows nothing
+//! of keyspaces, leases or tiers. Fails with [`LoadFailure`], at once where there is no room or the store is being left
+//! alone; what waits here is bounded, and every call ends by the store's own deadlines.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use caddy_contract::{Config, HttpStore as HttpSettings, PostgresStore as PostgresSettings, StoreKind};
+use caddy_engine::{
+    BootClock, Clock,
+    store::{BackingStore, StoreError, Stored},
+};
+use caddy_remote::{
+    TlsOptions,
+    stores::{HttpConfig, HttpConfigError, HttpStore, PostgresConfig, PostgresConfigError, PostgresStore},
+};
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::oneshot;
+
+use super::breaker::Breaker;
+use crate::supervisor::Supervisor;
+
+/// Keys of one call to a store that takes many at once.
+const MAX_BATCH: usize = 256;
+
+/// What a store has under a key.
+pub(crate) type Found = Option<Stored<Bytes>>;
+
+/// Why there is no value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LoadFailure {
+    /// The store's own words.
+    #[error("store '{store}': {error}")]
+    Store {
+        /// Its name.
+        store: Arc<str>,
+        /// What it said.
+        error: StoreError,
+    },
+    /// It failed too often of late.
+    #[error(
+        "store '{store}' has failed too often and is left alone for {pause:?} (stores[].breaker); see whether it is up"
+    )]
+    LeftAlone {
+        /// Its name.
+        store: Arc<str>,
+        /// Until it is tried again, at most.
+        pause: Duration,
+    },
+    /// There is no room to wait in.
+    #[error("too many loads wait for store '{store}' (stores[].maxQueued); raise maxConcurrent, or shed load")]
+    Busy {
+        /// Its name.
+        store: Arc<str>,
+    },
+    /// It took longer than the keyspace allows.
+    #[error("store '{store}' gave no value within {limit:?} (keyspaces[].hardTimeout); see whether it hangs")]
+    TimedOut {
+        /// Its name.
+        store: Arc<str>,
+        /// The bound.
+        limit: Duration,
+    },
+}
+
+/// Why a store of the configuration cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreConfigError {
+    /// Behind HTTP.
+    #[error("failed to set up store '{name}'")]
+    Http {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: HttpConfigError,
+    },
+    /// In PostgreSQL.
+    #[error("failed to set up store '{name}'")]
+    Postgres {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: PostgresConfigError,
+    },
+}
+
+/// All stores of the configuration, by name.
+#[derive(Default, Clone)]
+pub(crate) struct Stores(HashMap<String, Arc<Store>>);
+
+impl Stores {
+    /// Those of `config`; of `previous` are kept those that are as before, with their connections and counts.
+    pub(crate) fn new(config: &Config, previous: &Self) -> Result<Self, StoreConfigError> {
+        let mut stores = HashMap::new();
+        for settings in &config.stores {
+            let kept = previous.0.get(&settings.name).filter(|store| store.settings == *settings);
+            let store = match kept {
+                Some(store) => store.clone(),
+                None => Arc::new(Store::new(settings.clone())?),
+            };
+            stores.insert(settings.name.clone(), store);
+        }
+        Ok(Self(stores))
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Store>> {
+        self.0.get(name)
+    }
+
+    /// In the order of their names.
+    pub(crate) fn all(&self) -> Vec<Arc<Store>> {
+        let mut all: Vec<_> = self.0.values().cloned().collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+}
+
+/// What is counted about a store.
+#[derive(Debug, Default)]
+pub(crate) struct StoreCounts {
+    /// Calls made, each for one or more keys.
+    pub(crate) calls: Counter,
+    /// Keys asked for in them.
+    pub(crate) keys: Counter,
+    /// Calls that failed.
+    pub(crate) failures: Counter,
+    /// Loads refused because too many waited.
+    pub(crate) busy: Counter,
+    /// Loads refused while it was left alone.
+    pub(crate) left_alone: Counter,
+}
+
+/// One store.
+pub(crate) struct Store {
+    pub(crate) name: Arc<str>,
+    /// What is asked; for reads through [`load`](Self::load).
+    pub(crate) backing: Arc<dyn BackingStore<Bytes, Bytes>>,
+    pub(crate) counts: StoreCounts,
+    settings: caddy_contract::Store,
+    state: Mutex<State>,
+}
+
+struct State {
+    breaker: Breaker,
+    calls: usize,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    key: Bytes,
+    answer: oneshot::Sender<Result<Found, LoadFailure>>,
+}
+
+impl Store {
+    fn new(settings: caddy_contract::Store) -> Result<Self, StoreConfigError> {
+        let name = || settings.name.clone();
+        let backing: Arc<dyn BackingStore<Bytes, Bytes>> = match &settings.kind {
+            StoreKind::Http(http) => Arc::new(
+                HttpStore::new(http_config(http, settings.max_concurrent))
+                    .map_err(|source| StoreConfigError::Http { name: name(), source })?,
+            ),
+            StoreKind::Postgres(postgres) => Arc::new(
+                PostgresStore::new(postgres_config(postgres))
+                    .map_err(|source| StoreConfigError::Postgres { name: name(), source })?,
+            ),
+        };
+        let breaker = Breaker::new(settings.breaker_failures, settings.breaker_pause);
+        Ok(Self {
+            name: name().into(),
+            backing,
+            counts: StoreCounts::default(),
+            settings,
+            state: Mutex::new(State { breaker, calls: 0, waiting: VecDeque::new() }),
+        })
+    }
+
+    /// Keys in one call: those of an HTTP store are requests of their own, and one that hangs must not hold up others.
+    fn batch(&self) -> usize {
+        match self.settings.kind {
+            StoreKind::Http(_) => 1,
+            StoreKind::Postgres(_) => MAX_BATCH,
+        }
+    }
+
+    /// Whether it is being left alone.
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.state.lock().breaker.is_open()
+    }
+
+    /// Calls under way, and loads that wait for their turn.
+    pub(crate) fn load_of(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.calls, state.waiting.len())
+    }
+
+    /// What the store has under `key`, asked in its turn, together with others where that is possible.
+    pub(crate) async fn load(self: &Arc<Self>, key: Bytes, supervisor: &Supervisor) -> Result<Found, LoadFailure> {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            if !state.breaker.admits(BootClock.now()) {
+                self.counts.left_alone.inc();
+                return Err(LoadFailure::LeftAlone { store: self.name.clone(), pause: self.settings.breaker_pause });
+            }
+            let room = self.settings.max_queued
+                + self.batch() * (self.settings.max_concurrent - state.calls.min(self.settings.max_concurrent));
+            if state.waiting.len() >= room {
+                self.counts.busy.inc();
+                return Err(LoadFailure::Busy { store: self.name.clone() });
+            }
+            state.waiting.push_back(Waiting { key, answer });
+        }
+        // A task of its own: whoever else is about to ask in this turn comes into the same call.
+        let store = self.clone();
+        supervisor.spawn_local("store call", store.call());
+        let gone = || {
+            let error = StoreError::Unavailable { reason: "the sidecar is ending".into() };
+            Err(LoadFailure::Store { store: self.name.clone(), error })
+        };
+        answered.await.unwrap_or_else(|_| gone())
+    }
+
+    /// Makes calls while anybody waits, if there may be one more.
+    async fn call(self: Arc<Self>) {
+        loop {
+            let batch: Vec<Waiting> = {
+                let mut state = self.state.lock();
+                // Who has given up is not asked for.
+                state.waiting.retain(|waiting| !waiting.answer.is_closed());
+                if state.calls >= self.settings.max_concurrent || state.waiting.is_empty() {
+                    return;
+                }
+                state.calls += 1;
+                let count = state.waiting.len().min(self.batch());
+                state.waiting.drain(..count).collect()
+            };
+            // Given back also if the sidecar ends in between, or the store panics.
+            let slot = Slot(&self);
+            let keys: Vec<Bytes> = batch.iter().map(|waiting| waiting.key.clone()).collect();
+            self.counts.calls.inc();
+            self.counts.keys.inc_by(keys.len() as u64);
+            let loaded = self.backing.load_many(&keys).await;
+            self.judge(loaded.as_ref().err());
+            drop(slot);
+            let results: Vec<Result<Found, LoadFailure>> = match loaded {
+                Ok(values) => values.into_iter().map(Ok).collect(),
+                Err(error) => {
+                    let failure = LoadFailure::Store { store: self.name.clone(), error };
+                    vec![Err(failure); keys.len()]
+                }
+            };
+            for (waiting, result) in batch.into_iter().zip(results) {
+                // Who does not wait any more is not told.
+                let _ = waiting.answer.send(result);
+            }
+        }
+    }
+
+    fn judge(&self, error: Option<&StoreError>) {
+        if error.is_some() {
+            self.counts.failures.inc();
+        }
+        let mut state = self.state.lock();
+        match error {
+            Some(error) if error.is_transient() => {
+                if state.breaker.failed(BootClock.now()) {
+                    let pause = self.settings.breaker_pause;
+                    tracing::warn!(store = %self.name, %error, ?pause, "a store is left alone: it failed too often in a row");
+                }
+            }
+            _ => {
+                if state.breaker.is_open() {
+                    tracing::info!(store = %self.name, "a store answers again");
+                }
+                state.breaker.succeeded();
+            }
+        }
+    }
+}
+
+/// One of a store's places for calls, while it is taken.
+struct Slot<'a>(&'a Store);
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().calls -= 1;
+    }
+}
+
+fn http_config(http: &HttpSettings, concurrency: usize) -> HttpConfig {
+    HttpConfig {
+        headers: http.headers.clone(),
+        header_files: http.header_files.clone(),
+        timeout: http.timeout,
+        retries: http.retries,
+        backoff: http.backoff,
+        concurrency,
+        max_value_bytes: http.max_value_bytes.as_usize(),
+        tls: tls_options(http.tls.as_ref()).unwrap_or_default(),
+        ..HttpConfig::new(http.url.clone())
+    }
+}
+
+fn postgres_config(postgres: &PostgresSettings) -> PostgresConfig {
+    PostgresConfig {
+        password_file: postgres.password_file.clone(),
+        tls: tls_options(postgres.tls.as_ref()),
+        store: postgres.store.clone(),
+        delete: postgres.delete.clone(),
+        max_connections: postgres.max_connections,
+        timeout: postgres.timeout,
+        ..PostgresConfig::new(postgres.url.clone(), postgres.load.clone())
+    }
+}
+
+fn tls_options(tls: Option<&caddy_contract::Tls>) -> Option<TlsOptions> {
+    tls.map(|tls| TlsOptions {
+        ca_file: tls.ca_file.clone(),
+        client_certificate: tls.client_certificate.clone(),
+        server_name: tls.server_name.clone(),
+    })
+}

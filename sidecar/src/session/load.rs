@@ -1,0 +1,162 @@
+//! Reads of keys that have a store, where no fill is possible; and writes of such keys.
+//!
+//! What would be a relayed read elsewhere goes to the loader, which reads L3 by itself: a relay would answer nil for what
+//! the store has. A write removes the fill leases of its keys in the same step, so that nothing which was loaded before it
+//! is stored behind it.
+
+use bytes::Bytes;
+use caddy_remote::leases;
+use caddy_resp::{Value, encode};
+
+use super::{
+    args::Args,
+    conversation::{Conversation, Flow, Pending, Stream, effect},
+};
+use crate::{
+    cache::Waiter,
+    commands::{self, Row},
+    guards::{Guard, hold},
+    loading::{Asker, Miss, Several},
+    mailbox::{Place, ReplyTo},
+    shared::L3,
+    upstream::Effect,
+};
+
+impl Conversation {
+    /// Whether a read loads what is absent: GET, and MGET if all its keys have a store.
+    pub(super) fn is_loading_read(&self, row: &Row, args: Args<'_>) -> bool {
+        let keyspaces = self.worker.shared.keyspaces();
+        matches!(row.name, "get" | "mget") && args.len() > 1 && args.from(1).all(|key| keyspaces.source(key).is_some())
+    }
+
+    /// A read that cannot fill now, by the loader.
+    pub(super) fn load_unfilled(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+        let stream = Stream::Tracked(self.client.database);
+        if self.is_under_way_elsewhere(stream) {
+            return Flow::Hold;
+        }
+        self.stream = stream;
+        let (request, effect) = (args.to_bytes(), effect(row, args));
+        let pending = match (row.name, effect.keys.as_slice()) {
+            ("get", [key]) => {
+                self.under_way.add(*key, &request);
+                Pending::Filling { request: request.clone(), effect, unproven: None }
+            }
+            (_, keys) => {
+                self.under_way.add_many(keys);
+                Pending::FillingMany { request: request.clone(), effect }
+            }
+        };
+        let place = self.expect(pending);
+        self.load_instead(place, &request);
+        Flow::Done
+    }
+
+    /// Hands a GET or MGET to the loader, if all its keys have a store; whether they have.
+    pub(super) fn load_instead(&mut self, place: Place, request: &[u8]) -> bool {
+        let shared = self.worker.shared.clone();
+        let keyspaces = shared.keyspaces();
+        let Ok((request, _)) = Value::decode(request) else { return false };
+        let Some([name, keys @ ..]) = request.as_elements() else { return false };
+        let Some(keys) = keys.iter().map(Value::as_bytes).collect::<Option<Vec<_>>>() else { return false };
+        let is_one = match name.as_bytes() {
+            Some(name) if name.eq_ignore_ascii_case(b"GET") => true,
+            Some(name) if name.eq_ignore_ascii_case(b"MGET") => false,
+            _ => return false,
+        };
+        if keys.is_empty() || !keys.iter().all(|key| keyspaces.source(key).is_some()) {
+            return false;
+        }
+        let to = ReplyTo { mailbox: self.mailbox.clone(), place };
+        let waiter = Waiter { to, protocol: self.client.protocol };
+        let database = self.client.database;
+        let load = |key: &[u8], asker| {
+            let key = Bytes::copy_from_slice(key);
+            shared.loading.miss(Miss { database, key, token: None, stale: None, asker });
+        };
+        if is_one {
+            load(keys[0], Asker::One(waiter));
+        } else {
+            let several = Several::new(waiter, vec![None; keys.len()]);
+            keys.iter().enumerate().for_each(|(place, key)| load(key, Asker::Of(several.clone(), place)));
+        }
+        true
+    }
+
+    /// The effect of a write, with the leases that it ends.
+    pub(super) fn ending_leases(&self, row: &Row, args: Args<'_>, mut effect: Effect) -> Effect {
+        let shared = &self.worker.shared;
+        if row.effect != commands::Effect::WritesKeys || !hold(Guard::WritesEndLeases) {
+            return effect;
+        }
+        let keyspaces = shared.keyspaces();
+        if !keyspaces.loads() {
+            return effect;
+        }
+        let L3::Redis(redis) = &shared.l3 else { return effect };
+        let config = shared.config();
+        for position in row.keys(args.len(), |index| args.get(index)) {
+            let key = args.get(position);
+            if keyspaces.source(key).is_some() {
+                let lease = leases::name(&config.cluster.domain, key, redis.cluster().is_some());
+                effect.leases.push((Bytes::copy_from_slice(key), lease.into()));
+            }
+        }
+        effect
+    }
+}
+
+/// The bytes of a request that ends leases in the same step, and how many replies they have: a transaction around a single
+/// command, or one command more in the app's own.
+pub(super) fn with_ended_leases(effect: &Effect, request: Bytes) -> (Bytes, u16) {
+    if effect.leases.is_empty() {
+        return (request, 1);
+    }
+    let mut out = Vec::with_capacity(request.len() + 64 * effect.leases.len() + 64);
+    if !effect.is_exec {
+        encode::command(&mut out, [b"MULTI"]);
+    }
+    encode::array_header(&mut out, effect.leases.len() + 1);
+    encode::bulk(&mut out, b"DEL");
+    effect.leases.iter().for_each(|(_, lease)| encode::bulk(&mut out, lease));
+    out.extend_from_slice(&request);
+    if effect.is_exec {
+        return (out.into(), 2);
+    }
+    encode::command(&mut out, [b"EXEC"]);
+    (out.into(), 4)
+}
+
+/// What the app is answered of the last reply to such a request: without what DEL answered. An error, or nothing since a
+/// watched key changed, as it is.
+pub(crate) fn unwrapped(reply: &Bytes, is_exec: bool) -> Bytes {
+    let is_array = reply.first() == Some(&b'*') && !reply.starts_with(b"*-");
+    let Some(first) = reply.iter().position(|byte| *byte == b'\n').filter(|_| is_array) else { return reply.clone() };
+    let (header, rest) = (&reply[1..first - 1], first + 1);
+    if !is_exec {
+        let number = reply[rest..].iter().position(|byte| *byte == b'\n');
+        return number.map_or_else(|| reply.clone(), |end| reply.slice(rest + end + 1..));
+    }
+    let count: usize = std::str::from_utf8(header).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let number = reply[rest..].iter().rposition(|byte| *byte == b':').unwrap_or(0);
+    let mut out = Vec::with_capacity(reply.len());
+    encode::array_header(&mut out, count.saturating_sub(1));
+    out.extend_from_slice(&reply[rest..rest + number]);
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_sees_the_reply_to_its_own_command() {
+        let seen = |reply: &'static [u8], is_exec| unwrapped(&Bytes::from_static(reply), is_exec);
+        assert_eq!(seen(b"*2\r\n:1\r\n+OK\r\n", false), &b"+OK\r\n"[..]);
+        assert_eq!(seen(b"*2\r\n:0\r\n$3\r\na\n:\r\n", false), &b"$3\r\na\n:\r\n"[..]);
+        assert_eq!(seen(b"-EXECABORT no\r\n", false), &b"-EXECABORT no\r\n"[..]);
+        assert_eq!(seen(b"*3\r\n:7\r\n+OK\r\n:12\r\n", true), &b"*2\r\n:7\r\n+OK\r\n"[..]);
+        assert_eq!(seen(b"*-1\r\n", true), &b"*-1\r\n"[..]);
+        assert_eq!(seen(b"_\r\n", true), &b"_\r\n"[..]);
+    }
+}

@@ -1,0 +1,101 @@
+//! A store that fails, hangs or is slow: what readers get meanwhile, and what it is asked.
+
+use anyhow::{Result, ensure};
+use caddy_tests::{
+    e2e::eventually,
+    load_scenarios::{Loaded, path},
+    world::{MOMENT, SOON, Subject},
+};
+
+use crate::reads::stat;
+
+/// Old after a moment, and then good for an outage of an hour.
+const STALE: &str = ", ttl: 50ms, jitterPercent: 0, staleIfError: 1h, hardTimeout: 1m";
+
+#[test]
+fn through_an_outage_reads_go_on_stale_and_marked() -> Result<()> {
+    let loaded = Loaded::start(&Subject::good(), 1, STALE, ", breaker: {failures: 3, pause: 300ms}")?;
+    let (mut old, mut new) = (loaded.client()?, loaded.client()?);
+    new.ask("HELLO 3")?;
+    loaded.origin.set("/user%3A1", "Ada");
+    ensure!(old.ask("GET user:1")? == "Ada");
+    loaded.origin.fail_with(|_| Some(503));
+    eventually("the value is old", SOON, || {
+        let read = new.0.request(&["GET", "user:1"])?;
+        ensure!(read == b"|1\r\n+stale\r\n#t\r\n$3\r\nAda\r\n", "{}", String::from_utf8_lossy(&read));
+        Ok(())
+    })?;
+    // RESP2 cannot say it; the keyspace that sets staleIfError allows it.
+    ensure!(old.ask("GET user:1")? == "Ada");
+    ensure!(new.0.request(&["MGET", "user:1"])? == b"|1\r\n+stale\r\n#t\r\n*1\r\n$3\r\nAda\r\n");
+    // What was never there cannot be had, and the error says so.
+    let error = old.ask("GET user:2")?;
+    ensure!(error.starts_with("(error) STOREERR store 'users'"), "{error}");
+    // The breaker: the store is left alone, whoever asks how often.
+    for _ in 0..50 {
+        ensure!(old.ask("GET user:1")? == "Ada");
+    }
+    ensure!(loaded.sidecars[0].metric("caddy_store_left_alone_total")? > 0);
+    ensure!(stat(&mut old, "served_stale")? > 50);
+    loaded.origin.set("/user%3A1", "Ada Lovelace");
+    loaded.origin.recover();
+    eventually("it is fresh again", SOON, || {
+        let read = new.0.request(&["GET", "user:1"])?;
+        ensure!(read == b"$12\r\nAda Lovelace\r\n", "{}", String::from_utf8_lossy(&read));
+        Ok(())
+    })
+    .map(drop)
+}
+
+#[test]
+fn a_hung_load_holds_up_nobody_else() -> Result<()> {
+    let loaded = Loaded::start(&Subject::good(), 1, ", ttl: 1h, hardTimeout: 500ms", ", maxConcurrent: 2")?;
+    let (mut stuck, mut other) = (loaded.client()?, loaded.client()?);
+    loaded.origin.hang_on("/user%3A1");
+    loaded.origin.set("/user%3A2", "Bob");
+    loaded.ask_late(&mut stuck, "user:1")?;
+    ensure!(other.ask("GET user:2")? == "Bob");
+    let error = stuck.reply()?;
+    ensure!(error.starts_with("(error) STOREERR store 'users' gave no value within 500ms"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_slow_store_is_not_waited_for_where_there_is_an_old_value() -> Result<()> {
+    let rule = format!("{STALE}, softTimeout: 20ms");
+    let loaded = Loaded::start(&Subject::good(), 1, &rule, "")?;
+    let mut client = loaded.client()?;
+    loaded.origin.set("/user%3A1", "old");
+    ensure!(client.ask("GET user:1")? == "old");
+    loaded.origin.set("/user%3A1", "new");
+    eventually("it is old in Redis", SOON, || {
+        let life: i64 = loaded.foreign("PTTL user:1")?.parse()?;
+        ensure!(life < 3_600_000, "{life}");
+        Ok(())
+    })?;
+    loaded.ask_late(&mut client, "user:1")?;
+    ensure!(client.reply()? == "old", "answered while the store is asked");
+    loaded.origin.release(&path("user:1"));
+    eventually("the load went on behind it", SOON, || {
+        let read = client.ask("GET user:1")?;
+        ensure!(read == "new", "{read}");
+        Ok(())
+    })
+    .map(drop)
+}
+
+#[test]
+fn where_there_is_no_room_to_wait_a_read_fails_at_once() -> Result<()> {
+    let loaded = Loaded::start(&Subject::good(), 1, ", hardTimeout: 1m", ", maxConcurrent: 1, maxQueued: 1")?;
+    let mut clients = [loaded.client()?, loaded.client()?, loaded.client()?];
+    loaded.origin.set("/user%3A1", "one");
+    loaded.origin.set("/user%3A2", "two");
+    loaded.ask_late(&mut clients[0], "user:1")?;
+    clients[1].send("GET user:2")?;
+    ensure!(clients[1].reply_within(MOMENT)?.is_none(), "it waits for its turn");
+    let error = clients[2].ask("GET user:3")?;
+    ensure!(error.starts_with("(error) STOREERR too many loads wait"), "{error}");
+    loaded.origin.release("/user%3A1");
+    ensure!(clients[0].reply()? == "one" && clients[1].reply()? == "two");
+    Ok(())
+}
