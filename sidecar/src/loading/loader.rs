@@ -34,6 +34,7 @@ use crate::{
     envelope::Decoded,
     guards::{Guard, hold},
     keyspaces::{Id, Source},
+    ranges::ActiveRange,
     shared::Shared,
     supervisor::Supervisor,
     tally::Count,
@@ -63,6 +64,8 @@ struct Load {
     /// Nobody waits: the value is to be replaced if it is fresh for no longer than this.
     refresh_within: Option<u32>,
     begun: Moment,
+    /// The patterns that were in force then.
+    patterns: Arc<Vec<Arc<ActiveRange>>>,
     deadline: Instant,
     askers: RefCell<Vec<Asker>>,
     stale: RefCell<Option<Cached>>,
@@ -148,6 +151,7 @@ impl Loader {
             token,
             refresh_within,
             begun: self.shared.now(),
+            patterns: self.shared.ranges.active(),
             deadline: Instant::now() + source.settings.hard_timeout,
             source,
             askers: RefCell::default(),
@@ -294,7 +298,9 @@ impl Loader {
     /// Stores what was found, if nothing came between; else what is there now is the answer.
     async fn settle(&self, load: &Load, held: Held<'_>, found: Found) -> Answer {
         let value = found.as_ref().map_or(Cached::Nil, |stored| Cached::from_value(&Value::Bulk(&stored.value)));
-        let life = found.as_ref().map(|stored| self.life(load, stored));
+        // What a pattern has invalidated meanwhile goes the way of what may not be kept.
+        let life =
+            found.as_ref().map(|stored| if self.is_swept(load) { Life::NotKept } else { self.life(load, stored) });
         let Some(lease) = held.take() else { return Answer::Fresh(value) };
         let (database, key) = (load.database, &load.key);
         let fate = match (&found, life) {
@@ -336,6 +342,13 @@ impl Loader {
                 Answer::Fresh(value)
             }
         }
+    }
+
+    /// Whether a pattern that has the key took effect since the load began.
+    fn is_swept(&self, load: &Load) -> bool {
+        let is_known = |range: &Arc<ActiveRange>| load.patterns.iter().any(|known| Arc::ptr_eq(known, range));
+        let active = self.shared.ranges.active();
+        active.iter().any(|range| range.has(load.database, &load.key) && !is_known(range))
     }
 
     /// How long a value is fresh: the keyspace's `ttl`, or less if the store says so, shortened at random.
