@@ -61,7 +61,7 @@ pub struct HttpStore {
     #[serde(default = "retries")]
     #[schemars(range(min = 0, max = 10))]
     pub retries: i32,
-    /// Pause before the first repetition, 1ms to 24h; it doubles each time.
+    /// Pause before the first repetition, 1ms to 24h; twice as long each time.
     #[serde(default = "backoff")]
     pub backoff: Period,
     /// The largest body that is taken.
