@@ -1,7 +1,7 @@
 //! From what L3 holds under a key to what an app is answered: the seam that every string read passes.
 //!
 //! Owns the way from stored bytes to a value or a miss: an envelope is opened, its soft expiry told apart from the key's
-//! own. A plain value stays what it is and costs two comparisons. What cannot be opened is a miss and is counted, never
+//! own, its generations looked at: a value with one that is not in force is absent. A plain value stays what it is and costs two comparisons. What cannot be opened is a miss and is counted, never
 //! another value; but in a domain in which this sidecar has seen no envelope yet, bytes that merely begin like one are an
 //! app's own.
 
@@ -12,11 +12,16 @@ use std::sync::{
 
 use caddy_engine::codec::{
     CodecConfig, CompressionAlgorithm, Dictionaries, KeyspaceCodec, Opened, ValueError,
-    envelope::{MAGIC, SoftExpiry},
+    envelope::{GenerationName, Generations, Header, MAGIC, SoftExpiry},
 };
 use caddy_resp::encode;
 
-use crate::cache::Cached;
+use crate::{
+    cache::Cached,
+    generations::{How, Learned, Then, Want},
+    shared::Shared,
+    stored::Dependencies,
+};
 
 /// Opens envelopes; one per sidecar.
 pub(crate) struct Envelopes {
@@ -26,7 +31,7 @@ pub(crate) struct Envelopes {
 }
 
 /// What a read of L3 means.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Decoded {
     /// What the app is answered; nil if there is nothing that is fresh.
     pub(crate) value: Cached,
@@ -36,12 +41,14 @@ pub(crate) struct Decoded {
     pub(crate) is_bounded: bool,
     /// What is no longer fresh, and may be answered when nothing better can be had.
     pub(crate) stale: Option<Cached>,
+    /// What has to stay in force for it.
+    pub(crate) dependencies: Dependencies,
 }
 
 impl Decoded {
     /// What needs no decoding.
     pub(crate) fn plain(value: Cached, pttl: Option<i64>) -> Self {
-        Self { value, pttl, is_bounded: false, stale: None }
+        Self { value, pttl, is_bounded: false, stale: None, dependencies: Dependencies::new() }
     }
 }
 
@@ -58,22 +65,89 @@ impl Default for Envelopes {
     }
 }
 
-impl Envelopes {
-    /// What `GET key` and `PTTL key` together mean.
-    pub(crate) fn decode(&self, key: &[u8], value: Cached, pttl: Option<i64>) -> Decoded {
-        let Some(stored) = bulk(&value).filter(|stored| is_suspect(stored)) else {
-            return Decoded::plain(value, pttl);
-        };
-        match self.open(key, stored) {
-            Ok(None) => Decoded::plain(value, pttl),
-            Ok(Some(Opened { header: Some(header), value })) if header.generations.is_empty() => {
-                let mut reply = Vec::with_capacity(value.len() + 16);
-                encode::bulk(&mut reply, &value);
-                aged(Cached::Bulk(reply.into()), header.soft_expiry, pttl)
+impl Shared {
+    /// What `GET key` and `PTTL key` together mean, by what is `learned` of generations and what is known of them anyway.
+    /// `Err`: what has to be learned first, which is all that it depends on.
+    pub(crate) fn decode(
+        self: &Arc<Self>,
+        database: u32,
+        key: &[u8],
+        value: Cached,
+        pttl: Option<i64>,
+        learned: &[Learned],
+    ) -> Result<Decoded, Vec<Want>> {
+        self.envelopes.decode(key, value, pttl, |generations| self.in_force_all(database, generations, learned))
+    }
+
+    /// As [`decode`](Self::decode), where nothing has to be waited for.
+    pub(crate) fn decode_embedded(
+        self: &Arc<Self>,
+        database: u32,
+        key: &[u8],
+        value: Cached,
+        pttl: Option<i64>,
+    ) -> Decoded {
+        let decode = |value| self.decode(database, key, value, pttl, &[]);
+        let decoded = decode(value.clone()).or_else(|wants| {
+            self.learn(database, wants, Then::Nothing);
+            decode(value)
+        });
+        decoded.unwrap_or_else(|_| Decoded::plain(Cached::Nil, pttl))
+    }
+
+    /// What a value with these generations depends on; `None`: one of them is not in force.
+    fn in_force_all(
+        self: &Arc<Self>,
+        database: u32,
+        generations: Generations<'_>,
+        learned: &[Learned],
+    ) -> Result<Option<Dependencies>, Vec<Want>> {
+        let (mut dependencies, mut is_known) = (Dependencies::new(), true);
+        let mut wants = Vec::new();
+        for generation in generations.iter() {
+            let GenerationName::Name(name) = generation.name else { return Ok(None) };
+            let name = self.domain.key(name);
+            let known = learned.iter().find(|learned| learned.cell.name() == &*name).cloned();
+            match known.or_else(|| self.in_force(database, &name)) {
+                Some(Learned { cell, reading }) if reading.value == Some(generation.value) => {
+                    dependencies.extend(reading.dependency(&cell));
+                }
+                Some(_) => return Ok(None),
+                None => is_known = false,
             }
-            // Unreadable, or dependent on what cannot be checked.
-            Ok(Some(_)) | Err(_) => Decoded::plain(Cached::Nil, pttl),
+            wants.push(Want { name, how: How::Read });
         }
+        if is_known { Ok(Some(dependencies)) } else { Err(wants) }
+    }
+}
+
+impl Envelopes {
+    /// As [`Shared::decode`]; `depend` looks at the generations.
+    fn decode<E>(
+        &self,
+        key: &[u8],
+        value: Cached,
+        pttl: Option<i64>,
+        depend: impl FnOnce(Generations<'_>) -> Result<Option<Dependencies>, E>,
+    ) -> Result<Decoded, E> {
+        let Some(stored) = bulk(&value).filter(|stored| is_suspect(stored)) else {
+            return Ok(Decoded::plain(value, pttl));
+        };
+        let (header, opened) = match self.open(key, stored) {
+            Ok(Some(Opened { header: Some(header), value })) => (header, value),
+            Ok(_) => return Ok(Decoded::plain(value, pttl)),
+            Err(_) => return Ok(Decoded::plain(Cached::Nil, pttl)),
+        };
+        let Some(dependencies) = depend(header.generations)? else { return Ok(Decoded::plain(Cached::Nil, pttl)) };
+        let mut reply = Vec::with_capacity(opened.len() + 16);
+        encode::bulk(&mut reply, &opened);
+        Ok(Decoded { dependencies, ..aged(Cached::Bulk(reply.into()), header.soft_expiry, pttl) })
+    }
+
+    /// The envelope of a value that this sidecar writes.
+    pub(crate) fn seal(&self, key: &[u8], header: &Header<'_>, value: &[u8]) -> Vec<u8> {
+        self.seen.store(true, Ordering::Relaxed);
+        self.codec.seal(key, header, value).into_bytes()
     }
 
     /// An envelope opened; `None`: the bytes are the value.
@@ -100,7 +174,7 @@ impl Envelopes {
 }
 
 /// Whether bytes may be an envelope, also one that lost a byte of its magic.
-fn is_suspect(stored: &[u8]) -> bool {
+pub(crate) fn is_suspect(stored: &[u8]) -> bool {
     matches!(stored, [first, second, ..] if *first == MAGIC[0] || *second == MAGIC[1])
 }
 
@@ -118,8 +192,8 @@ fn aged(value: Cached, soft: Option<SoftExpiry>, pttl: Option<i64>) -> Decoded {
         Some(left @ 1..) => {
             let stale_for = i64::try_from(soft.remaining().as_millis()).unwrap_or(i64::MAX);
             match left.saturating_sub(stale_for) {
-                fresh @ 1.. => Decoded { value, pttl: Some(fresh), is_bounded: true, stale: None },
-                _ => Decoded { value: Cached::Nil, pttl, is_bounded: true, stale: Some(value) },
+                fresh @ 1.. => Decoded { is_bounded: true, ..Decoded::plain(value, Some(fresh)) },
+                _ => Decoded { is_bounded: true, stale: Some(value), ..Decoded::plain(Cached::Nil, pttl) },
             }
         }
         _ => Decoded::plain(value, pttl),
@@ -130,7 +204,7 @@ fn aged(value: Cached, soft: Option<SoftExpiry>, pttl: Option<i64>) -> Decoded {
 mod tests {
     use std::time::Duration;
 
-    use caddy_engine::codec::envelope::{Body, Header, seal};
+    use caddy_engine::codec::envelope::{Body, Generation, GenerationList, GenerationValue, seal};
 
     use super::*;
 
@@ -140,13 +214,26 @@ mod tests {
         Cached::Bulk(out.into())
     }
 
+    fn decode(envelopes: &Envelopes, value: Cached, pttl: Option<i64>) -> Decoded {
+        let none = |generations: Generations<'_>| {
+            assert!(generations.is_empty());
+            Ok::<_, std::convert::Infallible>(Some(Dependencies::new()))
+        };
+        envelopes.decode(b"k", value, pttl, none).unwrap_or_else(|never| match never {})
+    }
+
     #[test]
     fn an_envelope_is_answered_as_its_value() {
         let envelopes = Envelopes::default();
         let sealed = seal(b"k", &Header::default(), Body::plain(b"v"));
-        assert_eq!(envelopes.decode(b"k", reply(&sealed), Some(7)), Decoded::plain(reply(b"v"), Some(7)));
-        assert_eq!(envelopes.decode(b"k", reply(b"plain"), None), Decoded::plain(reply(b"plain"), None));
-        assert_eq!(envelopes.decode(b"k", Cached::Nil, Some(-2)), Decoded::plain(Cached::Nil, Some(-2)));
+        for (stored, value, pttl) in [
+            (reply(&sealed), reply(b"v"), Some(7)),
+            (reply(b"plain"), reply(b"plain"), None),
+            (Cached::Nil, Cached::Nil, Some(-2)),
+        ] {
+            let decoded = decode(&envelopes, stored, pttl);
+            assert_eq!((decoded.value, decoded.pttl, decoded.is_bounded), (value, pttl, false));
+        }
     }
 
     #[test]
@@ -155,12 +242,28 @@ mod tests {
         let mut damaged = seal(b"k", &Header::default(), Body::plain(b"v"));
         *damaged.last_mut().unwrap() ^= 1;
         // Somebody's own bytes, for all that is known.
-        assert_eq!(envelopes.decode(b"k", reply(&damaged), Some(-1)).value, reply(&damaged));
-        envelopes.decode(b"k", reply(&seal(b"k", &Header::default(), Body::plain(b"v"))), Some(-1));
-        assert_eq!(envelopes.decode(b"k", reply(&damaged), Some(-1)), Decoded::plain(Cached::Nil, Some(-1)));
+        assert_eq!(decode(&envelopes, reply(&damaged), Some(-1)).value, reply(&damaged));
+        decode(&envelopes, reply(&seal(b"k", &Header::default(), Body::plain(b"v"))), Some(-1));
+        assert_eq!(decode(&envelopes, reply(&damaged), Some(-1)).value, Cached::Nil);
         let strayed = seal(b"other", &Header::default(), Body::plain(b"v"));
-        assert_eq!(envelopes.decode(b"k", reply(&strayed), Some(-1)).value, Cached::Nil);
+        assert_eq!(decode(&envelopes, reply(&strayed), Some(-1)).value, Cached::Nil);
         assert_eq!(envelopes.failures(), 2);
+    }
+
+    #[test]
+    fn a_value_is_absent_while_a_generation_of_it_is_not_in_force() {
+        let envelopes = Envelopes::default();
+        let mut generations = GenerationList::default();
+        let name = GenerationName::Name(b"t:news");
+        generations.push(Generation { name, value: GenerationValue([7; 16]) }).unwrap();
+        let sealed =
+            seal(b"k", &Header { generations: generations.generations(), ..Header::default() }, Body::plain(b"v"));
+        let with = |verdict: Result<Option<Dependencies>, &'static str>| {
+            envelopes.decode(b"k", reply(&sealed), Some(7), |_| verdict).map(|decoded| decoded.value)
+        };
+        assert_eq!(with(Ok(Some(Dependencies::new()))), Ok(reply(b"v")));
+        assert_eq!(with(Ok(None)), Ok(Cached::Nil));
+        assert_eq!(with(Err("read it first")), Err("read it first"));
     }
 
     #[test]
@@ -168,9 +271,9 @@ mod tests {
         let envelopes = Envelopes::default();
         let soft_expiry = Some(SoftExpiry::at_remaining(Duration::from_secs(10)));
         let sealed = seal(b"k", &Header { soft_expiry, ..Header::default() }, Body::plain(b"v"));
-        let fresh = envelopes.decode(b"k", reply(&sealed), Some(12_000));
+        let fresh = decode(&envelopes, reply(&sealed), Some(12_000));
         assert_eq!((fresh.value, fresh.pttl, fresh.is_bounded), (reply(b"v"), Some(2_000), true));
-        let stale = envelopes.decode(b"k", reply(&sealed), Some(9_000));
+        let stale = decode(&envelopes, reply(&sealed), Some(9_000));
         assert_eq!((stale.value, stale.stale), (Cached::Nil, Some(reply(b"v"))));
     }
 }

@@ -10,7 +10,7 @@ use caddy_remote::cluster::Redirect;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::upstream::Effect;
+use crate::{generations::Learned, upstream::Effect};
 
 /// What a session is told.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) enum Delivery {
     Redirected(Box<Redirected>),
     /// A push, or a message to a subscriber: goes out at its place in the stream.
     Push(Bytes),
+    /// What a request that is held back had to know of generations, or why that cannot be known.
+    Learned(Result<Vec<Learned>, String>),
     /// Locks of the session were lost; which, it is told by its own list of them.
     LocksLost,
     /// The session's own upstream connection is gone, and its state with it.

@@ -52,6 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) cleared_keys: Counter,
     /// Events that could not be told.
     pub(crate) lost_events: Counter,
+    /// Values that were made to depend on one another in a circle.
+    pub(crate) cycles: Counter,
 }
 
 /// The OpenMetrics text of this moment.
@@ -94,6 +96,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("swept_patterns", "Invalidations by pattern whose sweep this sidecar brought to its end", &own.swept_patterns),
         ("cleared_keys", "Keys cleared before a request, since a pattern in force has them", &own.cleared_keys),
         ("lost_events", "Events of invalidations that were not told: L3 did not take them", &own.lost_events),
+        ("dependency_cycles", "Values that CACHE.SET made depend on one another in a circle", &own.cycles),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];
     for (name, help, counter) in counters {
@@ -128,6 +131,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     };
     let gauges = [
         ("sessions", "Connected apps", count(shared.session_count())),
+        ("generations", "Generations of tags, parents and keyspaces that are known here", count(shared.domain.count())),
         ("l2_entries", "Entries in L2", count(stats.l2_entries)),
         ("l2_bytes", "Bytes in L2: keys, values and metadata", count(stats.l2_bytes)),
         (

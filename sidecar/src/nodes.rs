@@ -182,7 +182,7 @@ impl RedisL3 {
         };
         let source = shared.kernel().register(kind).ok()?;
         let setup = Setup { protocol: Protocol::Resp3, database, tracked: true, timed: true };
-        let handler = Upstream::new(shared, node, Purpose::tracked(source));
+        let handler = Upstream::new(shared, node, Purpose::tracked(source, database));
         let (handle, lane) = lane(node.target.clone(), setup, handler);
         self.hub.send(Addition::Tracked(lane)).ok()?;
         let tracked = Tracked { lane: handle, source };

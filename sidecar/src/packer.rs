@@ -61,7 +61,7 @@ pub(crate) fn is_for_the_packer(codec: &KeyspaceCodec, bytes: usize) -> bool {
 
 /// Packs, and counts what came of it.
 pub(crate) fn pack(shared: &Shared, rule: &Rule, codec: &KeyspaceCodec, value: &Stored) -> Option<Stored> {
-    let Stored::Plain(plain) = value else { return None };
+    let plain = value.ready()?;
     let begun = shared.now();
     let packed = Stored::pack(codec, plain);
     let spent = shared.now().since(begun);
@@ -75,7 +75,7 @@ pub(crate) fn pack(shared: &Shared, rule: &Rule, codec: &KeyspaceCodec, value: &
         }
         None => count(Count::NotPacked, 1),
     }
-    packed
+    packed.map(|packed| value.in_form(packed))
 }
 
 /// Works until the sidecar ends.

@@ -8,6 +8,7 @@
 //! and the time that a reader may make no progress. Breaking the protocol gets Redis's own error and ends the session.
 
 pub(crate) mod args;
+mod caching;
 pub(crate) mod client;
 mod conversation;
 mod gather;

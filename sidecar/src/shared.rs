@@ -28,7 +28,9 @@ use crate::{
     coordination::Coordination,
     envelope::Envelopes,
     events::Events,
-    files, guards,
+    files,
+    generations::Domain,
+    guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
     loading::{Loading, StoreConfigError, Stores},
@@ -67,6 +69,8 @@ pub(crate) struct Shared {
     /// Which invalidations by pattern are in force.
     pub(crate) ranges: Ranges,
     pub(crate) events: Events,
+    /// What groups of entries depend on.
+    pub(crate) domain: Domain,
     pub(crate) metrics: Metrics,
     /// What is agreed on with the other sidecars of the cluster.
     pub(crate) coordination: Coordination,
@@ -138,6 +142,7 @@ impl Shared {
         let ranges = Ranges::new(&config);
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
+        let domain = Domain::new(&config.cluster.domain);
         let shared = Arc::new(Self {
             clock: BootClock,
             keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, &loading.stores(), None)),
@@ -156,6 +161,7 @@ impl Shared {
             envelopes: Envelopes::default(),
             ranges,
             events: Events::default(),
+            domain,
             metrics: Metrics::default(),
             commands: ServerCommands::default(),
             coordination,

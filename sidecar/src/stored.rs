@@ -9,7 +9,9 @@ use bytes::Bytes;
 use caddy_engine::{
     Weigh,
     codec::{Compressed, KeyspaceCodec},
+    generations::Dependency,
 };
+use smallvec::SmallVec;
 
 use crate::cache::Cached;
 
@@ -20,6 +22,18 @@ pub(crate) enum Stored {
     Bulk(Compressed),
     Same(Compressed),
     Resp3(Compressed),
+    /// Any of these, of a value that depends on generations.
+    Tagged(Box<Tagged>),
+}
+
+/// The generations of one value; each value that `CACHE.SET` writes has those of everything and of its keyspace.
+pub(crate) type Dependencies = SmallVec<[Dependency; 5]>;
+
+/// See [`Stored::Tagged`].
+#[derive(Debug, Clone)]
+pub(crate) struct Tagged {
+    value: Stored,
+    dependencies: Dependencies,
 }
 
 /// A packed reply cannot be had back.
@@ -42,6 +56,32 @@ impl Stored {
         Some(form(compressed))
     }
 
+    /// The same with what it depends on.
+    pub(crate) fn depending(self, dependencies: Dependencies) -> Self {
+        if dependencies.is_empty() {
+            return self;
+        }
+        Self::Tagged(Box::new(Tagged { value: self, dependencies }))
+    }
+
+    /// Another form of the same value, with what this one depends on.
+    pub(crate) fn in_form(&self, form: Self) -> Self {
+        match self {
+            Self::Tagged(tagged) => form.depending(tagged.dependencies.clone()),
+            _ => form,
+        }
+    }
+
+    /// The reply, if it is ready to be sent.
+    #[inline]
+    pub(crate) fn ready(&self) -> Option<&Cached> {
+        match self {
+            Self::Plain(value) => Some(value),
+            Self::Tagged(tagged) => tagged.value.ready(),
+            Self::Bulk(_) | Self::Same(_) | Self::Resp3(_) => None,
+        }
+    }
+
     /// The reply.
     pub(crate) fn open(&self) -> Result<Cow<'_, Cached>, Damaged> {
         let (form, packed): (fn(Bytes) -> Cached, _) = match self {
@@ -49,6 +89,7 @@ impl Stored {
             Self::Bulk(packed) => (Cached::Bulk, packed),
             Self::Same(packed) => (Cached::Same, packed),
             Self::Resp3(packed) => (Cached::Resp3, packed),
+            Self::Tagged(tagged) => return tagged.value.open(),
         };
         Ok(Cow::Owned(form(packed.decompress()?.into())))
     }
@@ -59,6 +100,7 @@ impl Stored {
             Self::Plain(value) => value.exists(),
             Self::Bulk(_) => true,
             Self::Same(_) | Self::Resp3(_) => false,
+            Self::Tagged(tagged) => tagged.value.exists(),
         }
     }
 }
@@ -68,6 +110,18 @@ impl Weigh for Stored {
         match self {
             Self::Plain(value) => value.heap_bytes(),
             Self::Bulk(packed) | Self::Same(packed) | Self::Resp3(packed) => packed.payload_bytes(),
+            Self::Tagged(tagged) => {
+                let spilled = if tagged.dependencies.spilled() { tagged.dependencies.capacity() } else { 0 };
+                size_of::<Tagged>() + tagged.value.heap_bytes() + spilled * size_of::<Dependency>()
+            }
+        }
+    }
+
+    #[inline]
+    fn dependencies(&self) -> &[Dependency] {
+        match self {
+            Self::Tagged(tagged) => &tagged.dependencies,
+            _ => &[],
         }
     }
 }

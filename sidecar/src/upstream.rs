@@ -8,7 +8,8 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use caddy_engine::{
-    Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Landed, Moment, SourceId, reuse::Copied,
+    Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Landed, Moment, SourceId, generations::Dependency,
+    reuse::Copied,
 };
 use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
@@ -19,6 +20,7 @@ use crate::{
     cache::{Cached, Read, TierKey, Waiter},
     envelope::Decoded,
     errands::Errand,
+    generations::{Learn, Learned, Then},
     guards::{Guard, hold},
     loading::{Asker, Miss, Several},
     mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
@@ -28,6 +30,7 @@ use crate::{
     ranges::Look,
     session,
     shared::{L3, Shared},
+    shown::{RelayedStrings, Shown},
     stored::Stored,
     tally::Count,
 };
@@ -45,6 +48,8 @@ pub(crate) struct Effect {
     pub(crate) leases: Vec<(Bytes, Bytes)>,
     /// It is the EXEC of an app's own transaction: what is done in the same step is queued in there.
     pub(crate) is_exec: bool,
+    /// The string values that its reply shows.
+    pub(crate) shows: SmallVec<[Shown; 1]>,
 }
 
 impl Effect {
@@ -54,6 +59,12 @@ impl Effect {
         self.barrier |= other.barrier;
         self.flush |= other.flush;
         self.leases.extend_from_slice(&other.leases);
+    }
+
+    /// Adds what is executed as the `at`th command of a transaction.
+    pub(crate) fn merge_queued(&mut self, other: &Self, at: usize) {
+        self.merge(other);
+        self.shows.extend(other.shows.iter().map(|shown| shown.clone().within(at)));
     }
 
     /// What must have happened before the reply is handed on.
@@ -82,6 +93,8 @@ pub(crate) enum Tag {
     Barrier(#[expect(dead_code, reason = "its drop releases the reply")] Arc<HeldReply>),
     /// Answered by pushes only, or by a reply that nobody waits for.
     Forward,
+    /// A look at generations.
+    Learn(Box<Learn>),
     /// `COMMAND`: what the server has beyond the built-in table.
     Commands,
     /// A look at the index of invalidations by pattern.
@@ -96,6 +109,8 @@ pub(crate) struct Relay {
     pub(crate) to: ReplyTo,
     pub(crate) effect: Effect,
     pub(crate) reply: Option<Bytes>,
+    pub(crate) database: u32,
+    pub(crate) protocol: Protocol,
     /// In a cluster: what to send elsewhere, and how often that was done.
     pub(crate) request: Option<(Bytes, u8)>,
 }
@@ -110,9 +125,19 @@ pub(crate) struct Fill {
     pub(crate) pttl: Option<i64>,
 }
 
+/// A fill whose replies are in.
+#[derive(Debug)]
+pub(crate) struct FillLanded {
+    landed: Landed<TierKey, Waiter>,
+    keep: bool,
+    reply: Bytes,
+    pttl: Option<i64>,
+}
+
 /// See [`Tag::FillMany`].
 #[derive(Debug)]
 pub(crate) struct FillMany {
+    pub(crate) database: u32,
     pub(crate) keys: Vec<(TierKey, FillToken)>,
     /// Whether the replies may become copies.
     pub(crate) keep: bool,
@@ -125,8 +150,8 @@ pub(crate) struct FillMany {
 /// (a loss kills every copy, which is all that the barrier is for).
 #[derive(Debug)]
 pub(crate) struct HeldReply {
-    to: ReplyTo,
-    bytes: Bytes,
+    pub(crate) to: ReplyTo,
+    pub(crate) bytes: Bytes,
 }
 
 impl Drop for HeldReply {
@@ -138,7 +163,7 @@ impl Drop for HeldReply {
 /// Which of the sidecar's connections a handler serves.
 pub(crate) enum Purpose {
     /// Fills and proofs of one database.
-    Tracked { source: SourceId, incarnation: Option<Incarnation>, prover: Prover },
+    Tracked { source: SourceId, database: u32, incarnation: Option<Incarnation>, prover: Prover },
     /// Everything else, of many sessions.
     Relay,
     /// One session's own connection, or in a pool: what it pushes is its owner's.
@@ -146,8 +171,8 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    pub(crate) fn tracked(source: SourceId) -> Self {
-        Self::Tracked { source, incarnation: None, prover: Prover::default() }
+    pub(crate) fn tracked(source: SourceId, database: u32) -> Self {
+        Self::Tracked { source, database, incarnation: None, prover: Prover::default() }
     }
 }
 
@@ -190,6 +215,7 @@ impl Handler for Upstream {
             Tag::FillMany(many) if index == 0 => many.reply = Some(frame),
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(probe) => probe.replies.push(frame),
+            Tag::Learn(learn) => learn.replies.push(frame),
             Tag::Commands => self.shared.commands.take(&frame),
             Tag::Look(look) => look.reply = Some(frame),
             Tag::Errand(errand) => errand.replies.push(frame),
@@ -218,14 +244,20 @@ impl Handler for Upstream {
             (Tag::Look(look), Ok(())) => self.shared.ranges.answered(&self.shared, *look),
             (Tag::Look(look), Err(loss)) => self.shared.ranges.failed(*look, &loss.to_string()),
             (Tag::Errand(errand), outcome) => errand.finish(outcome),
+            (Tag::Learn(learn), Ok(())) => learn.finish(),
+            (Tag::Learn(learn), Err(loss)) => learn.lost(&loss.to_string()),
             (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::Commands, _) => {}
         }
     }
 
     fn push(&mut self, frame: Bytes) {
         match &self.purpose {
-            Purpose::Tracked { source, .. } if hold(Guard::PushInline) => invalidate(&self.shared, *source, &frame),
-            Purpose::Tracked { source, .. } => invalidate_later(self.shared.clone(), *source, frame),
+            Purpose::Tracked { source, database, .. } if hold(Guard::PushInline) => {
+                invalidate(&self.shared, *source, *database, &frame);
+            }
+            Purpose::Tracked { source, database, .. } => {
+                invalidate_later(self.shared.clone(), *source, *database, frame);
+            }
             Purpose::Pinned(owner) => tell(owner, Delivery::Push(frame)),
             // RESP3 relays get none: nothing on them subscribes or tracks.
             Purpose::Relay => tracing::debug!("a relay connection got an unexpected push"),
@@ -233,7 +265,7 @@ impl Handler for Upstream {
     }
 
     fn connected(&mut self, server: Option<&ServerInfo>) {
-        if let Purpose::Tracked { source, incarnation, prover } = &mut self.purpose {
+        if let Purpose::Tracked { source, incarnation, prover, .. } = &mut self.purpose {
             *prover = Prover::default();
             *incarnation = Some(self.shared.kernel().connected(*source));
             self.shared.status.tracked_up(self.id, server);
@@ -288,7 +320,7 @@ impl Upstream {
     }
 
     fn finish_relay(&self, relay: Relay, outcome: Result<(), Loss>) {
-        let Relay { to, effect, reply, request } = relay;
+        let Relay { to, mut effect, reply, database, protocol, request } = relay;
         // Whatever the answer is, also a loss: the command may have been executed.
         effect.apply(&self.shared);
         let bytes = match (outcome, reply) {
@@ -306,12 +338,10 @@ impl Upstream {
             to.mailbox.deliver(Delivery::Redirected(Box::new(redirected)));
             return;
         }
-        let held = HeldReply { to, bytes };
-        if effect.barrier
-            && let Some(node) = self.node.upgrade()
-        {
-            barrier(&self.shared, &node, held);
-        }
+        let shows = std::mem::take(&mut effect.shows);
+        let behind = effect.barrier.then(|| self.node.clone());
+        let relayed = RelayedStrings { held: HeldReply { to, bytes }, shows, database, protocol, behind };
+        relayed.hand_on(&self.shared, Ok(Vec::new()));
     }
 
     /// Where an error of this node in a cluster sends the request; what it says of the slot map is noted.
@@ -340,7 +370,7 @@ impl Upstream {
 
 /// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; the reply
 /// goes out when the last PONG is in.
-fn barrier(shared: &Shared, node: &Node, held: HeldReply) {
+pub(crate) fn barrier(shared: &Shared, node: &Node, held: HeldReply) {
     if node.target.tracking == Tracking::Nothing {
         // No push will come: whatever it touched dies now, before the reply goes out.
         if hold(Guard::FlushUntracked) {
@@ -363,7 +393,7 @@ pub(crate) fn integer(frame: &[u8]) -> Option<i64> {
 }
 
 /// An invalidation push: named keys, or null for all.
-fn invalidate(shared: &Arc<Shared>, source: SourceId, frame: &[u8]) {
+fn invalidate(shared: &Arc<Shared>, source: SourceId, database: u32, frame: &[u8]) {
     let kernel = shared.kernel();
     let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
     match elements.as_slice() {
@@ -375,6 +405,7 @@ fn invalidate(shared: &Arc<Shared>, source: SourceId, frame: &[u8]) {
                     if shared.ranges.is_index(key) {
                         shared.ranges.told(shared);
                     }
+                    shared.relearn(source, database, key);
                 }
             }
             None => {
@@ -387,10 +418,10 @@ fn invalidate(shared: &Arc<Shared>, source: SourceId, frame: &[u8]) {
 }
 
 /// What [`Guard::PushInline`] forbids.
-fn invalidate_later(shared: Arc<Shared>, source: SourceId, frame: Bytes) {
+fn invalidate_later(shared: Arc<Shared>, source: SourceId, database: u32, frame: Bytes) {
     tokio::task::spawn_local(async move {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        invalidate(&shared, source, &frame);
+        invalidate(&shared, source, database, &frame);
     });
 }
 
@@ -414,36 +445,40 @@ fn error_reply(loss: &Loss) -> Bytes {
     out.into()
 }
 
-fn finish_fill(shared: &Shared, fill: Fill) {
+fn finish_fill(shared: &Arc<Shared>, fill: Fill) {
     let (Some(reply), Some(landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
-    let value = Cached::from_reply(landed.key.read, &reply);
-    if value.is_none() && is_elsewhere(shared, &reply) {
-        for waiter in landed.waiters {
-            waiter.to.bypass();
+    resume_fill(shared, FillLanded { landed, keep: fill.keep, reply, pttl: fill.pttl }, Ok(Vec::new()));
+}
+
+/// Answers a fill, now that so much is known of the generations that its value depends on: nothing at first.
+pub(crate) fn resume_fill(shared: &Arc<Shared>, fill: FillLanded, learned: Result<Vec<Learned>, String>) {
+    let bypass = |fill: FillLanded| fill.landed.waiters.iter().for_each(|waiter| waiter.to.bypass());
+    let Ok(learned) = learned else { return bypass(fill) };
+    let (key, reply) = (fill.landed.key.as_ref(), &fill.reply);
+    let Some(value) = Cached::from_reply(key.read, reply) else {
+        if is_elsewhere(shared, reply) {
+            return bypass(fill);
         }
-        return;
-    }
-    let decoded = value.map(|value| match landed.key.read {
-        Read::Get => shared.envelopes.decode(landed.key.as_ref().key(), value, fill.pttl),
-        Read::Request => Decoded::plain(value, fill.pttl),
-    });
-    if let Some(decoded) = &decoded
-        && landed.key.read == Read::Get
-        && !decoded.value.exists()
-        && shared.keyspaces().source(landed.key.as_ref().key()).is_some()
-    {
-        return load(shared, landed, decoded.stale.as_ref());
-    }
-    let value = decoded.as_ref().map(|decoded| decoded.value.clone());
-    if let Some(decoded) = decoded.filter(|_| fill.keep) {
-        keep(shared, landed.key, &landed.token, decoded);
-    }
-    for waiter in landed.waiters {
-        match &value {
-            Some(value) => waiter.answer(value),
-            // An error (WRONGTYPE, NOPERM): the same bytes in both protocols.
-            None => waiter.to.reply(reply.clone()),
+        // An error (WRONGTYPE, NOPERM): the same bytes in both protocols.
+        return fill.landed.waiters.iter().for_each(|waiter| waiter.to.reply(reply.clone()));
+    };
+    let decoded = match key.read {
+        Read::Get => shared.decode(key.database, key.key(), value, fill.pttl, &learned),
+        Read::Request => Ok(Decoded::plain(value, fill.pttl)),
+    };
+    match decoded {
+        Ok(decoded) => {
+            if key.read == Read::Get && !decoded.value.exists() && shared.keyspaces().source(key.key()).is_some() {
+                return load(shared, fill.landed, decoded.stale.as_ref());
+            }
+            let value = decoded.value.clone();
+            if fill.keep {
+                keep(shared, fill.landed.key, &fill.landed.token, decoded);
+            }
+            fill.landed.waiters.iter().for_each(|waiter| waiter.answer(&value));
         }
+        Err(wants) if learned.is_empty() => shared.learn(key.database, wants, Then::Fill(Box::new(fill))),
+        Err(_) => bypass(fill),
     }
 }
 
@@ -463,29 +498,47 @@ fn is_elsewhere(shared: &Shared, error: &[u8]) -> bool {
     redis.cluster().is_some() && [&b"-MOVED "[..], b"-ASK ", b"-TRYAGAIN "].iter().any(|kind| error.starts_with(kind))
 }
 
-fn finish_fill_many(shared: &Shared, many: FillMany) {
-    let FillMany { keys, keep: may_keep, waiter, reply, pttls } = many;
-    let Some(reply) = reply else { return };
+fn finish_fill_many(shared: &Arc<Shared>, many: FillMany) {
+    resume_fill_many(shared, many, Ok(Vec::new()));
+}
+
+/// As [`resume_fill`], for several keys.
+pub(crate) fn resume_fill_many(shared: &Arc<Shared>, many: FillMany, learned: Result<Vec<Learned>, String>) {
+    let (Ok(learned), Some(reply)) = (learned, many.reply.clone()) else { return many.waiter.to.bypass() };
     let mut out = Vec::with_capacity(reply.len() + 16);
     match Value::decode(&reply) {
-        Ok((Value::Array(elements), _)) if elements.len() == keys.len() => {
-            let (mut values, mut missing) = (Vec::with_capacity(elements.len()), Vec::new());
-            for ((element, (key, token)), pttl) in elements.iter().zip(keys).zip(pttls) {
-                let decoded = shared.envelopes.decode(key.as_ref().key(), Cached::from_value(element), pttl);
+        Ok((Value::Array(elements), _)) if elements.len() == many.keys.len() => {
+            let parts = elements.iter().zip(&many.keys).zip(&many.pttls);
+            let (mut all, mut wants) = (Vec::with_capacity(elements.len()), Vec::new());
+            for ((element, (key, _)), pttl) in parts {
+                let (key, value) = (key.as_ref(), Cached::from_value(element));
+                match shared.decode(many.database, key.key(), value, *pttl, &learned) {
+                    Ok(decoded) => all.push((decoded, element.as_bytes().is_some())),
+                    Err(unknown) => wants.extend(unknown),
+                }
+            }
+            if !wants.is_empty() {
+                if !learned.is_empty() {
+                    return many.waiter.to.bypass();
+                }
+                return shared.learn(many.database, wants, Then::FillMany(Box::new(many)));
+            }
+            let (mut values, mut missing) = (Vec::with_capacity(all.len()), Vec::new());
+            for (((key, token), (decoded, was_there)), pttl) in many.keys.into_iter().zip(all).zip(many.pttls) {
                 // A nil may also stand for a key of another type; PTTL tells them apart, here and in `deadline`.
-                let is_absent = !decoded.value.exists() && (pttl == Some(-2) || decoded.stale.is_some());
+                let is_absent = !decoded.value.exists() && (pttl == Some(-2) || was_there);
                 if is_absent && shared.keyspaces().source(key.as_ref().key()).is_some() {
                     missing.push((values.len(), key, token, decoded.stale));
                     values.push(None);
                     continue;
                 }
                 values.push(Some(decoded.value.clone()));
-                if may_keep {
+                if many.keep {
                     keep(shared, key, &token, decoded);
                 }
             }
             if !missing.is_empty() {
-                let several = Several::new(waiter, values);
+                let several = Several::new(many.waiter, values);
                 for (place, key, token, stale) in missing {
                     let name = key.as_ref();
                     let (database, key) = (name.database, Bytes::copy_from_slice(name.key()));
@@ -495,19 +548,27 @@ fn finish_fill_many(shared: &Shared, many: FillMany) {
                 return;
             }
             encode::array_header(&mut out, values.len());
-            values.iter().flatten().for_each(|value| value.encode(waiter.protocol, &mut out));
+            values.iter().flatten().for_each(|value| value.encode(many.waiter.protocol, &mut out));
         }
-        _ if is_elsewhere(shared, &reply) => return waiter.to.bypass(),
+        _ if is_elsewhere(shared, &reply) => return many.waiter.to.bypass(),
         _ => out.extend_from_slice(&reply),
     }
-    waiter.to.reply(out);
+    many.waiter.to.reply(out);
 }
 
 /// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.
 ///
 /// The rules are looked at here, behind the token: see [`Shared::reconfigure`].
-pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, decoded: Decoded) {
-    let Decoded { value, pttl, is_bounded, stale: _ } = decoded;
+pub(crate) fn keep(shared: &Arc<Shared>, mut key: TierKey, token: &FillToken, decoded: Decoded) {
+    let Decoded { value, pttl, is_bounded, stale: _, dependencies } = decoded;
+    if !dependencies.is_empty() {
+        let cells = || dependencies.iter().map(Dependency::cell);
+        if !cells().all(|cell| cell.is_shared()) {
+            return;
+        }
+        let life = pttl.and_then(|left| u64::try_from(left).ok()).map(std::time::Duration::from_millis);
+        shared.extend(key.as_ref().database, cells(), life);
+    }
     let keyspaces = shared.keyspaces();
     let rule = keyspaces.rule(key.as_ref().key());
     let absent_until = match &shared.l3 {
@@ -531,7 +592,7 @@ pub(crate) fn keep(shared: &Shared, mut key: TierKey, token: &FillToken, decoded
         key.admit(rule, expiry);
         key.refresh_within = rule.refresh_within(&value, token.sent().at(), expiry);
         let (hash, bytes) = (key.as_ref().tier_hash(), value.reply_len());
-        let mut stored = Stored::Plain(value);
+        let mut stored = Stored::Plain(value).depending(dependencies);
         let codec = rule.codec.as_ref().filter(|codec| bytes >= codec.config().min_bytes_with_dictionary);
         let later = codec.filter(|codec| packer::is_for_the_packer(codec, bytes));
         if let Some(codec) = codec.filter(|_| later.is_none())

@@ -43,8 +43,11 @@ They are answered also while Redis is away, as a map (in RESP2 an array of names
 
 And they are about what is in Redis:
 
-* `CACHE.INVALIDATE KEY key… [MODE REMOVE] [REASON text]`: removes the keys, as `UNLINK` does; answers how many there were.
-  Options stand at the end.
+* `CACHE.SET key value [PX ms] [STALE ms] [TAGS n tag…] [DEPENDS n key…] [NX|XX]`: writes a value with what it depends on; answers as
+  `SET` does. See [invalidation](invalidation.md).
+* `CACHE.GET key`: reads it, as `GET` does. `CACHE.TOUCH key`: as `TOUCH`.
+* `CACHE.INVALIDATE KEY key… | TAG tag… | CASCADE key… | KEYSPACE name | ALL [MODE REMOVE] [REASON text]`: one `UNLINK`; answers how
+  many keys in Redis it removed. Options stand at the end.
 * `CACHE.INVALIDATE PATTERN glob [MODE REMOVE] [REASON text]`, `CACHE.INVALIDATE REGEX expression …`: the same for all keys of the
   database that match, of which Redis may hold millions. Answers with an id as soon as it is in force: from then on nobody behind this
   sidecar is answered with what such a key was before. A glob is as in `KEYS`; an expression matches anywhere in a key, in linear

@@ -10,8 +10,10 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use caddy_engine::{
-    Cache, CacheConfig, Clock, KeyHash, L1Config, L2Config, Lookup, ManualClock, Moment, SourceKind, TieringConfig,
-    Worker,
+    Cache, CacheConfig, Clock, KeyHash, L1Config, L2Config, Lookup, ManualClock, Moment, SourceId, SourceKind,
+    TieringConfig, Weigh, Worker,
+    codec::envelope::GenerationValue,
+    generations::{Dependency, Generations},
 };
 
 const ROUNDS: usize = 61;
@@ -44,16 +46,47 @@ fn order(count: usize) -> Vec<u32> {
     (0..GETS).map(|_| next()).collect()
 }
 
-struct Ours {
-    worker: Worker<Key, Bytes>,
+/// A value that a hit looks at.
+trait Look: Weigh + 'static {
+    fn first(&self) -> u8;
+}
+
+impl Look for Bytes {
+    fn first(&self) -> u8 {
+        self[0]
+    }
+}
+
+/// A value with three tags.
+struct Tagged(Bytes, [Dependency; 3]);
+
+impl Weigh for Tagged {
+    fn heap_bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    #[inline]
+    fn dependencies(&self) -> &[Dependency] {
+        &self.1
+    }
+}
+
+impl Look for Tagged {
+    fn first(&self) -> u8 {
+        self.0[0]
+    }
+}
+
+struct Ours<V: Look> {
+    worker: Worker<Key, V>,
     now: Moment,
 }
 
-impl Ours {
+impl<V: Look> Ours<V> {
     /// With `l1` entries of L1: either all keys are there, or none.
-    fn new(keys: &[Key], l1: usize) -> Self {
+    fn new(keys: &[Key], l1: usize, mut value: impl FnMut(&Cache<Key, V>, SourceId, usize) -> V) -> Self {
         let promote_after_hits = if l1 == 0 { u16::MAX } else { 1 };
-        let cache = Cache::<Key, Bytes>::new(CacheConfig {
+        let cache = Cache::<Key, V>::new(CacheConfig {
             l1: L1Config { max_entries: l1, max_bytes: usize::MAX },
             l2: L2Config { max_bytes: 1 << 30, ..L2Config::default() },
             tiering: TieringConfig { promote_after_hits, ..TieringConfig::default() },
@@ -63,10 +96,10 @@ impl Ours {
         let source = cache.kernel().register(SourceKind::Tracked).expect("an empty table");
         cache.kernel().proved(&cache.kernel().sending(source, now), now);
         let mut ours = Self { worker: cache.worker(), now };
-        for key in keys {
+        for (at, key) in keys.iter().enumerate() {
+            let value = value(&cache, source, at);
             let hash = KeyHash::of(key);
             let token = cache.kernel().begin_fill(source, hash, now);
-            let value = Bytes::from(vec![7; 100]);
             cache.fill(&token, hash.tier(0), key.clone(), value, Moment::NEVER, now).expect("room enough");
             ours.get(key);
         }
@@ -77,7 +110,7 @@ impl Ours {
     #[inline(always)]
     fn get(&mut self, key: &[u8]) -> u8 {
         match self.worker.lookup(KeyHash::of(key).tier(0), &KeyRef(key), self.now) {
-            Lookup::Hit(hit) => hit.entry.value()[0],
+            Lookup::Hit(hit) => hit.entry.value().first(),
             _ => 0,
         }
     }
@@ -104,7 +137,28 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn compare(what: &str, opponent: &str, keys: &[Key], mut ours: Ours, mut theirs: impl FnMut(&[u8]) -> u8) {
+fn plain(_: &Cache<Key, Bytes>, _: SourceId, _: usize) -> Bytes {
+    Bytes::from(vec![7; 100])
+}
+
+/// Values with three of a thousand tags each.
+fn tagged() -> impl FnMut(&Cache<Key, Tagged>, SourceId, usize) -> Tagged {
+    let generations = Generations::new(1 << 20);
+    move |cache, source, at| {
+        let kernel = cache.kernel();
+        let dependency = |n: usize| {
+            let cell = generations.cell(kernel, source, format!("caddy:bench:g:t:{}", n % 1000).as_bytes());
+            let reading = cell.in_force(kernel, Moment::ZERO).unwrap_or_else(|| {
+                let token = cell.begin_read(kernel, Moment::ZERO);
+                cell.report(kernel, &token, Some((GenerationValue([7; 16]), Bytes::new())), Moment::NEVER)
+            });
+            reading.dependency(&cell).expect("it has a value")
+        };
+        Tagged(Bytes::from(vec![7; 100]), [dependency(at), dependency(at * 7 + 1), dependency(at * 13 + 2)])
+    }
+}
+
+fn compare<V: Look>(what: &str, opponent: &str, keys: &[Key], mut ours: Ours<V>, mut theirs: impl FnMut(&[u8]) -> u8) {
     let order = order(keys.len());
     let rounds: Vec<(f64, f64)> =
         (0..ROUNDS).map(|_| (time(keys, &order, |key| ours.get(key)), time(keys, &order, &mut theirs))).collect();
@@ -121,12 +175,19 @@ fn main() {
         for key in &keys {
             lru.put(key.clone(), Bytes::from(vec![7; 100]));
         }
-        compare("L1 hit", "lru", &keys, Ours::new(&keys, count), |key| lru.get(key).map_or(0, |value| value[0]));
+        compare("L1 hit", "lru", &keys, Ours::new(&keys, count, plain), |key| lru.get(key).map_or(0, |value| value[0]));
 
         let quick = quick_cache::sync::Cache::<Key, Bytes>::new(2 * count);
         for key in &keys {
             quick.insert(key.clone(), Bytes::from(vec![7; 100]));
         }
-        compare("L2 hit", "quick_cache", &keys, Ours::new(&keys, 0), |key| quick.get(key).map_or(0, |value| value[0]));
+        compare("L2 hit", "quick_cache", &keys, Ours::new(&keys, 0, plain), |key| {
+            quick.get(key).map_or(0, |value| value[0])
+        });
+
+        for (what, l1) in [("L1 tags", count), ("L2 tags", 0)] {
+            let mut untagged = Ours::new(&keys, l1, plain);
+            compare(what, "without", &keys, Ours::new(&keys, l1, tagged()), |key| untagged.get(key));
+        }
     }
 }

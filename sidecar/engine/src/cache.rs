@@ -204,7 +204,7 @@ where
             self.stats.add(Counter::MissAbsent);
             return None;
         };
-        let counter = match self.kernel.verdict(&entry.basis(), times.deadline(), now) {
+        let counter = match entry.verdict(&self.kernel, times.deadline(), now) {
             Verdict::Valid(_) => {
                 self.l2.credit(&entry);
                 self.stats.add(Counter::HitL2);
@@ -271,7 +271,7 @@ where
         let (entry, times) = self.l2.peek(hash, key)?;
         let deadline = times.deadline();
         Some(Why {
-            verdict: self.kernel.verdict(&entry.basis(), deadline, now),
+            verdict: entry.verdict(&self.kernel, deadline, now),
             in_l1: false,
             age: now.since(times.read_at(now)),
             remaining: (deadline != Moment::NEVER).then(|| deadline.since(now)),

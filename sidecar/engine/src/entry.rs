@@ -8,8 +8,10 @@ mod thin;
 pub(crate) use thin::Parts;
 use thin::Thin;
 
+use crate::clock::Moment;
+use crate::generations::worst;
 use crate::hold::Hold;
-use crate::kernel::Basis;
+use crate::kernel::{Basis, Kernel, Verdict};
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
 
 /// Where credited hits stop.
@@ -83,6 +85,21 @@ impl<K: Hold, V: Hold> Entry<K, V> {
     pub fn basis(&self) -> Basis {
         let header = self.0.header();
         Basis::from_parts(u32::from_ne_bytes(header.stamp), u32::from_ne_bytes(header.place), header.flushes)
+    }
+
+    /// Whether [`verdict`](Self::verdict) is plainly that it may be served; the way of most hits.
+    #[inline]
+    pub(crate) fn is_fresh(&self, kernel: &Kernel, deadline: Moment, now: Moment) -> bool {
+        kernel.is_fresh(&self.basis(), deadline, now)
+            && V::dependencies(self.value()).iter().all(|dependency| dependency.is_fresh(kernel, now))
+    }
+
+    /// Whether it may be served at `now`: what the kernel says of the copy, and of the generations that it depends on.
+    #[inline]
+    pub(crate) fn verdict(&self, kernel: &Kernel, deadline: Moment, now: Moment) -> Verdict {
+        let own = kernel.verdict(&self.basis(), deadline, now);
+        let dependencies = V::dependencies(self.value()).iter();
+        dependencies.fold(own, |verdict, dependency| worst(verdict, dependency.verdict(kernel, now)))
     }
 
     /// Whether L2 let go of it: evicted, replaced or removed. L1 slots that still point to it are void.

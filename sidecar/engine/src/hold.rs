@@ -7,6 +7,7 @@ use std::borrow::Borrow;
 
 use bytes::Bytes;
 
+use crate::generations::Dependency;
 use crate::weigh::Weigh;
 
 /// A type that the tiers can hold; not for implementing. Implement [`Weigh`], or use [`Packed`].
@@ -36,6 +37,9 @@ pub trait Layout: 'static {
 
     /// See [`Weigh::group`].
     fn group(held: &Self::Held) -> usize;
+
+    /// See [`Weigh::dependencies`].
+    fn dependencies(held: &Self::Held) -> &[Dependency];
 }
 
 impl<T: Weigh + 'static> Layout for T {
@@ -59,6 +63,11 @@ impl<T: Weigh + 'static> Layout for T {
 
     fn group(held: &T) -> usize {
         held.group()
+    }
+
+    #[inline]
+    fn dependencies(held: &T) -> &[Dependency] {
+        held.dependencies()
     }
 }
 
@@ -142,5 +151,10 @@ impl Layout for Packed {
 
     fn group(_held: &[u8]) -> usize {
         0
+    }
+
+    #[inline]
+    fn dependencies(_held: &[u8]) -> &[Dependency] {
+        &[]
     }
 }

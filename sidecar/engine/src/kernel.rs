@@ -434,6 +434,11 @@ impl Kernel {
         FillToken { basis: self.basis(id, self.stamps.stripe(key)), sent }
     }
 
+    /// Source and stripe of a key's copies, as a [`Basis`] has them.
+    pub(crate) fn place_of(&self, id: SourceId, key: KeyHash) -> u32 {
+        u32::from(id.0) << STRIPE_BITS | self.stamps.stripe(key)
+    }
+
     fn basis(&self, id: SourceId, stripe: u32) -> Basis {
         let flushes = self.source(id).flushes.load(Ordering::Acquire);
         Basis::new(id, stripe, self.stamps.read(stripe), flushes)

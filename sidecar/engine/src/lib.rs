@@ -58,6 +58,7 @@
 //! * [`remote`]: what an L3 has to be. `RedisRemote` in `caddy-remote` is one over Redis or Valkey, coherent by tracking.
 //! * [`store`]: what the app's own database has to be; `caddy-remote` has HTTP and PostgreSQL.
 //! * [`invalidation`]: many keys at once, by pattern, and what others are told of it.
+//! * [`generations`]: copies that depend on named versions, so that one write invalidates any number of them.
 //! * [`codec`]: values as bytes, with checksums, compression and schema versions.
 //! * [`kernel`]: how coherence works, and the parts for programs that own their event loop, as the CADDY sidecar does: a
 //!   [`Worker`] per thread (L1) in front of a shared [`Cache`] (L2), and [`Flights`] for single flight.
@@ -96,6 +97,7 @@ mod clock;
 pub mod codec;
 mod entry;
 mod flights;
+pub mod generations;
 pub mod glob;
 mod guards;
 mod hash;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::generations::Dependency;
+
 /// Heap bytes owned by a value, beyond `size_of` of its type.
 pub trait Weigh {
     /// Heap bytes, as requested from the allocator.
@@ -13,6 +15,13 @@ pub trait Weigh {
     /// change while the key is in a cache.
     fn group(&self) -> usize {
         0
+    }
+
+    /// For values: the generations that have to be in force for it to be served. They must not change while it is in a
+    /// cache, and count in [`heap_bytes`](Self::heap_bytes).
+    #[inline]
+    fn dependencies(&self) -> &[Dependency] {
+        &[]
     }
 }
 

@@ -171,7 +171,7 @@ where
         let mut doubtful = false;
         let fresh = self.l1.find(hash, |entry, deadline| {
             let same = key.equivalent(entry.key());
-            let fresh = same && !entry.is_dead() && kernel.is_fresh(&entry.basis(), deadline, now);
+            let fresh = same && !entry.is_dead() && entry.is_fresh(kernel, deadline, now);
             doubtful |= same && !fresh;
             fresh
         });
@@ -213,7 +213,7 @@ where
 
     #[inline]
     fn judge(&self, entry: &Shared<K, V>, deadline: Moment, now: Moment) -> Verdict {
-        self.cache.kernel.verdict(&entry.basis(), deadline, now)
+        entry.verdict(&self.cache.kernel, deadline, now)
     }
 
     /// Apart, so that the path of an L1 hit stays small.
@@ -227,7 +227,7 @@ where
             return Lookup::Miss(Miss::Absent);
         };
         let deadline = times.deadline();
-        let fresh = self.cache.kernel.is_fresh(&entry.basis(), deadline, now);
+        let fresh = entry.is_fresh(&self.cache.kernel, deadline, now);
         let verdict = if fresh { Verdict::Valid(Currency::Proven) } else { self.judge(&entry, deadline, now) };
         let entry = &*self.held.insert(entry);
         match verdict {

@@ -114,7 +114,7 @@ impl Positions {
 pub(crate) fn trailing_options<'a>(n_args: usize, arg: impl Fn(usize) -> &'a [u8]) -> usize {
     let mut options: SmallVec<[&[u8]; 2]> = SmallVec::from_slice(&[b"MODE" as &[u8], b"REASON"]);
     let mut end = n_args;
-    // Behind the command, its kind and one subject, if any.
+    // Behind the command and its kind.
     while end >= 4
         && let Some(at) = options.iter().position(|option| arg(end - 2).eq_ignore_ascii_case(option))
     {

@@ -286,7 +286,9 @@ impl Loader {
 
     fn decode(&self, load: &Load, present: Option<&Bytes>, pttl: i64) -> Decoded {
         let value = present.map_or(Cached::Nil, |bytes| Cached::from_value(&Value::Bulk(bytes)));
-        self.shared.envelopes.decode(&load.key, value, Some(pttl))
+        // A value of which it is not known whether it is in force is loaded anew.
+        let decoded = self.shared.decode(load.database, &load.key, value, Some(pttl), &[]);
+        decoded.unwrap_or_else(|_| Decoded::plain(Cached::Nil, Some(pttl)))
     }
 
     fn bump(&self, load: &Load) {

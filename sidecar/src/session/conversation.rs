@@ -14,6 +14,7 @@ use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
+    caching::Learning,
     client::Client,
     gather::{self, Gathering},
     load,
@@ -30,7 +31,8 @@ use crate::{
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Place, ReplyTo},
     shared::L3,
-    upstream::{Effect, Relay, Tag},
+    shown::{RelayedStrings, Shown},
+    upstream::{Effect, HeldReply, Relay, Tag},
     worker::Worker,
 };
 
@@ -50,6 +52,8 @@ pub(crate) enum Pending {
     Relayed,
     /// The reply may never come.
     Blocking,
+    /// It renews generations: what comes behind it is to be bound to the new ones.
+    Invalidating,
     /// The app gets this instead of the reply.
     Refused(Bytes),
     /// INFO: our own section goes behind it.
@@ -89,7 +93,7 @@ const CONNECTION_HINT: &str =
 
 /// What a command means for local copies once it is answered over another connection than the tracked one.
 pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
-    let mut effect = Effect::default();
+    let mut effect = Effect { shows: Shown::of(row, args).into_iter().collect(), ..Effect::default() };
     match row.effect {
         commands::Effect::Harmless => return effect,
         commands::Effect::ReadsKeys if !hold(Guard::BumpRelayedReads) => return effect,
@@ -129,6 +133,8 @@ pub(crate) struct Conversation {
     pub(super) stream: Stream,
     pub(super) pinned: Option<Pinned>,
     pub(super) patterns: Patterns,
+    /// What the next request had to know of generations.
+    pub(super) learning: Learning,
     /// There since the first LOCK command.
     pub(super) locking: Option<Box<Locking>>,
     /// The moment of the present batch, read after the batch was.
@@ -154,6 +160,7 @@ impl Conversation {
             stream: Stream::Pinned,
             pinned: None,
             patterns: Patterns::default(),
+            learning: Learning::default(),
             locking: None,
             now: Moment::ZERO,
             mixed: false,
@@ -211,7 +218,7 @@ impl Conversation {
             Class::Derived => self.derived(row, args),
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
-            Class::Cache => self.invalidate(args),
+            Class::Cache => self.cache_request(args),
             Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
             Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
             Class::Refused(hint) => self.refuse(args, hint),
@@ -282,9 +289,16 @@ impl Conversation {
                 let args: Vec<&[u8]> = args.iter().collect();
                 let mut reply = Vec::new();
                 store.execute(database, protocol, &args, &mut reply);
-                let seq = self.replies.expect(pending);
+                let to = ReplyTo { mailbox: self.mailbox.clone(), place: self.expect(pending) };
                 effect.apply(&worker.shared);
-                self.complete(seq, reply.into());
+                let seq = to.place.seq;
+                if effect.shows.is_empty() {
+                    self.complete(seq, reply.into());
+                } else {
+                    let held = HeldReply { to, bytes: reply.into() };
+                    let relayed = RelayedStrings { held, shows: effect.shows, database, protocol, behind: None };
+                    relayed.hand_on(&worker.shared, Ok(Vec::new()));
+                }
                 return Flow::Done;
             }
         };
@@ -336,7 +350,8 @@ impl Conversation {
         let to = ReplyTo { mailbox: self.mailbox.clone(), place };
         let request = is_cluster.then(|| (bytes.clone(), hops));
         let (bytes, replies) = load::with_ended_leases(&effect, bytes);
-        let tag = Tag::Relay(Relay { to, effect, reply: None, request });
+        let (database, protocol) = (self.client.database, self.client.protocol);
+        let tag = Tag::Relay(Relay { to, effect, reply: None, database, protocol, request });
         let request = match asking {
             Asking::No => Request { bytes, replies, tag },
             // Contiguous: it counts for the next command of the connection, or for a transaction.
@@ -357,6 +372,7 @@ impl Conversation {
             Delivery::Bypass { place } => self.bypass(place),
             Delivery::Redirected(redirected) => self.redirected(*redirected),
             Delivery::Push(bytes) => self.pushed(&bytes),
+            Delivery::Learned(learned) => self.learned(learned),
             Delivery::LocksLost => self.locks_lost(),
             Delivery::PinnedLost(reason) => self.pinned_lost(&reason),
         }

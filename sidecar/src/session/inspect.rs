@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddy_engine::{Currency, Verdict, Why};
+use caddy_engine::{Currency, Verdict, Weigh as _, Why};
 use caddy_resp::encode;
 
 use super::{args::Args, conversation::Conversation};
@@ -54,6 +54,10 @@ impl Conversation {
         }
         if let Some(why) = &why {
             describe(why, &mut fields);
+            let generations = self.generations_of(&name);
+            if !generations.is_empty() {
+                fields.push(("generations", generations.into()));
+            }
         }
         fields.push(("keyspace", shared.names.all().swap_remove(rule.id.index()).into()));
         let coherence = match (&shared.l3, status.coherent) {
@@ -63,6 +67,22 @@ impl Conversation {
         };
         fields.push(("coherence", coherence.into()));
         self.reply_fields(fields);
+    }
+
+    /// What the copy in L2 depends on, and whether each of it is in force.
+    fn generations_of(&self, name: &KeyRef<'_>) -> String {
+        let shared = &self.worker.shared;
+        let Some(entry) = shared.cache.peek(name.tier_hash(), name) else { return String::new() };
+        let each = entry.value().dependencies().iter().map(|dependency| {
+            let key = dependency.cell().name();
+            let state = match dependency.verdict(shared.kernel(), shared.now()) {
+                Verdict::Valid(_) => "in force",
+                Verdict::Lapsed | Verdict::Flushed => "not proved",
+                Verdict::Invalidated | Verdict::Expired => "renewed",
+            };
+            format!("{} {state}", shared.domain.name(key).unwrap_or(key).escape_ascii())
+        });
+        each.collect::<Vec<_>>().join(", ")
     }
 
     /// `CACHE.STATS`: the engine's counters and sizes.

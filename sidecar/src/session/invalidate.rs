@@ -1,8 +1,8 @@
 //! `CACHE.INVALIDATE`: what is to be invalidated, parsed, and the command that does it in L3.
 //!
 //! Owns the grammar: a kind, what of that kind, then `MODE` and `REASON` in any order at the end. An invalidation is one
-//! command on the relay, like any write: whatever becomes of it, local copies die before the app gets its answer. What
-//! cannot be parsed changes nothing and gets an error that says what to send.
+//! UNLINK on the relay, of keys, of generations, or of both: whatever becomes of it, local copies die before the app gets
+//! its answer. What cannot be parsed changes nothing and gets an error that says what to send.
 
 use bytes::Bytes;
 use caddy_engine::invalidation::{InvalidationReason, InvalidationSubject, PatternKind};
@@ -10,11 +10,13 @@ use smallvec::SmallVec;
 
 use super::{
     args::Args,
+    caching::{MAX_TAG, too_long},
     conversation::{Conversation, Flow, Pending, effect},
 };
 use crate::{
     commands::{self, Row},
     events,
+    generations::{ALL, of_keyspace, of_parent, of_tag},
 };
 
 /// Longest reason, bytes.
@@ -30,6 +32,14 @@ pub(super) enum Invalidation<'a> {
     Keys(Subjects<'a>),
     /// The values of keys that match.
     Matching(PatternKind, &'a [u8]),
+    /// Whatever carries one of these tags.
+    Tags(Subjects<'a>),
+    /// The values of these keys, and whatever depends on them, or on what does.
+    Cascade(Subjects<'a>),
+    /// What `CACHE.SET` wrote in a keyspace.
+    Keyspace(&'a [u8]),
+    /// What `CACHE.SET` wrote anywhere in the domain.
+    All,
 }
 
 /// What becomes of what is invalidated.
@@ -67,20 +77,26 @@ impl<'a> Order<'a> {
             return Err(format!("LIMIT a reason has {} bytes; at most {MAX_REASON} are allowed", reason.len()));
         }
         let subjects: Subjects<'a> = args.iter().take(end).skip(2).collect();
-        let what = match args.get(1).to_ascii_lowercase().as_slice() {
-            b"key" if subjects.is_empty() => return Err("ERR CACHE.INVALIDATE KEY takes one key or more".to_owned()),
-            b"key" => Invalidation::Keys(subjects),
-            kind @ (b"pattern" | b"regex") => {
-                let [text] = subjects[..] else {
-                    return Err("ERR CACHE.INVALIDATE PATTERN and REGEX take one pattern".to_owned());
-                };
-                Invalidation::Matching(if kind == b"regex" { PatternKind::Regex } else { PatternKind::Glob }, text)
+        let what = match (args.get(1).to_ascii_lowercase().as_slice(), subjects.as_slice()) {
+            (b"all", []) => Invalidation::All,
+            (b"keyspace", [name]) => Invalidation::Keyspace(name),
+            (b"pattern", [glob]) => Invalidation::Matching(PatternKind::Glob, glob),
+            (b"regex", [expression]) => Invalidation::Matching(PatternKind::Regex, expression),
+            (b"key", [_, ..]) => Invalidation::Keys(subjects),
+            (b"cascade", [_, ..]) => Invalidation::Cascade(subjects),
+            (b"tag", [_, ..]) => {
+                if let Some(tag) = subjects.iter().find(|tag| tag.is_empty() || tag.len() > MAX_TAG) {
+                    return Err(too_long("tag", tag, MAX_TAG));
+                }
+                Invalidation::Tags(subjects)
             }
             _ => {
                 let kind = args.get(1);
                 return Err(format!(
-                    "ERR CACHE.INVALIDATE knows no '{}'; it takes KEY key…, PATTERN glob or REGEX expression, then MODE REMOVE and REASON text",
-                    kind[..kind.len().min(64)].escape_ascii()
+                    "ERR CACHE.INVALIDATE takes KEY key…, TAG tag…, CASCADE key…, PATTERN glob, REGEX expression, KEYSPACE \
+                     name or ALL, and then MODE REMOVE and REASON text; '{}' with {} more is none of them",
+                    kind[..kind.len().min(64)].escape_ascii(),
+                    subjects.len()
                 ));
             }
         };
@@ -111,26 +127,56 @@ impl Conversation {
             }
         };
         match &order.what {
-            Invalidation::Keys(keys) => {
-                let flow = self.relay_as(b"UNLINK", keys);
-                if flow == Flow::Done {
-                    let keys = keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
-                    let note = String::from_utf8_lossy(order.reason).into_owned();
-                    let (subject, reason) = (InvalidationSubject::Keys(keys), InvalidationReason::Command);
-                    events::tell(&self.worker.shared, subject, reason, note, None, None);
-                }
-                flow
-            }
             Invalidation::Matching(kind, text) => match order.mode {
                 Mode::Remove => self.invalidate_matching(*kind, text, order.reason),
             },
+            what => self.invalidate_now(what, order.reason),
         }
     }
 
+    /// What one UNLINK does: of keys, of generations, or of both.
+    fn invalidate_now(&mut self, what: &Invalidation<'_>, note: &[u8]) -> Flow {
+        let shared = self.worker.shared.clone();
+        let own = |names: &[&[u8]]| names.iter().map(|name| Bytes::copy_from_slice(name)).collect();
+        let text = |name: &&[u8]| String::from_utf8_lossy(name).into_owned();
+        let (values, generations, subject): (&[&[u8]], Vec<Vec<u8>>, _) = match what {
+            Invalidation::Matching(..) => return Flow::Done,
+            Invalidation::Keys(keys) => (keys, Vec::new(), InvalidationSubject::Keys(own(keys))),
+            Invalidation::Tags(tags) => {
+                let subject = InvalidationSubject::Tags(tags.iter().map(text).collect());
+                (&[], tags.iter().map(|tag| of_tag(tag)).collect(), subject)
+            }
+            Invalidation::Cascade(keys) => {
+                (keys, keys.iter().map(|key| of_parent(key)).collect(), InvalidationSubject::Cascade(own(keys)))
+            }
+            Invalidation::Keyspace(name) => {
+                let known = shared.names.all();
+                let Some(name) = known.iter().find(|known| known.as_bytes() == *name) else {
+                    self.reply_error(&format!(
+                        "ERR no keyspace is named '{}'; there are {} (* is what no rule matches)",
+                        String::from_utf8_lossy(&name[..name.len().min(64)]),
+                        known.join(", "),
+                    ));
+                    return Flow::Done;
+                };
+                (&[], vec![of_keyspace(name)], InvalidationSubject::Keyspaces(vec![name.clone()]))
+            }
+            Invalidation::All => (&[], vec![ALL.to_vec()], InvalidationSubject::All),
+        };
+        let generations: Vec<_> = generations.iter().map(|name| shared.domain.key(name)).collect();
+        let all: SmallVec<[&[u8]; 8]> = values.iter().copied().chain(generations.iter().map(|name| &**name)).collect();
+        let flow = self.relay_as(b"UNLINK", &all, Pending::Invalidating);
+        if flow == Flow::Done {
+            let note = String::from_utf8_lossy(note).into_owned();
+            events::tell(&shared, subject, InvalidationReason::Command, note, None, None);
+        }
+        flow
+    }
+
     /// Relays another command than the app sent, as if it had sent that.
-    pub(super) fn relay_as(&mut self, command: &[u8], rest: &[&[u8]]) -> Flow {
+    pub(super) fn relay_as(&mut self, command: &[u8], rest: &[&[u8]], pending: Pending) -> Flow {
         let words: SmallVec<[&[u8]; 8]> = std::iter::once(command).chain(rest.iter().copied()).collect();
-        Request::new(&words).with(|row, args| self.relay(row, args, effect(row, args), Pending::Relayed))
+        Request::new(&words).with(|row, args| self.relay(row, args, effect(row, args), pending))
     }
 }
 
@@ -172,6 +218,7 @@ mod tests {
             let subjects = match what {
                 Invalidation::Keys(keys) => keys.iter().map(|key| text(key)).collect(),
                 Invalidation::Matching(kind, pattern) => vec![kind.word().to_owned(), text(pattern)],
+                other => return Err(format!("{other:?}")),
             };
             Ok((subjects, text(reason)))
         })
@@ -194,9 +241,13 @@ mod tests {
     #[test]
     fn bad_input_is_told_what_to_send() {
         for (words, said) in [
-            (&["KEY"][..], "takes one key or more"),
-            (&["KEYS", "a"], "knows no 'KEYS'"),
-            (&["PATTERN", "a", "b"], "take one pattern"),
+            (&["KEY"][..], "'KEY' with 0 more"),
+            (&["KEYS", "a"], "'KEYS' with 1 more"),
+            (&["PATTERN", "a", "b"], "'PATTERN' with 2 more"),
+            (&["ALL", "a"], "'ALL' with 1 more"),
+            (&["KEYSPACE", "a", "b"], "'KEYSPACE' with 2 more"),
+            (&["TAG", ""], "a tag must not be empty"),
+            (&["TAG", "a", &"x".repeat(513)], "LIMIT a tag has 513 bytes"),
             (&["KEY", "a", "MODE", "gone"], "MODE is REMOVE, not 'gone'"),
             (&["KEY", "a", "REASON", &"x".repeat(513)], "LIMIT a reason has 513 bytes"),
         ] {

@@ -196,7 +196,7 @@ impl Conversation {
             _ if can_wait_for_a_key(row, args) && self.early() < MAX_EARLY => {
                 if let Some(Pinned { early, transaction: Some(transaction), .. }) = &mut self.pinned {
                     early.push(args.to_bytes());
-                    transaction.effect.merge(&effect(row, args));
+                    transaction.effect.merge_queued(&effect(row, args), transaction.queued);
                     transaction.queued += 1;
                 }
                 self.reply(|out| encode::simple(out, "QUEUED"));
@@ -305,7 +305,7 @@ impl Conversation {
         match row.class_of(args.len(), |index| args.get(index)) {
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
-            Class::Cache => self.invalidate(args),
+            Class::Cache => self.cache_request(args),
             Class::Pinned(Pin::Blocking) => self.send(row, args, Pending::Blocking),
             _ => self.send(row, args, Pending::Relayed),
         }
@@ -350,7 +350,7 @@ impl Conversation {
                 {
                     transaction.selects.push(QueuedSelect { at: transaction.queued, database });
                 }
-                transaction.effect.merge(&queued);
+                transaction.effect.merge_queued(&queued, transaction.queued);
                 transaction.queued += 1;
             }
         }

@@ -28,7 +28,7 @@ use crate::{
     nodes::{Node, Tracked},
     probe::probe,
     shared::L3,
-    stored::Stored,
+    shown::Shown,
     tally::Count,
     upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep},
 };
@@ -229,7 +229,7 @@ impl Conversation {
                     worker.tally.add(keyspace, Count::Miss);
                     tiers.recount(tier.counter(), Counter::UncertainLapsed);
                     (copy.map_or(Found::Absent, Found::Unproven), probe_due)
-                } else if let Stored::Plain(value) = stored {
+                } else if let Some(value) = stored.ready() {
                     worker.tally.add(keyspace, Count::hit(tier));
                     (Found::Answered(render(value, hit.deadline, self.client.protocol)), probe_due)
                 } else if let Some(value) = self.unpack(hash, hit.entry, tier) {
@@ -340,7 +340,9 @@ impl Conversation {
         let shared = self.worker.shared.clone();
         // In front of the fill: what it brings can then be served at once.
         self.probe_if_due(node, tracked);
-        let effect = Effect { keys: SmallVec::from_slice(&[key]), ..Effect::default() };
+        let shown = (name.read == Read::Get).then(|| Shown::value_of(args.get(1)));
+        let effect =
+            Effect { keys: SmallVec::from_slice(&[key]), shows: shown.into_iter().collect(), ..Effect::default() };
         let request = args.to_bytes();
         self.under_way.add(key, &request);
         let pending = Pending::Filling { request: request.clone(), effect, unproven: missed.unproven };
@@ -425,11 +427,12 @@ impl Conversation {
         store.execute(self.client.database, self.client.protocol, &[b"GET", key], &mut reply);
         store.execute(self.client.database, self.client.protocol, &[b"PTTL", key], &mut pttl);
         if let Some(value) = Cached::from_reply(Read::Get, &reply) {
-            let decoded = shared.envelopes.decode(key, value, integer(&pttl));
+            let (database, pttl) = (self.client.database, integer(&pttl));
+            let decoded = shared.decode_embedded(database, key, value, pttl);
             let protocol = self.client.protocol;
             self.reply(|out| decoded.value.encode(protocol, out));
             if may_keep {
-                keep(&shared, TierKey::get(self.client.database, key), &token, decoded);
+                keep(&shared, TierKey::get(database, key), &token, decoded);
             }
         } else {
             self.reply(|out| out.extend_from_slice(&reply));
@@ -506,8 +509,14 @@ impl Conversation {
         for (part, (group, node, tracked)) in (0..).zip(lanes) {
             let mut waiter = waiter.clone();
             waiter.to.place.part = part;
-            let fill =
-                FillMany { keys: Vec::new(), keep, waiter, reply: None, pttls: Vec::with_capacity(group.keys.len()) };
+            let fill = FillMany {
+                database: self.client.database,
+                keys: Vec::new(),
+                keep,
+                waiter,
+                reply: None,
+                pttls: Vec::with_capacity(group.keys.len()),
+            };
             self.fill_group(group, node, tracked, fill);
         }
         Flow::Done

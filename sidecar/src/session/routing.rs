@@ -148,7 +148,8 @@ pub(super) fn is_about_clusters(args: Args<'_>) -> bool {
 
 /// How a request's effect is split over parts of it.
 pub(super) fn effect_of_part(effect: &Effect, keys: &[&[u8]]) -> Effect {
+    let shows = effect.shows.iter().map(|shown| shown.part(keys)).collect();
     let hashes = keys.iter().map(|key| caddy_engine::KeyHash::of(key)).collect();
     let leases = effect.leases.iter().filter(|(key, _)| keys.contains(&&key[..])).cloned().collect();
-    Effect { keys: hashes, barrier: effect.barrier, flush: effect.flush, leases, is_exec: false }
+    Effect { keys: hashes, barrier: effect.barrier, flush: effect.flush, shows, leases, is_exec: false }
 }

@@ -24,7 +24,12 @@ impl Conversation {
                 shared.tally.add(keyspace, Count::Unpacked);
                 let value = value.into_owned();
                 if tier == Tier::L1 {
-                    shared.cache.renew(hash, entry, entry.key().clone(), Stored::Plain(value.clone()));
+                    shared.cache.renew(
+                        hash,
+                        entry,
+                        entry.key().clone(),
+                        entry.value().in_form(Stored::Plain(value.clone())),
+                    );
                 }
                 Some(value)
             }

@@ -5,6 +5,7 @@ mod clients;
 mod compression;
 mod configuration;
 mod coordination;
+mod groups;
 mod invalidation;
 mod keyspaces;
 mod lifecycle;

@@ -5,6 +5,7 @@
 //! fixed seed, so a run repeats; a failure prints the history that led to it.
 
 mod alone;
+mod groups;
 mod loads;
 mod world;
 

@@ -21,10 +21,19 @@ const fn lock(name: &'static str, arity: i8) -> Row {
 
 /// What `CACHE.INVALIDATE` takes.
 const INVALIDATE: &[Row] = &[
-    write("key", -3, Positions::UpToOptions).class(Class::Cache).since("caddy"),
-    unknown("pattern", -3).class(Class::Cache).since("caddy"),
-    unknown("regex", -3).class(Class::Cache).since("caddy"),
+    caching(write("key", -3, Positions::UpToOptions)),
+    caching(write("cascade", -3, Positions::UpToOptions)),
+    caching(write("tag", -3, Positions::None)),
+    caching(write("keyspace", -3, Positions::None)),
+    caching(write("all", -2, Positions::None)),
+    caching(unknown("pattern", -3)),
+    caching(unknown("regex", -3)),
 ];
+
+/// What Redis has no command for.
+const fn caching(row: Row) -> Row {
+    row.class(Class::Cache).since("caddy")
+}
 
 const fn pubsub(name: &'static str, arity: i8) -> Row {
     harmless(name, arity).pinned(Pin::PubSub)
@@ -36,8 +45,11 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     harmless("echo", 2).class(Class::Local),
     read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
     harmless("cache.stats", -1).class(Class::Local).since("caddy"),
-    container("cache.invalidate", -3, INVALIDATE).class(Class::Cache).since("caddy"),
-    harmless("cache.invalidations", 1).class(Class::Cache).since("caddy"),
+    caching(container("cache.invalidate", -2, INVALIDATE)),
+    caching(harmless("cache.invalidations", 1)),
+    caching(write("cache.set", -3, Positions::ONE)),
+    caching(read("cache.get", 2, Positions::ONE)),
+    caching(read("cache.touch", 2, Positions::ONE)),
     lock("lock.acquire", -2),
     lock("lock.renew", -3),
     lock("lock.release", -3),

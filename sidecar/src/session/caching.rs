@@ -1,0 +1,346 @@
+//! `CACHE.SET`, `CACHE.GET`, `CACHE.TOUCH`: values with tags and parents.
+//!
+//! A value is written as an envelope that carries the generations it depends on, with the values that were in force
+//! *before*: of everything, of its keyspace, of its tags, and of its parents and theirs. Whatever of that is not known is
+//! read first; the request is held back meanwhile and given again ([`Learning`]). Writing it is one SET on the relay, like
+//! any other write. Bad input changes nothing; while L3 cannot be read coherently the answer is `-NOTREADY`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use caddy_engine::codec::envelope::{Generation, GenerationList, GenerationName, Header, SoftExpiry};
+use smallvec::SmallVec;
+
+use super::{
+    args::Args,
+    conversation::{Conversation, Flow, Pending, effect},
+    invalidate::Request,
+};
+use crate::{
+    generations::{
+        ALL, How, Learned, Then, Want, generation_life, of_keyspace, of_parent, of_tag, parents_of_bytes,
+        parents_to_bytes,
+    },
+    shared::Shared,
+};
+
+/// Longest tag, bytes.
+pub(super) const MAX_TAG: usize = 512;
+/// Tags, parents and parents' parents of one value, at most: a hit looks at each.
+const MAX_DEPENDENCIES: usize = 256;
+/// How often generations are read for one request, at most: once for each level of parents.
+const MAX_ROUNDS: usize = 64;
+/// Longest life, milliseconds: a hundred years.
+const MAX_MILLIS: u64 = 100 * 365 * 86_400_000;
+
+/// What is known for the request that is held back.
+#[derive(Debug, Default)]
+pub(crate) struct Learning {
+    is_waiting: bool,
+    rounds: usize,
+    known: Vec<Learned>,
+    failure: Option<String>,
+}
+
+/// `CACHE.SET key value …`
+#[derive(Debug, Default)]
+struct Set<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+    life: Option<Duration>,
+    stale: Option<Duration>,
+    tags: Vec<&'a [u8]>,
+    parents: Vec<&'a [u8]>,
+    condition: Option<&'static [u8]>,
+}
+
+impl<'a> Set<'a> {
+    fn parse(args: Args<'a>) -> Result<Self, String> {
+        let mut set = Self { key: args.get(1), value: args.get(2), ..Self::default() };
+        let mut at = 3;
+        while at < args.len() {
+            let option = args.get(at).to_ascii_uppercase();
+            at += 1;
+            match option.as_slice() {
+                b"PX" => set.life = Some(millis(args, &mut at, "PX")?),
+                b"STALE" => set.stale = Some(millis(args, &mut at, "STALE")?),
+                b"TAGS" => set.tags.extend(counted(args, &mut at, "TAGS")?),
+                b"DEPENDS" => set.parents.extend(counted(args, &mut at, "DEPENDS")?),
+                b"NX" | b"XX" if set.condition.is_none() => {
+                    set.condition = Some(if option == b"NX" { b"NX" } else { b"XX" });
+                }
+                _ => {
+                    return Err(format!(
+                        "ERR CACHE.SET does not know '{}' here; behind key and value it takes PX ms, STALE ms, TAGS n \
+                         tag…, DEPENDS n key…, NX or XX",
+                        option[..option.len().min(64)].escape_ascii()
+                    ));
+                }
+            }
+        }
+        if set.stale.is_some() && set.life.is_none() {
+            return Err("ERR STALE is how long the value is kept behind its PX; give PX too".to_owned());
+        }
+        if let Some(tag) = set.tags.iter().find(|tag| tag.is_empty() || tag.len() > MAX_TAG) {
+            return Err(too_long("tag", tag, MAX_TAG));
+        }
+        set.tags.sort_unstable();
+        set.tags.dedup();
+        set.parents.sort_unstable();
+        set.parents.dedup();
+        Ok(set)
+    }
+
+    /// How long L3 keeps it.
+    fn whole_life(&self) -> Option<Duration> {
+        self.life.map(|life| life + self.stale.unwrap_or_default())
+    }
+}
+
+pub(super) fn too_long(what: &str, name: &[u8], most: usize) -> String {
+    match name.len() {
+        0 => format!("ERR a {what} must not be empty"),
+        length => format!("LIMIT a {what} has {length} bytes; at most {most} are allowed"),
+    }
+}
+
+fn too_many(count: usize) -> String {
+    format!(
+        "LIMIT the value would depend on {count} tags and parents; at most {MAX_DEPENDENCIES} are allowed, since every \
+         hit looks at each: use fewer, wider tags"
+    )
+}
+
+fn millis(args: Args<'_>, at: &mut usize, option: &str) -> Result<Duration, String> {
+    let number = caddy_resp::parse_i64(args.get(*at)).and_then(|number| u64::try_from(number).ok());
+    *at += 1;
+    match number {
+        Some(millis @ 1..=MAX_MILLIS) => Ok(Duration::from_millis(millis)),
+        _ => Err(format!("ERR {option} takes milliseconds, 1 to {MAX_MILLIS}")),
+    }
+}
+
+fn counted<'a>(args: Args<'a>, at: &mut usize, option: &str) -> Result<Vec<&'a [u8]>, String> {
+    let left = args.len().saturating_sub(*at + 1);
+    let count = caddy_resp::parse_i64(args.get(*at)).and_then(|count| usize::try_from(count).ok());
+    let Some(count @ 1..) = count.filter(|count| *count <= left) else {
+        return Err(format!("ERR {option} takes how many there are, and then as many"));
+    };
+    if count > MAX_DEPENDENCIES {
+        return Err(too_many(count));
+    }
+    let first = *at + 1;
+    *at = first + count;
+    Ok(args.from(first).take(count).collect())
+}
+
+impl Conversation {
+    /// A command of the class `Cache`.
+    pub(super) fn cache_request(&mut self, args: Args<'_>) -> Flow {
+        let flow = match args.get(0).to_ascii_lowercase().as_slice() {
+            b"cache.set" => self.cache_set(args),
+            b"cache.get" => Request::new(&[b"GET", args.get(1)]).with(|row, args| self.read(row, args)),
+            b"cache.touch" => self.relay_as(b"TOUCH", &[args.get(1)], Pending::Relayed),
+            _ => self.invalidate(args),
+        };
+        if flow == Flow::Done {
+            self.learning = Learning::default();
+        }
+        flow
+    }
+
+    /// What a request that is held back waits for is there.
+    pub(super) fn learned(&mut self, learned: Result<Vec<Learned>, String>) {
+        self.learning.is_waiting = false;
+        match learned {
+            Ok(learned) => self.learning.known.extend(learned),
+            Err(reason) => self.learning.failure = Some(reason),
+        }
+    }
+
+    fn answer_error(&mut self, text: &str) -> Flow {
+        self.reply_error(text);
+        Flow::Done
+    }
+
+    fn cache_set(&mut self, args: Args<'_>) -> Flow {
+        // It is to be bound to what an invalidation in front of it leaves.
+        if self.replies.pending().any(|pending| matches!(pending, Pending::Invalidating | Pending::Gathering(_))) {
+            return Flow::Hold;
+        }
+        let set = match Set::parse(args) {
+            Ok(set) => set,
+            Err(message) => return self.answer_error(&message),
+        };
+        let shared = self.worker.shared.clone();
+        let life = set.whole_life();
+        let names = std::iter::once(ALL.to_vec())
+            .chain([of_keyspace(&self.keyspace_of(set.key))])
+            .chain(set.tags.iter().map(|tag| of_tag(tag)));
+        let create = How::Create(generation_life(life));
+        let mut wants: Vec<Want> =
+            names.map(|name| Want { name: shared.domain.key(&name), how: create.clone() }).collect();
+        let learned = match self.with_parents(&shared, &set, &mut wants, &create) {
+            Ok(learned) => learned,
+            Err(flow) => return flow,
+        };
+        let mut generations = GenerationList::default();
+        for Learned { cell, reading } in &learned {
+            let (Some(name), Some(value)) = (shared.domain.name(cell.name()), reading.value) else { continue };
+            if generations.push(Generation { name: GenerationName::Name(name), value }).is_err() {
+                return self
+                    .answer_error("LIMIT the names of tags and parents take more than 64 KiB together; use fewer");
+            }
+        }
+        let soft_expiry = set.stale.map(SoftExpiry::at_remaining);
+        let header = Header { soft_expiry, generations: generations.generations(), ..Header::default() };
+        let sealed = shared.envelopes.seal(set.key, &header, set.value);
+        let life_millis = life.map(|life| life.as_millis().to_string());
+        let mut words: SmallVec<[&[u8]; 8]> = SmallVec::from_iter([b"SET" as &[u8], set.key, &sealed]);
+        if let Some(millis) = &life_millis {
+            words.extend([b"PX" as &[u8], millis.as_bytes()]);
+        }
+        words.extend(set.condition);
+        let flow = Request::new(&words).with(|row, args| self.relay(row, args, effect(row, args), Pending::Relayed));
+        if flow == Flow::Done {
+            shared.extend(self.client.database, learned.iter().map(|learned| &learned.cell), life);
+        }
+        flow
+    }
+
+    /// Adds the generations of all parents, level by level, and of the key itself, which says who its parents are; reads
+    /// them all.
+    fn with_parents(
+        &mut self,
+        shared: &Shared,
+        set: &Set<'_>,
+        wants: &mut Vec<Want>,
+        create: &How,
+    ) -> Result<Vec<Learned>, Flow> {
+        let direct: Vec<&[u8]> = set.parents.iter().copied().filter(|parent| *parent != set.key).collect();
+        let mut closes_cycle = direct.len() < set.parents.len();
+        let mut parents: Vec<Bytes> = direct.iter().map(|parent| Bytes::copy_from_slice(parent)).collect();
+        let base = wants.len();
+        if !direct.is_empty() {
+            let How::Create(life) = create else { return Err(Flow::Done) };
+            let how = How::With(parents_to_bytes(direct.iter().copied()), *life);
+            wants.push(Want { name: shared.domain.key(&of_parent(set.key)), how });
+        }
+        let mut asked = 0;
+        loop {
+            for parent in &parents[asked..] {
+                wants.push(Want { name: shared.domain.key(&of_parent(parent)), how: create.clone() });
+            }
+            if wants.len() > MAX_DEPENDENCIES {
+                return Err(self.answer_error(&too_many(wants.len())));
+            }
+            asked = parents.len();
+            let learned = self.generations(wants)?;
+            // The key's own parents are known; those of the others stand beside their values.
+            for Learned { reading, .. } in learned.iter().skip(base + usize::from(!direct.is_empty())) {
+                for parent in parents_of_bytes(&reading.detail) {
+                    if parent == set.key {
+                        closes_cycle = true;
+                    } else if !parents.iter().any(|known| known == parent) {
+                        parents.push(Bytes::copy_from_slice(parent));
+                    }
+                }
+            }
+            if parents.len() == asked {
+                if closes_cycle {
+                    shared.metrics.cycles.inc();
+                }
+                return Ok(learned);
+            }
+        }
+    }
+
+    /// All these generations, in their order; `Err`: the request is held back until more is known, or answered.
+    fn generations(&mut self, wants: &[Want]) -> Result<Vec<Learned>, Flow> {
+        if self.learning.is_waiting {
+            return Err(Flow::Hold);
+        }
+        if let Some(reason) = self.learning.failure.take() {
+            let text =
+                format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
+            return Err(self.answer_error(&text));
+        }
+        let (shared, database) = (self.worker.shared.clone(), self.client.database);
+        let (mut all, mut missing) = (Vec::with_capacity(wants.len()), Vec::new());
+        for want in wants {
+            let fits = |learned: &Learned| {
+                let Learned { reading, .. } = learned;
+                reading.value.is_some() && !matches!(&want.how, How::With(detail, _) if reading.detail != *detail)
+            };
+            let known = self.learning.known.iter().rev().find(|known| known.cell.name() == &*want.name).cloned();
+            match known.filter(fits).or_else(|| shared.in_force(database, &want.name).filter(fits)) {
+                Some(learned) => all.push(learned),
+                None => missing.push(want.clone()),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(all);
+        }
+        self.learning.rounds += 1;
+        if self.learning.rounds > MAX_ROUNDS {
+            let text =
+                "STALE what the value depends on is renewed all the time, so that nothing was written; try again";
+            return Err(self.answer_error(text));
+        }
+        self.learning.is_waiting = true;
+        shared.learn(database, missing, Then::Session(self.mailbox.clone()));
+        Err(Flow::Hold)
+    }
+
+    /// The name of the keyspace that a key is in.
+    fn keyspace_of(&self, key: &[u8]) -> String {
+        let shared = &self.worker.shared;
+        shared.names.all().swap_remove(shared.keyspaces().rule(key).id.index())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<String, String> {
+        let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        Request::new(&words).with(|_, args| {
+            let set = Set::parse(args)?;
+            let text =
+                |words: &[&[u8]]| words.iter().map(|word| String::from_utf8_lossy(word)).collect::<Vec<_>>().join(",");
+            let condition = set.condition.map_or("", |word| std::str::from_utf8(word).unwrap());
+            Ok(format!("{:?} {:?} [{}] [{}] {condition}", set.life, set.stale, text(&set.tags), text(&set.parents)))
+        })
+    }
+
+    #[test]
+    fn options_come_in_any_order() {
+        assert_eq!(parse("CACHE.SET k v").unwrap(), "None None [] [] ");
+        assert_eq!(
+            parse("CACHE.SET k v nx tags 3 b a b DEPENDS 1 p px 500 STALE 100").unwrap(),
+            "Some(500ms) Some(100ms) [a,b] [p] NX"
+        );
+        // Tags may be called like options.
+        assert_eq!(parse("CACHE.SET k v TAGS 2 NX PX").unwrap(), "None None [NX,PX] [] ");
+    }
+
+    #[test]
+    fn bad_input_is_told_what_to_send() {
+        let tags = format!("CACHE.SET k v TAGS 10000 {}", "t ".repeat(10_000).trim_end());
+        for (line, said) in [
+            ("CACHE.SET k v PX 0", "PX takes milliseconds"),
+            ("CACHE.SET k v PX", "PX takes milliseconds"),
+            ("CACHE.SET k v STALE 5", "give PX too"),
+            ("CACHE.SET k v TAGS 2 a", "TAGS takes how many there are"),
+            ("CACHE.SET k v TAGS x a", "TAGS takes how many there are"),
+            ("CACHE.SET k v EX 5", "does not know 'EX'"),
+            ("CACHE.SET k v NX XX", "does not know 'XX'"),
+            (&tags, "LIMIT the value would depend on 10000"),
+            (&format!("CACHE.SET k v TAGS 1 {}", "t".repeat(65_536)), "LIMIT a tag has 65536 bytes"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(said), "{}: {error}", &line[..line.len().min(60)]);
+        }
+    }
+}
