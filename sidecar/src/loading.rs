@@ -39,8 +39,10 @@ const ASKED_FOR: std::time::Duration = std::time::Duration::from_millis(500);
 pub(crate) struct Miss {
     pub(crate) database: u32,
     pub(crate) key: Bytes,
-    /// What the read of L3 was sent under, if it was on the tracked connection.
+    /// What was there to be invalidated when it was asked for.
     pub(crate) token: Option<FillToken>,
+    /// The token is that of a read on the tracked connection, which found nothing.
+    pub(crate) is_tracked: bool,
     /// What L3 has that is no longer fresh.
     pub(crate) stale: Option<Cached>,
     pub(crate) asker: Asker,

@@ -488,7 +488,7 @@ fn load(shared: &Shared, landed: Landed<TierKey, Waiter>, stale: Option<&Cached>
     let (database, key) = (name.database, Bytes::copy_from_slice(name.key()));
     for waiter in landed.waiters {
         let (token, asker) = (Some(landed.token), Asker::One(waiter));
-        shared.loading.miss(Miss { database, key: key.clone(), token, stale: stale.cloned(), asker });
+        shared.loading.miss(Miss { database, key: key.clone(), token, is_tracked: true, stale: stale.cloned(), asker });
     }
 }
 
@@ -543,7 +543,7 @@ pub(crate) fn resume_fill_many(shared: &Arc<Shared>, many: FillMany, learned: Re
                     let name = key.as_ref();
                     let (database, key) = (name.database, Bytes::copy_from_slice(name.key()));
                     let asker = Asker::Of(several.clone(), place);
-                    shared.loading.miss(Miss { database, key, token: Some(token), stale, asker });
+                    shared.loading.miss(Miss { database, key, token: Some(token), is_tracked: true, stale, asker });
                 }
                 return;
             }

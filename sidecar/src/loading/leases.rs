@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     nodes::NodeId,
+    seldom::Seldom,
     shared::{L3, Shared},
     supervisor::Supervisor,
 };
@@ -98,12 +99,13 @@ pub(super) struct Leases {
     supervisor: Supervisor,
     domain: String,
     lanes: RefCell<HashMap<(NodeId, u32), LaneHandle<Option<Ask>>>>,
+    refused: Seldom,
 }
 
 impl Leases {
     pub(super) fn new(shared: Arc<Shared>, supervisor: Supervisor) -> Self {
         let domain = shared.config().cluster.domain.clone();
-        Self { shared, supervisor, domain, lanes: RefCell::default() }
+        Self { shared, supervisor, domain, lanes: RefCell::default(), refused: Seldom::default() }
     }
 
     /// Asks for the right to load, for `span` at most.
@@ -185,9 +187,10 @@ impl Leases {
             Value::Error(error) => {
                 if Redirect::parse(reply, &caddy_remote::Endpoint::Unix("/".into())).is_some() {
                     self.shared.doubt_slots();
-                } else {
+                } else if let Some(before) = self.refused.due(self.shared.now()) {
                     tracing::warn!(
                         error = %String::from_utf8_lossy(error),
+                        before,
                         "Redis refuses fill leases: what is loaded is answered and not stored (does its user have +eval?)"
                     );
                 }

@@ -59,8 +59,10 @@ struct Load {
     key: Bytes,
     keyspace: Id,
     source: Arc<Source>,
-    /// What its first read of L3 was sent under; without one nobody joins.
+    /// What was there to be invalidated when it was asked for; without one nobody joins.
     token: Option<FillToken>,
+    /// Redis tells of every write since.
+    is_tracked: bool,
     /// Nobody waits: the value is to be replaced if it is fresh for no longer than this.
     refresh_within: Option<u32>,
     begun: Moment,
@@ -101,7 +103,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut jobs: Jobs, supervisor: Supervi
 
 impl Loader {
     fn miss(self: &Rc<Self>, miss: Miss) {
-        let Miss { database, key, token, stale, asker } = miss;
+        let Miss { database, key, token, is_tracked, stale, asker } = miss;
         let name = (database, key);
         let joined = self.loads.borrow().get(&name).filter(|load| token.is_some() && self.may_join(load)).cloned();
         if let Some(load) = joined {
@@ -113,7 +115,7 @@ impl Loader {
             load.askers.borrow_mut().push(asker);
             return;
         }
-        match self.load(&name, token, None) {
+        match self.load(&name, token.map(|token| (token, is_tracked)), None) {
             Some(load) => {
                 load.askers.borrow_mut().push(asker);
                 *load.stale.borrow_mut() = stale;
@@ -139,7 +141,12 @@ impl Loader {
         }
     }
 
-    fn load(&self, name: &(u32, Bytes), token: Option<FillToken>, refresh_within: Option<u32>) -> Option<Rc<Load>> {
+    fn load(
+        &self,
+        name: &(u32, Bytes),
+        token: Option<(FillToken, bool)>,
+        refresh_within: Option<u32>,
+    ) -> Option<Rc<Load>> {
         let (database, key) = name.clone();
         let keyspaces = self.shared.keyspaces();
         let rule = keyspaces.rule(&key);
@@ -148,7 +155,8 @@ impl Loader {
             database,
             key,
             keyspace: rule.id,
-            token,
+            token: token.map(|(token, _)| token),
+            is_tracked: token.is_some_and(|(_, is_tracked)| is_tracked),
             refresh_within,
             begun: self.shared.now(),
             patterns: self.shared.ranges.active(),
@@ -162,9 +170,12 @@ impl Loader {
 
     fn may_join(&self, load: &Load) -> bool {
         let is_current = load.token.is_some_and(|token| self.shared.kernel().is_current(&token));
+        // Without announcements a load may be joined for as long as nobody need have heard of a write.
+        let longest =
+            if load.is_tracked { load.source.settings.hard_timeout } else { self.shared.kernel().max_staleness() };
         (is_current || !hold(Guard::JoinOnlyLiveLoads))
             && load.token.is_some()
-            && self.shared.now().since(load.begun) < load.source.settings.hard_timeout
+            && self.shared.now().since(load.begun) < longest
     }
 
     fn start(self: &Rc<Self>, load: Rc<Load>) {
@@ -197,7 +208,7 @@ impl Loader {
                 () = sleep_until(load.deadline) => {
                     self.count(load, Count::LoadTimedOut);
                     let store = load.source.store.name.clone();
-                    break self.failed(load, &LoadFailure::TimedOut { store, limit: settings.hard_timeout });
+                    break failed(load, &LoadFailure::TimedOut { store, limit: settings.hard_timeout });
                 }
             }
         };
@@ -235,17 +246,8 @@ impl Loader {
             Ok(found) => self.settle(load, held, found).await,
             Err(failure) => {
                 self.count(load, Count::LoadFailed);
-                self.failed(load, &failure)
+                failed(load, &failure)
             }
-        }
-    }
-
-    fn failed(&self, load: &Load, failure: &LoadFailure) -> Answer {
-        tracing::debug!(%failure, "a load failed");
-        let _ = self;
-        match load.stale.borrow().clone() {
-            Some(stale) => Answer::Stale(stale),
-            None => Answer::Failed(failure.to_string().into()),
         }
     }
 
@@ -301,13 +303,12 @@ impl Loader {
     async fn settle(&self, load: &Load, held: Held<'_>, found: Found) -> Answer {
         let value = found.as_ref().map_or(Cached::Nil, |stored| Cached::from_value(&Value::Bulk(&stored.value)));
         // What a pattern has invalidated meanwhile goes the way of what may not be kept.
-        let life =
-            found.as_ref().map(|stored| if self.is_swept(load) { Life::NotKept } else { self.life(load, stored) });
+        let life = found.as_ref().map(|stored| if self.is_swept(load) { Life::NotKept } else { life(load, stored) });
         let Some(lease) = held.take() else { return Answer::Fresh(value) };
         let (database, key) = (load.database, &load.key);
         let fate = match (&found, life) {
             (Some(stored), Some(Life::For(fresh))) => {
-                let (bytes, life) = self.sealed(load, &stored.value, fresh);
+                let (bytes, life) = sealed(load, &stored.value, fresh);
                 self.leases.store(database, key, &lease, &bytes, life).await
             }
             // Not to be kept, or gone: what was there before goes too.
@@ -317,7 +318,9 @@ impl Loader {
                 there.map(|present| if present.is_some() { Fate::Overtaken } else { Fate::Done })
             }
         };
-        if let (Some(Fate::Done), None, false, Some(token)) = (fate, &found, lease.has_value(), &load.token) {
+        if let (Some(Fate::Done), None, false, Some(token)) =
+            (fate, &found, lease.has_value(), load.token.as_ref().filter(|_| load.is_tracked))
+        {
             let key = TierKey::get(database, key);
             keep(&self.shared, key, token, Decoded::plain(Cached::Nil, Some(-2)));
             // Nothing invalidated the key since it was found absent: there is no copy that is older than this answer.
@@ -352,32 +355,6 @@ impl Loader {
         let active = self.shared.ranges.active();
         active.iter().any(|range| range.has(load.database, &load.key) && !is_known(range))
     }
-
-    /// How long a value is fresh: the keyspace's `ttl`, or less if the store says so, shortened at random.
-    fn life(&self, load: &Load, stored: &Stored<Bytes>) -> Life {
-        let _ = self;
-        let settings = &load.source.settings;
-        let fresh = match (settings.ttl, stored.fresh_for) {
-            (Some(ttl), Some(told)) => Some(ttl.min(told)),
-            (ttl, told) => ttl.or(told),
-        };
-        match fresh {
-            Some(fresh) if fresh < Duration::from_millis(1) => Life::NotKept,
-            fresh => Life::For(fresh.map(|fresh| shortened(fresh, settings.jitter_percent))),
-        }
-    }
-
-    /// The bytes for L3 and their life there: longer than they are fresh, if they may be answered stale.
-    fn sealed(&self, load: &Load, value: &[u8], fresh: Option<Duration>) -> (Vec<u8>, Option<Duration>) {
-        let _ = self;
-        let stale = load.source.settings.stale_if_error;
-        let soft_expiry = fresh.filter(|_| !stale.is_zero()).map(|_| SoftExpiry::at_remaining(stale));
-        let life = fresh.map(|fresh| if soft_expiry.is_some() { fresh.saturating_add(stale) } else { fresh });
-        if soft_expiry.is_none() && !needs_envelope(value) {
-            return (value.to_vec(), life);
-        }
-        (seal(&load.key, &Header { soft_expiry, ..Header::default() }, Body::plain(value)), life)
-    }
 }
 
 /// How long a loaded value may be kept.
@@ -385,6 +362,39 @@ enum Life {
     NotKept,
     /// `None`: until it is written.
     For(Option<Duration>),
+}
+
+/// What comes of a load that failed.
+fn failed(load: &Load, failure: &LoadFailure) -> Answer {
+    tracing::debug!(%failure, "a load failed");
+    match load.stale.borrow().clone() {
+        Some(stale) => Answer::Stale(stale),
+        None => Answer::Failed(failure.to_string().into()),
+    }
+}
+
+/// How long a value is fresh: the keyspace's `ttl`, or less if the store says so, shortened at random.
+fn life(load: &Load, stored: &Stored<Bytes>) -> Life {
+    let settings = &load.source.settings;
+    let fresh = match (settings.ttl, stored.fresh_for) {
+        (Some(ttl), Some(told)) => Some(ttl.min(told)),
+        (ttl, told) => ttl.or(told),
+    };
+    match fresh {
+        Some(fresh) if fresh < Duration::from_millis(1) => Life::NotKept,
+        fresh => Life::For(fresh.map(|fresh| shortened(fresh, settings.jitter_percent))),
+    }
+}
+
+/// The bytes for L3 and their life there: longer than they are fresh, if they may be answered stale.
+fn sealed(load: &Load, value: &[u8], fresh: Option<Duration>) -> (Vec<u8>, Option<Duration>) {
+    let stale = load.source.settings.stale_if_error;
+    let soft_expiry = fresh.filter(|_| !stale.is_zero()).map(|_| SoftExpiry::at_remaining(stale));
+    let life = fresh.map(|fresh| if soft_expiry.is_some() { fresh.saturating_add(stale) } else { fresh });
+    if soft_expiry.is_none() && !needs_envelope(value) {
+        return (value.to_vec(), life);
+    }
+    (seal(&load.key, &Header { soft_expiry, ..Header::default() }, Body::plain(value)), life)
 }
 
 fn shortened(life: Duration, percent: u32) -> Duration {

@@ -5,6 +5,7 @@
 //! is stored behind it.
 
 use bytes::Bytes;
+use caddy_engine::KeyHash;
 use caddy_remote::leases;
 use caddy_resp::{Value, encode};
 
@@ -69,10 +70,16 @@ impl Conversation {
         }
         let to = ReplyTo { mailbox: self.mailbox.clone(), place };
         let waiter = Waiter { to, protocol: self.client.protocol };
-        let database = self.client.database;
+        let (database, now) = (self.client.database, self.now);
         let load = |key: &[u8], asker| {
+            let node = match &shared.l3 {
+                L3::Redis(redis) => redis.owner(key),
+                L3::Embedded(_) => None,
+            };
+            let tracked = node.and_then(|node| node.tracked(database));
+            let token = tracked.map(|at| shared.kernel().begin_fill(at.source, KeyHash::of(key), now));
             let key = Bytes::copy_from_slice(key);
-            shared.loading.miss(Miss { database, key, token: None, stale: None, asker });
+            shared.loading.miss(Miss { database, key, token, is_tracked: false, stale: None, asker });
         };
         if is_one {
             load(keys[0], Asker::One(waiter));

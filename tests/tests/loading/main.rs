@@ -1,5 +1,6 @@
 //! Reading through to a store over a socket: a real sidecar, a real Redis, a real PostgreSQL and a real HTTP origin.
 
+mod cluster;
 mod examples;
 mod outages;
 mod reads;
