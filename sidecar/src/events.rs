@@ -8,7 +8,9 @@
 use std::{sync::Arc, time::UNIX_EPOCH};
 
 use bytes::Bytes;
-use caddy_engine::invalidation::{InvalidationEvent, InvalidationMetadata, InvalidationReason, InvalidationSubject};
+use caddy_engine::invalidation::{
+    InvalidationEvent, InvalidationMetadata, InvalidationReason, InvalidationSubject, KeyPattern, PatternKind,
+};
 use caddy_remote::ranges::{Record, command};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -54,13 +56,18 @@ pub(crate) fn tell(
     queue(shared, &as_json(&event, "invalidated", id.as_deref()));
 }
 
+/// A pattern, as events name it.
+pub(crate) fn subject_of(pattern: &KeyPattern) -> InvalidationSubject<Bytes> {
+    let text = Bytes::copy_from_slice(pattern.text());
+    match pattern.kind() {
+        PatternKind::Glob => InvalidationSubject::Pattern(text),
+        PatternKind::Regex => InvalidationSubject::Regex(text),
+    }
+}
+
 /// Tells that what a pattern had is gone from L3.
 pub(crate) fn swept(shared: &Shared, record: &Record, removed: u64) {
-    let text = Bytes::copy_from_slice(record.pattern.text());
-    let subject = match record.pattern.kind() {
-        caddy_engine::invalidation::PatternKind::Glob => InvalidationSubject::Pattern(text),
-        caddy_engine::invalidation::PatternKind::Regex => InvalidationSubject::Regex(text),
-    };
+    let subject = subject_of(&record.pattern);
     let metadata = InvalidationMetadata {
         note: record.note.clone(),
         removed: Some(removed),

@@ -45,6 +45,8 @@ use crate::{
 
 /// For so long a sidecar repeats what it entered, should a failover have lost it.
 const FAILOVER_WINDOW: Duration = Duration::from_secs(30);
+/// For how long a look is waited for before another one is sent.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// How often one look may be followed by another, because the index had to be made or patterns repeated.
 const MAX_ROUNDS: u8 = 3;
 
@@ -72,13 +74,15 @@ struct Held {
     follows: Option<SourceId>,
     /// What was asked before says too little.
     floor: Moment,
-    /// A look is under way that waiters wait for.
-    looking: bool,
+    /// Since when a look is under way that waiters wait for.
+    looking: Option<Moment>,
     waiters: Vec<ReplyTo>,
     /// What this sidecar entered lately.
     recent: Vec<(Moment, Record)>,
     /// The connection that was followed is gone: a failover may have been the reason.
     was_lost: bool,
+    /// What L3 knows of written keys may be gone with its data: keys have to be cleared, and noted, once more.
+    was_emptied: bool,
 }
 
 /// A look at the index that is under way.
@@ -167,7 +171,12 @@ impl Ranges {
 impl Ranges {
     /// Looks at the index, unless a look is under way.
     pub(crate) fn look_if_nobody_does(&self, shared: &Arc<Shared>) {
-        if !std::mem::replace(&mut self.held.lock().looking, true) {
+        let now = shared.now();
+        let mut held = self.held.lock();
+        // One whose connection ended with its node is never answered.
+        if held.looking.is_none_or(|since| since + LOOK_PATIENCE < now) {
+            held.looking = Some(now);
+            drop(held);
             self.look(shared, None);
         }
     }
@@ -235,25 +244,29 @@ impl Ranges {
         held.recent.retain(|(at, _)| *at + FAILOVER_WINDOW > now);
         let is_another = index.is_none_or(|index| held.version.as_ref().is_some_and(|known| *known != index.version));
         let is_there = |record: &Record| index.is_some_and(|index| index.records.iter().any(|r| r.id == record.id));
+        let is_done = |record: &Record| index.is_some_and(|index| index.done.contains(&record.id));
         let mut missing: Vec<Record> = Vec::new();
-        if (is_another || held.was_lost && look.follows.is_some()) && hold(Guard::RangesRepeated) {
-            missing.extend(held.recent.iter().map(|(_, record)| record).filter(|record| !is_there(record)).cloned());
+        if !hold(Guard::RangesRepeated) {
+            return index.is_none().then_some(missing);
         }
-        if is_another && hold(Guard::RangesRepeated) {
+        if held.was_lost && look.follows.is_some() {
+            let recent = held.recent.iter().map(|(_, record)| record);
+            missing.extend(recent.filter(|record| !is_there(record) && !is_done(record)).cloned());
+        }
+        if is_another {
             let table = self.table.load();
             let known = table.iter().map(|range| &range.record).filter(|record| !is_there(record));
-            missing.extend(known.cloned());
-            missing.dedup_by(|a, b| a.id == b.id);
+            missing.extend(known.filter(|record| !missing.contains(record)).cloned().collect::<Vec<_>>());
         }
         (index.is_none() || !missing.is_empty()).then_some(missing)
     }
 
     fn install(&self, shared: &Arc<Shared>, look: Look, index: Option<Index>) {
-        let Some(Index { version, records }) = index else { return };
+        let Some(Index { version, records, .. }) = index else { return };
         let mut held = self.held.lock();
         if look.sent < held.floor {
             // Something newer is known, or was announced: whoever waits is served by the look that follows that.
-            let again = !held.looking && !held.waiters.is_empty() || look.then.is_some();
+            let again = held.looking.is_none() && !held.waiters.is_empty() || look.then.is_some();
             drop(held);
             if again {
                 self.look(shared, look.then);
@@ -262,12 +275,16 @@ impl Ranges {
         }
         held.floor = look.sent;
         let before = self.table.load_full();
-        let table: Vec<_> = records.into_iter().map(|record| ActiveRange::of(record, &before)).collect();
-        if held.version.as_ref().is_some_and(|known| *known != version) {
+        let is_another = held.version.as_ref().is_some_and(|known| *known != version);
+        let forgets = is_another || held.was_emptied || held.was_lost && look.follows.is_some();
+        let known = if forgets { Vec::new() } else { before.to_vec() };
+        let table: Vec<_> = records.into_iter().map(|record| ActiveRange::of(record, &known)).collect();
+        held.was_emptied = false;
+        if is_another {
             // Nobody knows what was in the one before, beside what was entered again.
             shared.kernel().flush_all(FlushCause::Uncertain);
         }
-        let is_new = |range: &&Arc<ActiveRange>| !before.iter().any(|known| Arc::ptr_eq(known, range));
+        let is_new = |range: &&Arc<ActiveRange>| !before.iter().any(|known| known.record == range.record);
         let begun = table.iter().filter(is_new).count();
         if before.len() + begun > table.len() && !is_told(shared) {
             // No push tells of what the sweep removed.
@@ -285,7 +302,7 @@ impl Ranges {
         held.version = Some(version);
         held.follows = look.follows;
         held.was_lost &= look.follows.is_none();
-        held.looking = false;
+        held.looking = None;
         let waiters = std::mem::take(&mut held.waiters);
         self.table.store(Arc::new(table));
         self.known_since(shared, look.sent);
@@ -320,7 +337,7 @@ impl Ranges {
     /// A look came to nothing: what was known stays in force.
     pub(crate) fn failed(&self, look: Look, reason: &str) {
         let mut held = self.held.lock();
-        held.looking = false;
+        held.looking = None;
         let waiters = std::mem::take(&mut held.waiters);
         drop(held);
         let error = format!("-NOTREADY the index of invalidations cannot be read: {reason}\r\n");
@@ -342,11 +359,17 @@ impl Ranges {
         let mut held = self.held.lock();
         held.floor = shared.now();
         held.follows = None;
-        held.looking = true;
+        held.looking = Some(held.floor);
         self.known_at.store(0, Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);
         drop(held);
         self.look(shared, None);
+    }
+
+    /// A database was emptied, perhaps the index with it, and what else there was about patterns.
+    pub(crate) fn told_of_a_flush(&self, shared: &Arc<Shared>) {
+        self.held.lock().was_emptied = true;
+        self.told(shared);
     }
 
     /// Whether a key that was pushed on the connection of `source` is the index.

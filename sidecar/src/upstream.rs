@@ -410,7 +410,7 @@ fn invalidate(shared: &Arc<Shared>, source: SourceId, database: u32, frame: &[u8
             }
             None => {
                 kernel.flush(source, FlushCause::Overwritten);
-                shared.ranges.told(shared);
+                shared.ranges.told_of_a_flush(shared);
             }
         },
         _ => {}

@@ -155,6 +155,8 @@ struct Inner<K: CacheKey, V: CacheValue> {
     config: TierConfig,
     reads: Flights<K, read::Waiter<V>>,
     loads: Flights<K, load::Waiter<V>>,
+    /// Reads of L3 that no flight stands for, since there were too many.
+    unlisted: AtomicU64,
     counts: stats::Counts,
     next_maintenance: AtomicU64,
 }
@@ -191,6 +193,7 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
                 timer,
                 reads: Flights::new(flights),
                 loads: Flights::new(loads),
+                unlisted: AtomicU64::new(0),
                 config,
                 counts: stats::Counts::default(),
                 next_maintenance: AtomicU64::new(0),

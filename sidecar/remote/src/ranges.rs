@@ -26,6 +26,10 @@ const MARKER_PREFIX: &str = "marker-";
 const ACKNOWLEDGED_SECONDS: &[u8] = b"86400";
 /// The index's field that tells its incarnations apart.
 const VERSION: &[u8] = b"version";
+/// What the names of fields of patterns that have ended begin with, and for how many seconds these are kept: longer than a
+/// sidecar doubts, behind a lost connection, whether a pattern has ended or was lost.
+const DONE: &[u8] = b"done:";
+const DONE_SECONDS: &[u8] = b"120";
 /// How long a set of written keys outlives the last write to it, milliseconds: longer than any sweep pauses.
 const WRITTEN_MILLIS: &[u8] = b"3600000";
 
@@ -109,6 +113,8 @@ pub struct Index {
     pub version: Bytes,
     /// The active patterns, by the time of their entry.
     pub records: Vec<Record>,
+    /// The ids of those that have ended lately.
+    pub done: Vec<String>,
 }
 
 impl Record {
@@ -166,10 +172,12 @@ impl Index {
         };
         let Some((_, version)) = pairs.iter().find(|(name, _)| *name == VERSION) else { return Ok(None) };
         let version = Bytes::copy_from_slice(version);
-        let records = pairs.iter().filter(|(name, _)| *name != VERSION);
+        let done = pairs.iter().filter_map(|(name, _)| name.strip_prefix(DONE));
+        let done = done.map(|id| String::from_utf8_lossy(id).into_owned()).collect();
+        let records = pairs.iter().filter(|(name, _)| *name != VERSION && !name.starts_with(DONE));
         let mut records: Vec<_> = records.filter_map(|(id, record)| Record::decode(id, record)).collect();
         records.sort_by(|a, b| (a.entered, &a.id).cmp(&(b.entered, &b.id)));
-        Ok(Some(Self { version, records }))
+        Ok(Some(Self { version, records, done }))
     }
 }
 
@@ -189,16 +197,24 @@ pub fn create(names: &Names, version: &str) -> Vec<u8> {
 pub fn enter(names: &Names, version: &str, record: &Record) -> Vec<u8> {
     const SCRIPT: &str = "redis.call('HSETNX', KEYS[1], 'version', ARGV[1]) \
          if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 1 then return 0 end \
-         if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[4]) then \
+         local active = -1 \
+         for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do if string.sub(name, 1, 5) ~= 'done:' then active = active + 1 end end \
+         if active >= tonumber(ARGV[4]) then \
            return redis.error_reply('LIMIT ' .. ARGV[4] .. ' patterns are being swept already; try again when one is done, or use a tag') end \
          redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) return 1";
     let max = MAX_ACTIVE.to_string();
     eval(SCRIPT, &[&names.index], &[version.as_bytes(), record.id.as_bytes(), &record.encode(), max.as_bytes()])
 }
 
-/// Ends a pattern: everything that it had is gone from L3.
+/// Ends a pattern: everything that it had is gone from L3. That it ended is told for a while.
 pub fn finish(names: &Names, id: &str) -> Vec<u8> {
-    command(&[b"HDEL", &names.index, id.as_bytes()])
+    const SCRIPT: &str = "local now = tonumber(redis.call('TIME')[1]) \
+         if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], 'done:' .. ARGV[1], now) end \
+         local fields = redis.call('HGETALL', KEYS[1]) \
+         for i = 1, #fields, 2 do \
+           if string.sub(fields[i], 1, 5) == 'done:' and tonumber(fields[i + 1]) + tonumber(ARGV[2]) < now then \
+             redis.call('HDEL', KEYS[1], fields[i]) end end return 1";
+    eval(SCRIPT, &[&names.index], &[id.as_bytes(), DONE_SECONDS])
 }
 
 /// The id of the marker that belongs to something with an id of its own.
@@ -277,8 +293,10 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         for pattern in [KeyPattern::glob(b"a\xff\r\n*").unwrap(), KeyPattern::regex(b"^a$").unwrap()] {
             let wanted = record(pattern);
-            let told = Index::parse(&index(&[(b"7", &wanted.encode()), (b"version", b"v")])).unwrap().unwrap();
-            assert_eq!(told, Index { version: "v".into(), records: vec![wanted] });
+            let told = Index::parse(&index(&[(b"7", &wanted.encode()), (b"version", b"v"), (b"done:6", b"17")]))
+                .unwrap()
+                .unwrap();
+            assert_eq!(told, Index { version: "v".into(), records: vec![wanted], done: vec!["6".to_owned()] });
         }
     }
 

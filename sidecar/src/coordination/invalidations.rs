@@ -433,11 +433,7 @@ impl Target for Cache {
     async fn enter(&self, id: String, pattern: KeyPattern, note: &str) -> Result<(), EnterError> {
         ranges::enter_as(&self.0, id.clone(), pattern.clone(), 0, note.to_owned()).await?;
         if pattern.text() != MARKER {
-            let text = Bytes::copy_from_slice(pattern.text());
-            let subject = match pattern.kind() {
-                PatternKind::Glob => InvalidationSubject::Pattern(text),
-                PatternKind::Regex => InvalidationSubject::Regex(text),
-            };
+            let subject = events::subject_of(&pattern);
             events::tell(&self.0, subject, InvalidationReason::Object, note.to_owned(), Some(id), None);
         }
         Ok(())

@@ -1,13 +1,15 @@
 //! `CACHE.*`: what the cache knows, for people. Works also while Redis is away.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use caddy_engine::{Currency, Verdict, Weigh as _, Why};
+use caddy_remote::ranges::Access;
 use caddy_resp::encode;
 
 use super::{args::Args, conversation::Conversation};
 use crate::{
     cache::{KeyRef, Read},
+    ranges::ActiveRange,
     shared::{L3, MEMORIES},
     tally::Count,
 };
@@ -39,7 +41,12 @@ impl Conversation {
         let mut fields: Vec<(&str, Field)> = Vec::new();
         let keyspaces = shared.keyspaces();
         let rule = keyspaces.rule(key);
+        let has_it =
+            |range: &Arc<ActiveRange>| range.has(self.client.database, key) && !range.is_cleared(key, Access::Read);
         let withheld = match (rule.caches(), rule.observes()) {
+            _ if shared.ranges.active().iter().any(has_it) => {
+                Some("an invalidation by pattern has it: the next GET finds nothing, or what was written since")
+            }
             (false, _) => Some("a keyspace rule says cache: Off"),
             (true, true) => Some("a keyspace rule says mode: Observe: L3 answers, copies are only counted"),
             (true, false) => None,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caddy_engine::{
     KeyHash,
-    invalidation::{InvalidationReason, InvalidationSubject, KeyPattern, PatternKind},
+    invalidation::{InvalidationReason, KeyPattern, PatternKind},
 };
 use caddy_remote::ranges::{self as wire, Access};
 use caddy_resp::encode;
@@ -165,11 +165,7 @@ impl Conversation {
             let mut out = Vec::new();
             match ranges::enter(&shared, pattern.clone(), database, note.clone()).await {
                 Ok(id) => {
-                    let text = Bytes::copy_from_slice(pattern.text());
-                    let subject = match pattern.kind() {
-                        PatternKind::Glob => InvalidationSubject::Pattern(text),
-                        PatternKind::Regex => InvalidationSubject::Regex(text),
-                    };
+                    let subject = events::subject_of(&pattern);
                     events::tell(&shared, subject, InvalidationReason::Command, note, Some(id.clone()), None);
                     encode::bulk(&mut out, id.as_bytes());
                 }

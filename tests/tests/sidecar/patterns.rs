@@ -1,18 +1,24 @@
 //! Invalidations by pattern over sockets: in front of a Redis, of a cluster, and without one.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use caddy_engine::invalidation::{KeyPattern, PatternKind};
 use caddy_resp::Value;
 use caddy_tests::{
     e2e::eventually,
+    proxy::Class,
     random::Random,
     redis::RedisServer,
     redis_cluster::RedisCluster,
     scenarios,
     sidecar::{Sidecar, SidecarOptions},
-    world::{Client, SOON, Subject, show},
+    world::{Client, SOON, Subject, World, show},
 };
 
 use crate::session;
@@ -147,6 +153,28 @@ fn events_are_told_on_a_stream_and_a_channel() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_pattern_that_was_lost_while_nobody_looked_is_entered_again() -> Result<()> {
+    let world = World::with(&Subject::good(), 1, |options| options)?;
+    world.redis.command(&["SET", SWEEPER, "nobody"])?;
+    let mut client = world.pod().connect()?;
+    invalidate(&mut client, PatternKind::Glob, "k:*")?;
+    world.pod().proxy.cut(Class::Tracked);
+    // As a failover to a replica that never heard of it leaves things.
+    let forget = "for _, f in ipairs(redis.call('HKEYS', KEYS[1])) do \
+                  if f ~= 'version' then redis.call('HDEL', KEYS[1], f) end end return 1";
+    world.redis.command(&["EVAL", forget, "1", "caddy:default.local:ranges"])?;
+    world.redis.command(&["SET", "k:2", "v0"])?;
+    world.pod().proxy.accept_again(Class::Tracked);
+    eventually("it is in force again", SOON, || {
+        let index = show(&world.redis.command(&["HVALS", "caddy:default.local:ranges"])?);
+        ensure!(index.contains("k:*"), "the index has {index}");
+        ensure!(client.ask("GET k:2")? == "(nil)", "and was all the while");
+        Ok(())
+    })?;
+    Ok(())
+}
+
 /// As long as this stands there, nobody sweeps.
 const SWEEPER: &str = "caddy:default.local:sweeper";
 
@@ -214,6 +242,75 @@ fn random_patterns_against_a_model() -> Result<()> {
                     ensure!(found == wanted, "seed {seed}: Redis has {key}={found}, not {wanted}; {history:#?}");
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Many sessions on two pods of two workers, each with keys and patterns of its own, while tracked connections are lost and
+/// all is swept: to itself, each looks alone. Its reads show its last write, or nothing behind its last pattern.
+#[test]
+fn sessions_with_patterns_of_their_own_beside_each_other_and_lost_connections() -> Result<()> {
+    let world = World::with(&Subject::good(), 2, |options| options.workers(2))?;
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sessions: Vec<_> = (0..8)
+            .map(|n| {
+                let pod = &world.pods[n % 2];
+                scope.spawn(move || alone(&mut pod.connect()?, n))
+            })
+            .collect();
+        scope.spawn(|| {
+            let mut random = Random::new(11);
+            while !is_over.load(Ordering::Relaxed) {
+                let proxy = &world.pods[random.below(2)].proxy;
+                proxy.cut(Class::Tracked);
+                proxy.accept_again(Class::Tracked);
+                thread::sleep(Duration::from_millis(20 + random.below(60) as u64));
+            }
+        });
+        let outcomes: Vec<Result<()>> =
+            sessions.into_iter().map(|session| session.join().map_err(|_| anyhow!("a session panicked"))?).collect();
+        is_over.store(true, Ordering::Relaxed);
+        outcomes.into_iter().collect()
+    })
+}
+
+/// One session's own program.
+fn alone(client: &mut Client, session: usize) -> Result<()> {
+    let mut random = Random::new(100 + session as u64);
+    let mut model: BTreeMap<String, String> = BTreeMap::new();
+    let mut history = Vec::new();
+    for step in 0..250 {
+        let key = format!("s{session}:{}", random.below(8));
+        let command = match random.below(12) {
+            0 => format!("CACHE.INVALIDATE PATTERN s{session}:[0-{}]", random.below(8)),
+            1..=3 => format!("SET {key} {step}"),
+            4 => format!("APPEND {key} +"),
+            5 => format!("MGET {key} s{session}:0"),
+            _ => format!("GET {key}"),
+        };
+        let reply = client.ask(&command)?;
+        history.push(format!("{command} -> {reply}"));
+        let shown = |key: &str| model.get(key).cloned().unwrap_or_else(|| "(nil)".to_owned());
+        let wanted = match command.split(' ').next().unwrap_or_default() {
+            "GET" => shown(&key),
+            "MGET" => format!("[{}, {}]", shown(&key), shown(&format!("s{session}:0"))),
+            "SET" => "OK".to_owned(),
+            "APPEND" => (model.get(&key).map_or(0, String::len) + 1).to_string(),
+            _ => reply.clone(),
+        };
+        ensure!(reply == wanted, "session {session}: {command} answers {reply}, not {wanted}; {history:#?}");
+        match command.split(' ').next().unwrap_or_default() {
+            "SET" => drop(model.insert(key, step.to_string())),
+            "APPEND" => model.entry(key).or_default().push('+'),
+            "CACHE.INVALIDATE" => {
+                ensure!(reply.len() == 32, "{command} answers {reply}");
+                let pattern = command.rsplit(' ').next().unwrap_or_default();
+                let pattern = KeyPattern::glob(pattern.as_bytes())?;
+                model.retain(|key, _| !pattern.matches(key.as_bytes()));
+            }
+            _ => {}
         }
     }
     Ok(())

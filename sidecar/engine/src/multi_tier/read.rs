@@ -1,6 +1,6 @@
 //! Reads: this thread's L1, L2, then one read of L3 for all who ask.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::channel::oneshot;
 use hashbrown::Equivalent;
@@ -165,6 +165,7 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
                 },
                 Joined::Refused(_) => {
                     // Past the flights; what it reads is filled all the same.
+                    let _unlisted = Unlisted::new(&self.unlisted);
                     let token = kernel.begin_fill(self.source, key_hash, now);
                     let read = within(&*self.timer, deadline, self.read_and_fill(&key, &token));
                     return read.await.ok_or_else(timed_out)?;
@@ -206,6 +207,22 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
             // There is more: the next one who comes by goes on.
             self.next_maintenance.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+/// Counts a read that no flight stands for while it is under way.
+struct Unlisted<'a>(&'a AtomicU64);
+
+impl<'a> Unlisted<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Unlisted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

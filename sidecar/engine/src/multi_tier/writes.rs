@@ -1,5 +1,7 @@
 //! Writes: to L3, and the death of every local copy before the call returns, whatever L3 answered.
 
+use std::sync::atomic::Ordering;
+
 use hashbrown::Equivalent;
 
 use super::threads::with_local;
@@ -117,6 +119,10 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
                 kernel.bump(key.key_hash());
             }
         };
+        if self.unlisted.load(Ordering::SeqCst) > 0 {
+            // Whose key nobody here can name.
+            kernel.flush(self.source, FlushCause::Overwritten);
+        }
         self.reads.for_each_key(kill);
         self.loads.for_each_key(kill);
         self.cache.for_each_key(kill);
