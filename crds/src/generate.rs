@@ -28,7 +28,9 @@ pub fn files() -> Vec<(&'static str, String)> {
 pub fn definition() -> Value {
     let mut crd = serde_json::to_value(CacheCluster::crd()).unwrap_or_default();
     tidy(&mut crd);
-    RULES.iter().for_each(|rule| add_rule(&mut crd, rule.at, rule.cel, rule.message));
+    for rule in RULES {
+        add_rule(&mut crd, rule.at, rule.cel, rule.message);
+    }
     crd
 }
 
@@ -36,7 +38,9 @@ pub fn definition() -> Value {
 pub fn invalidations() -> Value {
     let mut crd = serde_json::to_value(CacheInvalidation::crd()).unwrap_or_default();
     tidy(&mut crd);
-    INVALIDATION_RULES.iter().for_each(|rule| add_rule(&mut crd, rule.at, rule.cel, rule.message));
+    for rule in INVALIDATION_RULES {
+        add_rule(&mut crd, rule.at, rule.cel, rule.message);
+    }
     crd
 }
 

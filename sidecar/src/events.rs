@@ -47,13 +47,13 @@ pub(crate) fn tell(
     subject: InvalidationSubject<Bytes>,
     reason: InvalidationReason,
     note: String,
-    id: Option<String>,
+    id: Option<&str>,
     removed: Option<u64>,
 ) {
     let metadata =
         InvalidationMetadata { note, removed, ..InvalidationMetadata::now(reason, shared.ranges.origin.clone()) };
     let event = InvalidationEvent { subject, metadata };
-    queue(shared, &as_json(&event, "invalidated", id.as_deref()));
+    queue(shared, &as_json(&event, "invalidated", id));
 }
 
 /// A pattern, as events name it.

@@ -310,7 +310,9 @@ impl Ranges {
         if begun > 0 {
             self.entered.notify_one();
         }
-        waiters.iter().for_each(|to| to.reply(Bytes::new()));
+        for to in &waiters {
+            to.reply(Bytes::new());
+        }
         if let Some(then) = look.then {
             let _ = then.send(Ok(()));
         }
@@ -341,7 +343,9 @@ impl Ranges {
         let waiters = std::mem::take(&mut held.waiters);
         drop(held);
         let error = format!("-NOTREADY the index of invalidations cannot be read: {reason}\r\n");
-        waiters.iter().for_each(|to| to.reply(error.clone()));
+        for to in &waiters {
+            to.reply(error.clone());
+        }
         if let Some(then) = look.then {
             let _ = then.send(Err(reason.to_owned()));
         }

@@ -397,22 +397,20 @@ fn invalidate(shared: &Arc<Shared>, source: SourceId, database: u32, frame: &[u8
     let kernel = shared.kernel();
     let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
     match elements.as_slice() {
-        [kind, keys] if kind.as_bytes() == Some(b"invalidate") => match keys.as_elements() {
-            Some(keys) => {
-                shared.metrics.pushed_keys.inc_by(keys.len() as u64);
-                for key in keys.iter().filter_map(Value::as_bytes) {
-                    kernel.bump(KeyHash::of(key));
-                    if shared.ranges.is_index(key) {
-                        shared.ranges.told(shared);
-                    }
-                    shared.relearn(source, database, key);
-                }
-            }
-            None => {
+        [kind, keys] if kind.as_bytes() == Some(b"invalidate") => {
+            let Some(keys) = keys.as_elements() else {
                 kernel.flush(source, FlushCause::Overwritten);
-                shared.ranges.told_of_a_flush(shared);
+                return shared.ranges.told_of_a_flush(shared);
+            };
+            shared.metrics.pushed_keys.inc_by(keys.len() as u64);
+            for key in keys.iter().filter_map(Value::as_bytes) {
+                kernel.bump(KeyHash::of(key));
+                if shared.ranges.is_index(key) {
+                    shared.ranges.told(shared);
+                }
+                shared.relearn(source, database, key);
             }
-        },
+        }
         _ => {}
     }
 }

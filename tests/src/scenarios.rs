@@ -507,13 +507,7 @@ pub fn a_half_open_link_keeps_the_bound_of_patterns(subject: &Subject) -> Result
     invalidate(&mut client, "k")?;
     pause(bound * 2);
     other.send("LCS k k")?;
-    let read = match other.reply_within(MOMENT)? {
-        Some(read) => read,
-        None => {
-            world.pods[1].proxy.heal();
-            other.reply()?
-        }
-    };
+    let read = now_or_healed_reply(&world.pods[1], &mut other)?;
     must(read != "v0", format!("k was invalidated {:?} ago, then LCS k k answered {read}", bound * 2))
 }
 

@@ -434,7 +434,7 @@ impl Target for Cache {
         ranges::enter_as(&self.0, id.clone(), pattern.clone(), 0, note.to_owned()).await?;
         if pattern.text() != MARKER {
             let subject = events::subject_of(&pattern);
-            events::tell(&self.0, subject, InvalidationReason::Object, note.to_owned(), Some(id), None);
+            events::tell(&self.0, subject, InvalidationReason::Object, note.to_owned(), Some(&id), None);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use caddy_engine::invalidation::{KeyPattern, PatternError};
@@ -63,13 +63,19 @@ pub(crate) async fn enter_as(
         error => EnterError::Lost(error.to_string()),
     })?;
     ranges.remember(shared.now(), record.clone());
-    let (then, looked) = oneshot::channel();
-    ranges.look(shared, Some(then));
-    match looked.await {
-        Ok(Ok(())) => Ok(record.id),
-        Ok(Err(reason)) => Err(EnterError::Lost(reason)),
-        Err(_) => Err(EnterError::Lost("the sidecar is shutting down".to_owned())),
+    // Its record stands; a connection that is lost just now comes back.
+    let mut trouble = String::new();
+    for pause in [0, 20, 100, 500] {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let (then, looked) = oneshot::channel();
+        ranges.look(shared, Some(then));
+        match looked.await {
+            Ok(Ok(())) => return Ok(record.id),
+            Ok(Err(reason)) => trouble = reason,
+            Err(_) => return Err(EnterError::Lost("the sidecar is shutting down".to_owned())),
+        }
     }
+    Err(EnterError::Lost(trouble))
 }
 
 /// The embedded L3 is small and here: what matches goes at once.

@@ -166,7 +166,7 @@ impl Conversation {
             match ranges::enter(&shared, pattern.clone(), database, note.clone()).await {
                 Ok(id) => {
                     let subject = events::subject_of(&pattern);
-                    events::tell(&shared, subject, InvalidationReason::Command, note, Some(id.clone()), None);
+                    events::tell(&shared, subject, InvalidationReason::Command, note, Some(&id), None);
                     encode::bulk(&mut out, id.as_bytes());
                 }
                 Err(error) => encode::error(&mut out, error.to_string()),
