@@ -31,8 +31,8 @@ use crate::{
 
 /// How long the last app has to be gone before a terminating sidecar ends.
 const QUIET: Duration = Duration::from_secs(1);
-/// Slots looked at by one slice of maintenance; with the lock held some tens of microseconds.
-const MAINTENANCE_STEPS: u32 = 256;
+/// What one slice of maintenance looks at; some tens of microseconds.
+const MAINTENANCE_STEPS: u32 = 64;
 
 /// Why the sidecar cannot run.
 #[derive(Debug, thiserror::Error)]

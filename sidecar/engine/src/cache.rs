@@ -257,7 +257,7 @@ where
         self.l2.clear(&self.kernel, &self.stats);
     }
 
-    /// One slice of maintenance of L2: frees what has expired, in at most `steps` steps per shard. `true`: there may be
+    /// One slice of maintenance of L2: frees what has expired, in at most `steps` steps. `true`: there may be
     /// more; come back soon.
     pub fn maintain(&self, now: Moment, steps: usize) -> bool {
         self.l2.expire(now, steps, &self.kernel, &self.stats)

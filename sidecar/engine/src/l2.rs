@@ -24,7 +24,7 @@ use crate::kernel::Kernel;
 use crate::policy::{Duel, PolicyKind};
 use crate::stats::SharedStats;
 use crate::sync::RwLock;
-use shard::Shard;
+use shard::{SLICE, Shard};
 
 /// Bounds of L2.
 #[derive(Clone, Debug)]
@@ -200,14 +200,17 @@ impl<K: Hold, V: Hold> L2<K, V> {
         }
     }
 
-    /// Frees expired entries, in at most `steps` steps per shard and with the lock let go between shards. `true`: some
-    /// shard used all of its steps, so there may be more.
+    /// Frees expired entries, in at most `steps` steps and with the lock let go between shards. `true`: it used all of
+    /// them, so there may be more.
     pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> bool {
-        let mut more = false;
+        let mut left = steps;
         for shard in &self.shards {
-            more |= shard.write().expire(now, steps, kernel, stats) == steps;
+            left -= shard.write().expire(now, left, kernel, stats);
+            if left == 0 {
+                return true;
+            }
         }
-        more
+        false
     }
 
     pub(crate) fn max_bytes(&self) -> usize {
@@ -219,13 +222,16 @@ impl<K: Hold, V: Hold> L2<K, V> {
         self.shards.iter().for_each(|shard| shard.write().set_max_bytes(share));
     }
 
-    /// One slice of getting down to the budget. `true`: there is more to do.
+    /// One slice of getting down to the budget. `true`: there may be more to do.
     pub(crate) fn shrink(&self, kernel: &Kernel, stats: &SharedStats) -> bool {
-        let mut more = false;
+        let mut left = SLICE;
         for shard in &self.shards {
-            more |= shard.write().shrink(kernel, stats);
+            left -= shard.write().shrink(left, kernel, stats);
+            if left == 0 {
+                return true;
+            }
         }
-        more
+        false
     }
 
     /// Entries and their bytes by the group of their keys.

@@ -1,8 +1,9 @@
 //! Hit ratios of L2's policies beside those of others, and beside the best that is possible.
 //!
-//! `cargo bench -p caddy-engine --bench hit_ratio [-- trace files]`. Without files, on generated traces; see
-//! [`traces::read`] for the formats of files. The last column of each line is the adaptive policy's part of the best rival's
-//! hit ratio; the line at the end sums it up, traces where even the best hits less than a tenth apart.
+//! `cargo bench -p caddy-engine --bench hit_ratio` compares on generated traces; `… -- FILE…` on trace files, whose ending
+//! tells the format (see [`traces::read`]), with caches of a hundredth, a twentieth and a fifth of their keys. Belady's is the
+//! best that is possible, by one who knows the future. The last column of each line is the adaptive policy's part of the best
+//! rival's hit ratio; the lines at the end sum it up, traces where even the best hits less than a tenth apart.
 
 #![expect(clippy::print_stdout, reason = "a report")]
 
@@ -55,13 +56,16 @@ fn ratio(keys: &[u64], mut cache: Box<dyn Rival>) -> f64 {
     keys.iter().filter(|&&key| cache.read(key)).count() as f64 / keys.len() as f64
 }
 
+fn read(file: &str) -> traces::Trace {
+    traces::read(Path::new(file)).unwrap_or_else(|error| {
+        println!("cannot read the trace {file}: {error}");
+        std::process::exit(1)
+    })
+}
+
 fn main() {
     let files: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let traces = if files.is_empty() {
-        traces::generated()
-    } else {
-        files.iter().map(|file| traces::read(Path::new(file)).expect("a readable trace")).collect()
-    };
+    let traces = if files.is_empty() { traces::generated() } else { files.iter().map(|file| read(file)).collect() };
     print!("{:<22}{:>7}{:>9}", "hit ratio in %", "size", "Belady");
     RIVALS.iter().map(|rival| rival.0).chain(OURS.map(|own| own.0)).for_each(|name| print!("{name:>12}"));
     println!("{:>10}", "of best");

@@ -1,8 +1,8 @@
 //! Sequences of keys: generated ones, and those of trace files.
 
-use std::collections::HashMap;
-use std::fs;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::{fs, io};
 
 /// Keys in the order of their reads.
 pub(crate) struct Trace {
@@ -149,37 +149,52 @@ fn phases() -> Vec<u64> {
     keys
 }
 
-/// Reads a trace file: by its ending `.arc` (first block, number of blocks, …), `.lis` or `.lirs` (one block a line, `*`
-/// separates), `.bin` (64-bit little-endian), anything else one key per line.
-pub(crate) fn read(path: &Path) -> std::io::Result<Trace> {
+/// Reads a trace file, by its ending: `.arc` (in every line first block, number of blocks and two fields that are ignored),
+/// `.lis`, `.lirs` (a block a line, `*` separates), `.bin` (64-bit little-endian), anything else one key per line.
+pub(crate) fn read(path: &Path) -> io::Result<Trace> {
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     let keys = match ending.as_str() {
-        "bin" => {
-            let bytes = fs::read(path)?;
-            bytes.chunks_exact(8).map(|key| u64::from_le_bytes(key.try_into().expect("eight bytes"))).collect()
-        }
-        "arc" => arc(&fs::read_to_string(path)?),
-        _ => lines(&fs::read_to_string(path)?),
+        "bin" => little_endian(&fs::read(path)?)?,
+        "arc" => arc(&fs::read_to_string(path)?)?,
+        "lis" | "lirs" => lines(&fs::read_to_string(path)?, |line| line != "*"),
+        _ => lines(&fs::read_to_string(path)?, |_| true),
     };
-    let unique = keys.iter().collect::<std::collections::HashSet<_>>().len();
+    if keys.is_empty() {
+        return Err(malformed("there is no key in it"));
+    }
+    let unique = keys.iter().collect::<HashSet<_>>().len();
     let sizes = [100, 20, 5].map(|part| (unique / part).max(1)).into();
     Ok(Trace { name: path.display().to_string(), keys, sizes })
 }
 
-/// "First block, number of blocks, ignored, request number" in every line.
-fn arc(text: &str) -> Vec<u64> {
-    let blocks = |line: &str| {
-        let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().unwrap_or(0));
-        let (first, count) = (fields.next().unwrap_or(0), fields.next().unwrap_or(1));
-        first..first + count
-    };
-    text.lines().filter(|line| !line.trim().is_empty()).flat_map(blocks).collect()
+fn malformed(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
-/// One key per line, whatever it looks like; empty lines and LIRS's `*` are skipped.
-fn lines(text: &str) -> Vec<u64> {
+fn little_endian(bytes: &[u8]) -> io::Result<Vec<u64>> {
+    let (keys, rest) = bytes.as_chunks();
+    if !rest.is_empty() {
+        return Err(malformed(format!("{} bytes are not a multiple of eight", bytes.len())));
+    }
+    Ok(keys.iter().copied().map(u64::from_le_bytes).collect())
+}
+
+fn arc(text: &str) -> io::Result<Vec<u64>> {
+    let mut keys = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let mut fields = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(count))) = (fields.next(), fields.next()) else {
+            return Err(malformed(format!("line {}: no first block and number of blocks in {line:?}", number + 1)));
+        };
+        keys.extend(first..first.saturating_add(count));
+    }
+    Ok(keys)
+}
+
+/// One key per line, whatever it looks like.
+fn lines(text: &str, is_key: impl Fn(&str) -> bool) -> Vec<u64> {
     let mut numbers = HashMap::new();
-    let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && *line != "*");
+    let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && is_key(line));
     keys.map(|key| {
         let next = numbers.len() as u64;
         *numbers.entry(key).or_insert(next)

@@ -39,7 +39,7 @@ pub(super) struct Shard<K: Hold, V: Hold> {
 const LEAST: usize = 5 << 10;
 
 /// So many entries are let go of at a time before others may have the lock.
-pub(super) const SLICE: usize = 64;
+pub(super) const SLICE: usize = 32;
 
 /// Why an entry leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,16 +90,16 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         self.max_bytes = max_bytes;
     }
 
-    /// Lets at most [`SLICE`] entries go, as long as there is more than the budget. `true`: there still is.
-    pub(super) fn shrink(&mut self, kernel: &Kernel, stats: &SharedStats) -> bool {
-        for _ in 0..SLICE {
+    /// Lets at most so many entries go, as long as there is more than the budget; tells how many.
+    pub(super) fn shrink(&mut self, most: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
+        for gone in 0..most {
             if self.bytes() <= self.max_bytes {
-                return false;
+                return gone;
             }
-            let Some(slot) = self.policy.victim(&mut self.slots) else { return false };
+            let Some(slot) = self.policy.victim(&mut self.slots) else { return gone };
             self.discard(slot, Leave::Evicted, kernel, stats);
         }
-        self.bytes() > self.max_bytes
+        most
     }
 
     /// The times of this very entry, if it is here.

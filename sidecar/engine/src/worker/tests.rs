@@ -146,6 +146,20 @@ fn nothing_is_served_past_its_deadline_and_maintenance_frees_it() {
 }
 
 #[test]
+fn a_slice_of_maintenance_is_bounded_for_all_shards_together() {
+    let f = fixture(L2Config { shards: 8, ..L2Config::default() });
+    (0..1_000).for_each(|key| f.fill(&format!("k{key}"), "v", Duration::from_secs(1)).unwrap());
+    f.clock.advance(HOUR);
+    let mut before = 1_000;
+    while f.cache.maintain(f.clock.now(), 32) {
+        let now = f.cache.stats().l2_entries;
+        assert!(before - now <= 32, "{before} to {now}");
+        before = now;
+    }
+    assert_eq!(f.cache.stats().l2_entries, 0);
+}
+
+#[test]
 fn idle_and_dead_slots_leave_l1() {
     let f = fixture(L2Config::default());
     let mut worker = f.cache.worker();
@@ -241,11 +255,12 @@ fn a_smaller_budget_is_kept_at_once_and_reached_in_slices() {
     (0..3000).for_each(|key| f.fill(&format!("k{key}"), &value, HOUR).unwrap());
     assert!(f.cache.stats().l2_bytes > 3 << 20);
     f.cache.set_l2_max_bytes(1 << 20);
-    let mut slices = 1;
+    let mut before = f.cache.stats().l2_entries;
     while f.cache.shrink() {
-        slices += 1;
+        let now = f.cache.stats().l2_entries;
+        assert_eq!(before - now, 32, "a slice, whatever the number of shards");
+        before = now;
     }
-    assert!(slices > 5, "{slices}");
     let stats = f.cache.stats();
     assert!((1 << 19..=1 << 20).contains(&stats.l2_bytes), "{}", stats.l2_bytes);
     (0..3000).for_each(|key| f.fill(&format!("l{key}"), &value, HOUR).unwrap());
