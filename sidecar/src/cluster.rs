@@ -21,7 +21,7 @@ use caddy_remote::{
     cluster::{DiscoverError, SLOTS, SlotMap, discover},
 };
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     guards::{Guard, hold},
@@ -43,6 +43,8 @@ pub(crate) struct Cluster {
     /// Where to ask first, in order.
     seeds: Vec<Arc<Target>>,
     map: ArcSwapOption<Map>,
+    /// The version of the map in force.
+    version: watch::Sender<u64>,
     wanted: Notify,
     next_node: AtomicU32,
     state: Mutex<State>,
@@ -85,6 +87,7 @@ impl Cluster {
         Self {
             seeds,
             map: ArcSwapOption::empty(),
+            version: watch::Sender::default(),
             wanted: Notify::new(),
             next_node: AtomicU32::new(0),
             state: Mutex::default(),
@@ -94,6 +97,11 @@ impl Cluster {
     /// The map in force; `None` before the first.
     pub(crate) fn map(&self) -> Option<Arc<Map>> {
         self.map.load_full()
+    }
+
+    /// Changes with the map in force.
+    pub(crate) fn maps(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 
     /// The seeds, for people.
@@ -203,6 +211,7 @@ impl Cluster {
             self.map.store(Some(map.clone()));
             shared.ranges.moved();
             lapse();
+            self.version.send_replace(map.version);
             let primaries = map.nodes.len();
             tracing::info!(version = map.version, primaries, "the cluster's slot map is in force");
             shared.status.nodes_are(&map.nodes.iter().map(|node| node.id).collect::<Vec<_>>());

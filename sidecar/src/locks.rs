@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use crate::{
     coordination::Coordination,
     mailbox::{Delivery, Mailbox},
+    shared::{L3, Shared},
     supervisor::Supervisor,
 };
 
@@ -50,13 +51,9 @@ pub(crate) struct Locks {
     prefix: String,
     lanes: Mutex<Option<[LockLane; 2]>>,
     started: AtomicBool,
-    /// Why there are none.
-    refusal: Option<&'static str>,
 }
 
 const NO_API_SERVER: &str = "BACKEND lease is not available: this sidecar has no access to an API server";
-const NOT_OVER_A_CLUSTER: &str =
-    "LOCK commands need l3.redis.mode Standalone: locks over a Redis Cluster are not built yet";
 
 /// Where a lock lives, as LOCK commands name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,8 +112,8 @@ impl LockWatcher<Bytes> for Sessions {
 }
 
 impl Locks {
-    /// Over the Redis at `target`, or in this process.
-    pub(crate) fn new(config: &Config, target: Option<Arc<Target>>, coordination: &Coordination) -> Self {
+    /// Over the only Redis, over a cluster (then [`start`](Self::start) finds the node), or in this process.
+    pub(crate) fn new(config: &Config, only: Option<Arc<Target>>, coordination: &Coordination) -> Self {
         let id = format!("{:016x}", RandomState::new().hash_one(BootClock.now()));
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "host".to_owned());
         let timer = Arc::new(TokioTimer);
@@ -124,15 +121,13 @@ impl Locks {
         let authority = coordination.epoch_authority(config);
         let leases = coordination.lease_locks(config);
         let leases = leases.map(|backend| LockClient::new(backend, timer.clone(), few(locks), id.clone()));
-        let (client, backend, lanes) = match target {
-            None => {
-                let backend = InProcess::new(timer.clone());
-                (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Embedded(backend), None)
-            }
-            Some(target) => {
-                let (backend, lanes) = RedisLocks::new(target, &config.cluster.domain, &id, authority);
-                (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Redis(backend), Some(lanes))
-            }
+        let (client, backend, lanes) = if matches!(config.l3, caddy_contract::L3::Embedded) {
+            let backend = InProcess::new(timer.clone());
+            (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Embedded(backend), None)
+        } else {
+            let backend = RedisLocks::new(&config.cluster.domain, &id, authority);
+            let lanes = only.map(|target| backend.connect(target));
+            (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Redis(backend), lanes)
         };
         let sessions = Arc::new(Sessions::default());
         client.watch(sessions.clone());
@@ -140,27 +135,20 @@ impl Locks {
             leases.watch(sessions.clone());
         }
         let prefix = format!("conn:{host}/{id}:");
-        let is_redis = matches!(config.l3, caddy_contract::L3::Redis(_));
-        let refusal = (is_redis && lanes.is_none()).then_some(NOT_OVER_A_CLUSTER);
-        Self {
-            client,
-            leases,
-            backend,
-            sessions,
-            prefix,
-            lanes: Mutex::new(lanes),
-            started: AtomicBool::new(false),
-            refusal,
-        }
+        Self { client, leases, backend, sessions, prefix, lanes: Mutex::new(lanes), started: AtomicBool::new(false) }
     }
 
     /// Runs what keeps the locks, once, on the thread that calls first.
-    pub(crate) fn start(&self, supervisor: &Supervisor) {
+    pub(crate) fn start(&self, shared: &Arc<Shared>, supervisor: &Supervisor) {
         if self.started.swap(true, Ordering::Relaxed) {
             return;
         }
         for lane in self.lanes.lock().take().into_iter().flatten() {
             supervisor.spawn_vital("lock connection", lane);
+        }
+        let is_cluster = matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some());
+        if is_cluster && let Backend::Redis(backend) = &self.backend {
+            supervisor.spawn_vital("node of the locks", follow(shared.clone(), backend.clone(), supervisor.clone()));
         }
         let client = self.client.clone();
         supervisor.spawn_vital("locks", async move { client.run().await });
@@ -171,11 +159,9 @@ impl Locks {
 
     /// The client of the locks that live there, or why there are none.
     pub(crate) fn client(&self, place: Home) -> Result<&Arc<LockClient<Bytes>>, &'static str> {
-        match (place, &self.leases, self.refusal) {
-            (Home::L3, _, Some(refusal)) => Err(refusal),
-            (Home::L3, ..) => Ok(&self.client),
-            (Home::Lease, Some(leases), _) => Ok(leases),
-            (Home::Lease, None, _) => Err(NO_API_SERVER),
+        match place {
+            Home::L3 => Ok(&self.client),
+            Home::Lease => self.leases.as_ref().ok_or(NO_API_SERVER),
         }
     }
 
@@ -221,7 +207,6 @@ impl Locks {
     pub(crate) fn info(&self) -> String {
         let (stats, epoch) = (self.stats(), self.epoch());
         let durability = match &self.backend {
-            _ if self.refusal.is_some() => "none: over a Redis Cluster LOCK commands are refused".to_owned(),
             Backend::Embedded(_) => "none: locks and tokens live in this process, each pod has its own".to_owned(),
             Backend::Redis(_) if epoch.epoch == 0 => "unknown: no lock was asked for yet".to_owned(),
             Backend::Redis(_) => describe_durability(&epoch),
@@ -296,6 +281,29 @@ impl Locks {
             for owner in &orphans {
                 client.stop_renewing(owner);
             }
+        }
+    }
+}
+
+/// Keeps the locks' connections at the node of a cluster that has their slot.
+async fn follow(shared: Arc<Shared>, backend: Arc<RedisLocks>, supervisor: Supervisor) {
+    let L3::Redis(redis) = &shared.l3 else { return };
+    let Some(cluster) = redis.cluster() else { return };
+    let mut maps = cluster.maps();
+    let mut there = None;
+    loop {
+        maps.mark_unchanged();
+        if let Some(node) = redis.owner(&backend.key())
+            && there.replace(node.id) != Some(node.id)
+        {
+            tracing::debug!(node = %node.target.endpoint, "the locks are there");
+            for lane in backend.connect(node.target.clone()) {
+                supervisor.spawn_local("lock connection", lane);
+            }
+        }
+        tokio::select! {
+            changed = maps.changed() => if changed.is_err() { return },
+            () = backend.doubtful() => cluster.refresh(),
         }
     }
 }

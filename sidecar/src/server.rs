@@ -276,7 +276,7 @@ async fn work(
     let mut lanes = Hub::new(additions);
     supervisor.spawn_vital("upstream connections", async move { std::future::poll_fn(|cx| lanes.poll(cx)).await });
     // One worker has them; the first to come takes them.
-    shared.locks.start(&supervisor);
+    shared.locks.start(&shared, &supervisor);
     let maintained = worker.clone();
     supervisor.spawn_vital("maintenance", async move { maintain(&maintained).await });
     loop {

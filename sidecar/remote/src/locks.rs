@@ -5,6 +5,9 @@
 //! token is issued under an epoch that this connection has not confirmed (see [`epoch`]). Who lets go hands the lock to the
 //! next waiter in the same step, and a message on that one's channel tells it; who missed it asks again within a second.
 //!
+//! In a cluster they are wherever that slot is: whoever made the locks says so, and a slot that moves is a new epoch, since
+//! the server is another.
+//!
 //! An answer that is lost, or that came over another connection than the one whose epoch was confirmed, is an error: the
 //! client takes the acquisition back by its ticket.
 
@@ -24,7 +27,7 @@ use bytes::Bytes;
 use caddy_engine::locks::{
     Answer, Ask, BackendError, Claim, FencingToken, LockBackend, LockListener, LockMode, LockStatus, Reply, Ticket,
 };
-use caddy_resp::{Protocol, Value};
+use caddy_resp::Value;
 
 pub use self::authority::{Agreed, Agreement, EpochAuthority};
 pub use self::call::LockLane;
@@ -34,7 +37,7 @@ use self::{
     epoch::Epochs,
     scripts::{Arguments, Keys, Script},
 };
-use crate::{Setup, Target, lane};
+use crate::Target;
 
 /// Longest queue of one lock.
 const MAX_QUEUE: usize = 100_000;
@@ -54,24 +57,28 @@ pub struct RedisLocks {
 }
 
 impl RedisLocks {
-    /// Locks of `domain` for the client of this name (unique, without a dash), and the connections that its owner has to
-    /// poll. Nothing is sent before the first operation. Without an authority epochs are agreed on in Redis alone.
-    pub fn new(
-        target: Arc<Target>,
-        domain: &str,
-        client: &str,
-        authority: Option<Arc<dyn EpochAuthority>>,
-    ) -> (Arc<Self>, [LockLane; 2]) {
+    /// Locks of `domain` for the client of this name (unique, without a dash). Without an authority epochs are agreed on in
+    /// Redis alone.
+    pub fn new(domain: &str, client: &str, authority: Option<Arc<dyn EpochAuthority>>) -> Arc<Self> {
         let keys = Keys::new(domain);
-        let (calls, handlers) = Calls::new(keys.channel(client));
-        let [commands, messages] = handlers;
-        let setup = Setup { protocol: Protocol::Resp3, database: 0, tracked: false, timed: true };
-        let (handle, command_lane) = lane(target.clone(), setup, commands);
-        // Messages come when they come: silence is no loss.
-        let (subscriber, message_lane) = lane(target, Setup { timed: false, ..setup }, messages);
-        let calls = calls.over(handle, subscriber);
-        let locks = Self { calls, epochs: Epochs::new(authority), keys, client: client.into() };
-        (Arc::new(locks), [LockLane(command_lane), LockLane(message_lane)])
+        let calls = Calls::new(keys.channel(client));
+        Arc::new(Self { calls, epochs: Epochs::new(authority), keys, client: client.into() })
+    }
+
+    /// Where the locks are, from now on: the connections to there, which the caller has to poll. Those that there were end
+    /// by themselves. Nothing is sent before the next operation.
+    pub fn connect(&self, target: Arc<Target>) -> [LockLane; 2] {
+        self.calls.connect(target)
+    }
+
+    /// The key that says which slot of a cluster has the locks: all are in one.
+    pub fn key(&self) -> Bytes {
+        self.keys.all()
+    }
+
+    /// Done when a server says, or may have meant by its silence, that the locks are not there.
+    pub async fn doubtful(&self) {
+        self.calls.doubtful().await;
     }
 
     /// What is known of the epoch, in words for people.
@@ -122,6 +129,10 @@ impl RedisLocks {
             if link != confirmed.link {
                 return Err(BackendError("the connection to Redis was replaced while it answered; ask again".into()));
             }
+            if call::is_elsewhere(&reply) {
+                self.calls.elsewhere(link).await;
+                continue;
+            }
             if decode::needs_confirmation(&reply) {
                 self.epochs.doubt(&confirmed);
                 continue;
@@ -132,7 +143,9 @@ impl RedisLocks {
             return Ok((confirmed.epoch, reply));
         }
         Err(BackendError(
-            "the epoch of the locks keeps changing; see whether several Redis servers share an address".into(),
+            "the server or the epoch of the locks keeps changing; see whether several Redis servers share an address, or \
+             whether a slot is moving, then try again"
+                .into(),
         ))
     }
 

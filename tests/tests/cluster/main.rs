@@ -2,6 +2,7 @@
 
 mod commands;
 mod differential;
+mod locks;
 mod outages;
 
 use std::time::Duration;

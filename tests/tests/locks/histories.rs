@@ -3,6 +3,7 @@
 //! end every lock can be had.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,6 +20,7 @@ use caddy_tests::{
     proxy::{BOTH, Class, Proxy},
     random::Random,
     redis::RedisServer,
+    sentinel::Watched,
     sidecar::{Sidecar, SidecarOptions},
     wire::Wire,
 };
@@ -157,6 +159,35 @@ fn data_that_is_lost_or_removed_makes_tokens_grow_nevertheless() {
         }
     });
     sound(&history);
+    all_can_lock(&[&one, &two]);
+}
+
+/// The replica that takes over never saw the last locks, and the old primary, which slept, comes back and believes to be one.
+#[test]
+fn a_failover_that_loses_the_last_writes_makes_tokens_grow_nevertheless() {
+    let watched = Watched::start().unwrap();
+    let start = || watched.options("").timeout(Duration::from_millis(500)).start().unwrap();
+    let (one, two) = (start(), start());
+    all_can_lock(&[&one, &two]);
+    let old = watched.primary().unwrap();
+    let replicas = || watched.servers.iter().filter(|(port, _)| **port != old).map(|(_, server)| server);
+    let history = record(&[one.socket(), two.socket()], |history| {
+        thread::sleep(RUN / 8);
+        replicas().for_each(|replica| replica.sigstop().unwrap());
+        watched.servers[&old].command(&["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
+        thread::sleep(RUN / 8);
+        history.lock().losses.push(BootClock.now());
+        watched.servers[&old].sigstop().unwrap();
+        replicas().for_each(|replica| replica.sigcont().unwrap());
+        watched.wait_for_another(old).unwrap();
+        history.lock().losses.push(BootClock.now());
+        thread::sleep(RUN / 4);
+        watched.servers[&old].sigcont().unwrap();
+        thread::sleep(RUN / 4);
+    });
+    sound(&history);
+    let epochs: BTreeSet<u64> = history.holds.iter().map(|hold| hold.token.epoch()).collect();
+    assert!(epochs.len() > 1, "no lock was had behind the failover: {epochs:?}");
     all_can_lock(&[&one, &two]);
 }
 

@@ -34,8 +34,8 @@ const LEASE: Duration = Duration::from_hours(1);
 
 fn redis_locks(redis: &RedisServer, client: &str) -> Arc<RedisLocks> {
     let target = Target::new(Endpoint::Unix(redis.socket().to_owned()));
-    let (locks, lanes) = RedisLocks::new(Arc::new(target), "test", client, None);
-    for lane in lanes {
+    let locks = RedisLocks::new("test", client, None);
+    for lane in locks.connect(Arc::new(target)) {
         tokio::task::spawn_local(lane);
     }
     locks

@@ -202,6 +202,26 @@ fn a_lock_that_the_backend_forgot_is_lost_at_the_next_renewal() {
     });
 }
 
+/// The message that a lock was handed over says not when; it may have been on its way for long.
+#[test]
+fn a_lock_that_was_handed_over_is_believed_for_less_than_its_lease() {
+    play(|| async {
+        let World { client, backend, .. } = world();
+        let first = client.acquire(&name(), &owner("a"), Acquire::default()).await.unwrap();
+        let waiting = client.clone();
+        let waiter =
+            tokio::task::spawn_local(async move { waiting.acquire(&name(), &owner("b"), within(20_000)).await });
+        sleep(Duration::from_millis(900)).await;
+        let asked = backend.asks.load(Ordering::SeqCst);
+        client.release(&name(), &owner("a"), first.token).await.unwrap();
+        let second = waiter.await.unwrap().unwrap();
+        assert_eq!(backend.asks.load(Ordering::SeqCst), asked, "it asked again");
+        let config = client.config();
+        let validity = config.validity(config.lease).checked_sub(Duration::from_millis(900)).unwrap();
+        assert!(second.remaining <= validity, "{:?} of {validity:?}", second.remaining);
+    });
+}
+
 #[test]
 fn waiters_get_it_in_their_order_and_time_out_on_time() {
     play(|| async {

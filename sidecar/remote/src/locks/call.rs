@@ -1,4 +1,4 @@
-//! The two connections: one for calls, each of which waits for its replies; one for messages, which come unasked.
+//! The two connections to the server that has the locks: one for calls, each of which waits for its replies; one for messages, which come unasked.
 
 use std::{
     future::Future,
@@ -8,15 +8,24 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use caddy_engine::locks::{BackendError, FencingToken, LockListener, Ticket};
-use caddy_resp::{Value, encode};
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use caddy_resp::{Protocol, Value, encode};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, oneshot, watch};
 
-use crate::{ConnectError, Handler, Lane, LaneHandle, Loss, Request, ServerInfo};
+use crate::{ConnectError, Handler, Lane, LaneHandle, Loss, Request, ServerInfo, Setup, Target, lane};
+
+/// How long a call waits for the server that has the locks to be found.
+const MOVE: Duration = Duration::from_secs(1);
+
+/// Whether a node of a cluster says that it does not answer for the locks' slot.
+pub(super) fn is_elsewhere(reply: &[u8]) -> bool {
+    ["-MOVED", "-ASK", "-CLUSTERDOWN", "-TRYAGAIN"].iter().any(|error| reply.starts_with(error.as_bytes()))
+}
 
 /// A connection that whoever made the locks has to poll, as a future that ends with the locks.
 pub struct LockLane(pub(super) Lane<LockHandler>);
@@ -29,19 +38,36 @@ impl Future for LockLane {
     }
 }
 
-/// What both connections know.
+/// What all connections that there ever are know.
 #[derive(Default)]
+struct Common {
+    listener: Mutex<Option<Weak<dyn LockListener>>>,
+    /// Something contradicts that the locks are at this server.
+    doubt: Notify,
+    /// How many servers they were at.
+    servers: watch::Sender<u32>,
+}
+
+/// What both connections to one server know.
 struct Known {
-    /// Which connection for calls this is; another one may be to another server.
+    common: Arc<Common>,
+    /// Which connection for calls this is, over all servers; another one may be to another server.
     link: AtomicU64,
     subscribed: AtomicBool,
-    listener: Mutex<Option<Weak<dyn LockListener>>>,
+}
+
+/// Both connections to one server.
+struct Pair {
+    known: Arc<Known>,
+    commands: LaneHandle<Call>,
+    messages: LaneHandle<Call>,
 }
 
 /// The sending ends.
 pub(super) struct Calls {
-    known: Arc<Known>,
-    lanes: Option<(LaneHandle<Call>, LaneHandle<Call>)>,
+    common: Arc<Common>,
+    /// None before it is known where the locks are.
+    pair: RwLock<Option<Arc<Pair>>>,
     channel: Bytes,
 }
 
@@ -68,37 +94,62 @@ pub(super) struct LockHandler {
 }
 
 impl Calls {
-    /// Without connections yet, and the handlers to make them with.
-    pub(super) fn new(channel: Bytes) -> (Self, [LockHandler; 2]) {
-        let known = Arc::new(Known::default());
-        let handler = |purpose| LockHandler { known: known.clone(), purpose };
-        let handlers = [handler(Purpose::Calls), handler(Purpose::Messages)];
-        (Self { known, lanes: None, channel }, handlers)
+    /// Without connections yet.
+    pub(super) fn new(channel: Bytes) -> Self {
+        Self { common: Arc::default(), pair: RwLock::default(), channel }
     }
 
-    pub(super) fn over(self, commands: LaneHandle<Call>, messages: LaneHandle<Call>) -> Self {
-        Self { lanes: Some((commands, messages)), ..self }
+    /// From now on over new connections, which the caller polls; those that there were end by themselves.
+    pub(super) fn connect(&self, target: Arc<Target>) -> [LockLane; 2] {
+        let mut pair = self.pair.write();
+        let server = *self.common.servers.borrow() + 1;
+        let link = AtomicU64::new(u64::from(server) << 32);
+        let known = Arc::new(Known { common: self.common.clone(), link, subscribed: AtomicBool::new(false) });
+        let handler = |purpose| LockHandler { known: known.clone(), purpose };
+        let setup = Setup { protocol: Protocol::Resp3, database: 0, tracked: false, timed: true };
+        let (commands, command_lane) = lane(target.clone(), setup, handler(Purpose::Calls));
+        // Messages come when they come: silence is no loss.
+        let (messages, message_lane) = lane(target, Setup { timed: false, ..setup }, handler(Purpose::Messages));
+        *pair = Some(Arc::new(Pair { known, commands, messages }));
+        self.common.servers.send_replace(server);
+        [LockLane(command_lane), LockLane(message_lane)]
+    }
+
+    fn pair(&self) -> Option<Arc<Pair>> {
+        self.pair.read().clone()
     }
 
     /// Which connection there is now.
     pub(super) fn link(&self) -> u64 {
-        self.known.link.load(Ordering::Acquire)
+        self.pair().map_or(0, |pair| pair.known.link.load(Ordering::Acquire))
     }
 
     pub(super) fn attach(&self, listener: Weak<dyn LockListener>) {
-        *self.known.listener.lock() = Some(listener);
+        *self.common.listener.lock() = Some(listener);
+    }
+
+    /// Done when something contradicts that the locks are where calls go.
+    pub(super) async fn doubtful(&self) {
+        self.common.doubt.notified().await;
+    }
+
+    /// Gives whoever looks after it some time to find where the locks are, if they are not where this answer came from.
+    pub(super) async fn elsewhere(&self, link: u64) {
+        let mut servers = self.common.servers.subscribe();
+        let found = servers.wait_for(|server| u64::from(*server) != link >> 32);
+        let _ = tokio::time::timeout(MOVE, found).await;
     }
 
     /// Asks to be told of turns, unless that was done on the connection that there is.
     pub(super) fn subscribe(&self) {
-        if !self.known.subscribed.swap(true, Ordering::AcqRel)
-            && let Some((_, messages)) = &self.lanes
+        if let Some(pair) = self.pair()
+            && !pair.known.subscribed.swap(true, Ordering::AcqRel)
         {
             let mut bytes = Vec::new();
             encode::command(&mut bytes, [b"SUBSCRIBE" as &[u8], &self.channel]);
             // Confirmed by a push, refused by an error that no request waits for: neither may be taken for a reply.
             let tag = Call { replies: Vec::new(), done: None };
-            let _ = messages.submit(Request { bytes: bytes.into(), replies: 0, tag });
+            let _ = pair.messages.submit(Request { bytes: bytes.into(), replies: 0, tag });
         }
     }
 
@@ -116,8 +167,10 @@ impl Calls {
         let ended = || BackendError("the sidecar is shutting down".into());
         let (done, answer) = oneshot::channel();
         let tag = Call { replies: Vec::with_capacity(usize::from(replies)), done: Some(done) };
-        let Some((commands, _)) = &self.lanes else { return Err(ended()) };
-        commands.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
+        let Some(pair) = self.pair() else {
+            return Err(BackendError("it is not known yet which node of the cluster has the locks; try again".into()));
+        };
+        pair.commands.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
         match answer.await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(loss)) => Err(BackendError(loss.to_string().into())),
@@ -128,7 +181,7 @@ impl Calls {
 
 impl LockHandler {
     fn tell(&self, tell: impl FnOnce(&dyn LockListener)) {
-        let listener = self.known.listener.lock().as_ref().and_then(Weak::upgrade);
+        let listener = self.known.common.listener.lock().as_ref().and_then(Weak::upgrade);
         if let Some(listener) = listener {
             tell(&*listener);
         }
@@ -158,6 +211,9 @@ impl Handler for LockHandler {
     type Tag = Call;
 
     fn reply(&mut self, tag: &mut Call, _: u16, frame: Bytes) {
+        if is_elsewhere(&frame) {
+            self.known.common.doubt.notify_one();
+        }
         tag.replies.push(frame);
     }
 
@@ -203,12 +259,14 @@ impl Handler for LockHandler {
         match self.purpose {
             Purpose::Calls => {
                 self.known.link.fetch_add(1, Ordering::AcqRel);
+                self.known.common.doubt.notify_one();
             }
             Purpose::Messages => self.known.subscribed.store(false, Ordering::Release),
         }
     }
 
     fn refused(&mut self, _: &Arc<ConnectError>) {
+        self.known.common.doubt.notify_one();
         if self.purpose == Purpose::Messages {
             self.known.subscribed.store(false, Ordering::Release);
         }

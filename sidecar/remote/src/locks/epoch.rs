@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::{
     authority::EpochAuthority,
-    call::Calls,
+    call::{Calls, is_elsewhere},
     decode,
     scripts::{Arguments, Keys, SOURCES, Script},
 };
@@ -188,6 +188,10 @@ impl Epochs {
             return Err(BackendError(
                 "the connection to Redis was replaced while locks were prepared; ask again".into(),
             ));
+        }
+        if is_elsewhere(&replies[0]) {
+            calls.elsewhere(link).await;
+            return Err(BackendError("the slot of the locks moved to another node; try again".into()));
         }
         let (epoch, outcome) = decode::epoch(&replies[0])?;
         match outcome.as_str() {

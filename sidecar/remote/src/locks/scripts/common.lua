@@ -51,7 +51,7 @@ local function open()
     end
     if x.ends <= t then drop_exclusive() end
   end
-  if not s[4] then return end
+  if x or not s[4] then return end
   n = redis.call('ZCARD', Z)
   local h = redis.call('HMGET', H, 'e', 'm')
   longest = tonumber(h[2] or '0')
@@ -134,6 +134,7 @@ local function hand_over()
       if publish(ticket, 'g' .. ticket .. ' ' .. epoch .. ' ' .. token) == 0 then return end
       redis.call('ZREM', Q, w)
       grant(token, owner, mode, ticket, tonumber(lease))
+      if mode == 'x' then return end
     end
   end
 end
