@@ -13,8 +13,8 @@ const LOCKS: &str = "caddy:{default.local}:locks";
 /// `[token, ms]`, as the client shows it.
 fn token(reply: &str) -> Result<String> {
     let digits = |word: &&str| word.len() == 41 && word.as_bytes()[20] == b'-';
-    let words = reply.split(|letter: char| !(letter.is_ascii_digit() || letter == '-'));
-    Ok(words.filter(|word| digits(word)).next().with_context(|| format!("no token: {reply}"))?.to_owned())
+    let mut words = reply.split(|letter: char| !(letter.is_ascii_digit() || letter == '-'));
+    Ok(words.find(digits).with_context(|| format!("no token: {reply}"))?.to_owned())
 }
 
 fn epoch(token: &str) -> &str {
@@ -62,7 +62,7 @@ fn a_replica_that_takes_over_begins_a_new_epoch() -> Result<()> {
     let owner = shop.cluster.owner(LOCKS)?;
     shop.cluster.nodes[owner].server.kill()?;
     let mut second = String::new();
-    eventually("the replica has the locks", Duration::from_secs(60), || {
+    eventually("the replica has the locks", Duration::from_mins(1), || {
         second = token(&shop.connect()?.ask("LOCK.ACQUIRE l OWNER bea WAIT 0")?)?;
         Ok(())
     })?;

@@ -28,8 +28,10 @@ pub(crate) fn tell(cluster: &Cluster) -> Result<()> {
     step("the operator can give no other token and no other role", || story.the_operators_rights())?;
     step("one sidecar does the duties, and another takes over", || story.duties())?;
     step("a member's Lease goes with its pod", || story.members_go())?;
+    step("locks are agreed on between pods, in Redis and in Leases", || story.locks())?;
     step("an invalidation is an object: executed once, told, deleted", || story.invalidations())?;
-    step("deleting the CacheCluster takes the identity away", || story.deleted())
+    step("deleting the CacheCluster takes the identity away", || story.deleted())?;
+    step("the namespace goes also when no operator is there", || story.namespace_goes())
 }
 
 struct Story<'a>(Namespace<'a>);
@@ -266,6 +268,32 @@ impl Story<'_> {
         Ok(())
     }
 
+    fn locks(&self) -> Result<()> {
+        let [a, b] = self.0.exactly_ready("team", true)?;
+        let (mut here, mut there) = (self.0.console(&a)?, self.0.console(&b)?);
+        let token = |reply: Value| Ok::<_, anyhow::Error>(reply[0].as_str().context("no token")?.to_owned());
+        let in_redis = token(here.reply(&["LOCK.ACQUIRE", "orders"])?)?;
+        ensure!(there.run(&["LOCK.ACQUIRE", "orders", "WAIT", "0"])?.outcome.is_err(), "two holders");
+        let epoch = self.0.get(["lease", &format!("caddy-epoch-{CLUSTER}")])?;
+        let epoch = epoch["metadata"]["annotations"]["cache.caddy.dev/epoch"].as_str().unwrap_or_default().to_owned();
+        ensure!(in_redis.trim_start_matches('0').starts_with(&format!("{epoch}-")), "{in_redis}, agreed on {epoch}");
+        let first = token(here.reply(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease"])?)?;
+        ensure!(
+            there.run(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease", "WAIT", "0"])?.outcome.is_err(),
+            "two holders"
+        );
+        let leases = self.0.get(["leases", "-l", "cache.caddy.dev/lock"])?;
+        ensure!(leases["items"].as_array().is_some_and(|leases| leases.len() == 1), "{leases}");
+        let lease = leases["items"][0]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        ensure!(holder(&leases["items"][0]).contains(&a.name), "{leases}");
+        here.reply(&["LOCK.RELEASE", "migrate", &first])?;
+        let second = token(there.reply(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease"])?)?;
+        self.0.delete("lease", &lease)?;
+        let third = token(here.reply(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease"])?)?;
+        ensure!(first < second && second < third, "{first}, {second}, {third}");
+        Ok(())
+    }
+
     fn invalidations(&self) -> Result<()> {
         let [a, b] = self.0.exactly_ready("team", true)?;
         let (mut here, mut there) = (self.0.console(&a)?, self.0.console(&b)?);
@@ -333,6 +361,23 @@ impl Story<'_> {
             Ok(())
         })?;
         ensure!(console.reply(&["SET", "after:all", "works"])? == json!(true), "a running sidecar does not serve on");
+        Ok(())
+    }
+
+    fn namespace_goes(&self) -> Result<()> {
+        let cluster = self.0.cluster;
+        self.cluster_and_pods()?;
+        eventually("a cluster and its objects are there again", PATIENCE, || {
+            ensure!(cluster.exists(NAMESPACE, "serviceaccount", "caddy-sidecar")?, "there is no identity yet");
+            Ok(())
+        })?;
+        let operator = product::operator(cluster)?["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        cluster.scale(product::SYSTEM, &operator, 0)?;
+        cluster.kubectl(["delete", "namespace", NAMESPACE, "--wait=false"])?;
+        eventually("the namespace is gone", PATIENCE, || {
+            ensure!(!cluster.exists(NAMESPACE, "namespace", NAMESPACE)?, "something holds it");
+            Ok(())
+        })?;
         Ok(())
     }
 }
