@@ -29,6 +29,7 @@ use thiserror::Error;
 use crate::cache::Cache;
 use crate::clock::Moment;
 use crate::flights::{Flights, FlightsConfig};
+use crate::generations::Dependency;
 use crate::kernel::{Kernel, SourceId};
 use crate::name::Name;
 use crate::remote::{Coherence, HasKernel, InProcess, Remote, RemoteError};
@@ -83,6 +84,11 @@ impl<V> Record<V> {
 impl<V: Weigh> Weigh for Record<V> {
     fn heap_bytes(&self) -> usize {
         self.value.heap_bytes()
+    }
+
+    #[inline]
+    fn dependencies(&self) -> &[Dependency] {
+        self.value.as_ref().map_or(&[], Weigh::dependencies)
     }
 }
 
@@ -199,6 +205,11 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
                 next_maintenance: AtomicU64::new(0),
             }),
         }
+    }
+
+    /// What decides about copies, the source that they come from, and the time.
+    pub(crate) fn coherence(&self) -> (&Kernel, SourceId, Moment) {
+        (self.inner.cache.kernel(), self.inner.source, self.inner.timer.now())
     }
 
     /// What it was made from.
