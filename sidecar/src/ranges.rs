@@ -81,8 +81,6 @@ struct Held {
     recent: Vec<(Moment, Record)>,
     /// The connection that was followed is gone: a failover may have been the reason.
     was_lost: bool,
-    /// What L3 knows of written keys may be gone with its data: keys have to be cleared, and noted, once more.
-    was_emptied: bool,
 }
 
 /// A look at the index that is under way.
@@ -276,10 +274,9 @@ impl Ranges {
         held.floor = look.sent;
         let before = self.table.load_full();
         let is_another = held.version.as_ref().is_some_and(|known| *known != version);
-        let forgets = is_another || held.was_emptied || held.was_lost && look.follows.is_some();
+        let forgets = is_another || held.was_lost && look.follows.is_some();
         let known = if forgets { Vec::new() } else { before.to_vec() };
         let table: Vec<_> = records.into_iter().map(|record| ActiveRange::of(record, &known)).collect();
-        held.was_emptied = false;
         if is_another {
             // Nobody knows what was in the one before, beside what was entered again.
             shared.kernel().flush_all(FlushCause::Uncertain);
@@ -370,9 +367,14 @@ impl Ranges {
         self.look(shared, None);
     }
 
-    /// A database was emptied, perhaps the index with it, and what else there was about patterns.
+    /// A database was emptied, perhaps the index with it, and what Redis has noted of written keys: they are cleared, and
+    /// noted, once more.
     pub(crate) fn told_of_a_flush(&self, shared: &Arc<Shared>) {
-        self.held.lock().was_emptied = true;
+        let held = self.held.lock();
+        let known = self.table.load_full();
+        let afresh = known.iter().map(|range| ActiveRange::of(range.record.clone(), &[])).collect();
+        self.table.store(Arc::new(afresh));
+        drop(held);
         self.told(shared);
     }
 
