@@ -138,12 +138,14 @@ async fn late(
     let path = request.uri().path().to_owned();
     let is_late = state.lock().late.remove(&path);
     let response = answer(state.clone(), request).await;
-    while is_late {
-        let notified = releases.notified();
-        if state.lock().released.contains(&path) {
-            break;
+    if is_late {
+        loop {
+            let notified = releases.notified();
+            if state.lock().released.contains(&path) {
+                break;
+            }
+            notified.await;
         }
-        notified.await;
     }
     response
 }

@@ -50,7 +50,7 @@ fn login(secret: &SecretKey, volume: &str, directory: &str) -> Files {
 
 /// From several objects into one directory, which kubelet swaps as a whole: a certificate never meets another's key.
 fn certificates(tls: &RedisTls) -> Option<Files> {
-    projected(certificate_sources(tls), names::REDIS_TLS_VOLUME, names::REDIS_TLS_DIR)
+    projected(&certificate_sources(tls), names::REDIS_TLS_VOLUME, names::REDIS_TLS_DIR)
 }
 
 fn certificate_sources(tls: &RedisTls) -> Vec<Value> {
@@ -70,7 +70,7 @@ fn certificate_sources(tls: &RedisTls) -> Vec<Value> {
     sources
 }
 
-fn projected(sources: Vec<Value>, volume: &str, directory: &str) -> Option<Files> {
+fn projected(sources: &[Value], volume: &str, directory: &str) -> Option<Files> {
     (!sources.is_empty()).then(|| Files {
         volume: json!({"name": volume, "projected": {"sources": sources, "defaultMode": MODE}}),
         mount: mount(volume, directory),
@@ -95,7 +95,7 @@ fn of_store(store: &Store) -> Option<Files> {
         tls = tls.or(postgres.tls.as_ref());
     }
     sources.extend(tls.into_iter().flat_map(certificate_sources));
-    projected(sources, &names::store_volume(&store.name), &names::store_dir(&store.name))
+    projected(&sources, &names::store_volume(&store.name), &names::store_dir(&store.name))
 }
 
 /// The passwords of the socket's users, from several Secrets into one directory: a file is replaced when its Secret is.

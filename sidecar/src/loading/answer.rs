@@ -72,13 +72,12 @@ impl Several {
             return;
         }
         let mut out = Vec::new();
-        match &state.failure {
-            Some(reason) => error(&mut out, reason),
-            None => {
-                mark(&mut out, state.is_stale, self.waiter.protocol);
-                encode::array_header(&mut out, state.values.len());
-                state.values.iter().flatten().for_each(|value| value.encode(self.waiter.protocol, &mut out));
-            }
+        if let Some(reason) = &state.failure {
+            error(&mut out, reason);
+        } else {
+            mark(&mut out, state.is_stale, self.waiter.protocol);
+            encode::array_header(&mut out, state.values.len());
+            state.values.iter().flatten().for_each(|value| value.encode(self.waiter.protocol, &mut out));
         }
         drop(state);
         self.waiter.to.reply(out);

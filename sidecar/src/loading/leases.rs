@@ -93,12 +93,15 @@ impl Handler for Answers {
     }
 }
 
+/// By server and database.
+type Lanes = HashMap<(NodeId, u32), LaneHandle<Option<Ask>>>;
+
 /// See the module.
 pub(super) struct Leases {
     shared: Arc<Shared>,
     supervisor: Supervisor,
     domain: String,
-    lanes: RefCell<HashMap<(NodeId, u32), LaneHandle<Option<Ask>>>>,
+    lanes: RefCell<Lanes>,
     refused: Seldom,
 }
 

@@ -401,7 +401,7 @@ fn shortened(life: Duration, percent: u32) -> Duration {
     // Each `RandomState` has a key of its own, made from random bits.
     let part = RandomState::new().hash_one(0) % (u64::from(percent) * 100 + 1);
     let less = life.as_nanos() * u128::from(part) / 10_000;
-    life - Duration::from_nanos(u64::try_from(less).unwrap_or(0))
+    life.saturating_sub(Duration::from_nanos(u64::try_from(less).unwrap_or(0)))
 }
 
 /// A lease that is given back when it was not used.

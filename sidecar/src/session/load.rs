@@ -54,7 +54,7 @@ impl Conversation {
     }
 
     /// Hands a GET or MGET to the loader, if all its keys have a store; whether they have.
-    pub(super) fn load_instead(&mut self, place: Place, request: &[u8]) -> bool {
+    pub(super) fn load_instead(&self, place: Place, request: &[u8]) -> bool {
         let shared = self.worker.shared.clone();
         let keyspaces = shared.keyspaces();
         let Ok((request, _)) = Value::decode(request) else { return false };

@@ -28,7 +28,7 @@ pub struct Store {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreKind {
     /// Behind HTTP.
-    Http(HttpStore),
+    Http(Box<HttpStore>),
     /// In PostgreSQL.
     Postgres(Box<PostgresStore>),
 }
@@ -105,7 +105,7 @@ impl Reader {
             );
             self.check(names.insert(name), &at, format!("{name:?} is taken by an earlier store; names are unique"));
             let kind = match (&store.http, &store.postgres) {
-                (Some(http), None) => StoreKind::Http(self.http_store(&format!("{path}.http"), http)),
+                (Some(http), None) => StoreKind::Http(Box::new(self.http_store(&format!("{path}.http"), http))),
                 (None, Some(postgres)) => {
                     StoreKind::Postgres(Box::new(self.postgres_store(&format!("{path}.postgres"), postgres)))
                 }
