@@ -10,6 +10,16 @@ use serde_json::{Value, json};
 pub(super) struct Address {
     variable: String,
     url: String,
+    login: Login,
+}
+
+/// What becomes of user and password in the app's own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Login {
+    /// The socket has users (`spec.auth`): the app logs in there as it would in Redis.
+    Kept,
+    /// The socket asks nobody; and not every client takes a login in the address of a socket.
+    Dropped,
 }
 
 /// What the pod's annotations ask for.
@@ -44,7 +54,8 @@ pub(super) fn address(pod: &Value, cluster: &CacheCluster, form: SidecarForm) ->
             names::REDIS_URL_ENV_ANNOTATION,
         ));
     }
-    Ok(Some(Address { variable: variable.to_owned(), url }))
+    let login = if cluster.spec.auth.is_some() { Login::Kept } else { Login::Dropped };
+    Ok(Some(Address { variable: variable.to_owned(), url, login }))
 }
 
 /// Connects every container that runs beside or after the sidecar.
@@ -99,7 +110,8 @@ fn connect_one(patcher: &mut Patcher, path: &[&str; 3], address: Option<&Address
     let Some(address) = address else { return Ok(()) };
     if let Some(at) = position(&container, &address.variable) {
         let known = &container["env"][at];
-        let wanted = json!({"name": address.variable, "value": replacement(known["value"].as_str(), &address.url)});
+        let value = replacement(known["value"].as_str(), &address.url, address.login);
+        let wanted = json!({"name": address.variable, "value": value});
         if *known != wanted {
             patcher.replace(&[spec, list, n, "env", &at.to_string()], wanted);
         }
@@ -111,17 +123,32 @@ fn position(container: &Value, variable: &str) -> Option<usize> {
     container["env"].as_array()?.iter().position(|entry| entry["name"].as_str() == Some(variable))
 }
 
-/// The sidecar's address in place of the app's, with the database that the app's own address names.
-fn replacement(own: Option<&str>, url: &str) -> String {
+/// The sidecar's address in place of the app's, with the database that the app's own address names, and the login if it is
+/// to be kept.
+fn replacement(own: Option<&str>, url: &str, keep: Login) -> String {
     let Some(own) = own else { return url.to_owned() };
-    if own.strip_prefix(url).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?'])) {
+    let (login, bare) = without_login(own);
+    if bare.strip_prefix(url).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?'])) {
         return own.to_owned(); // replaced before
     }
-    match (database(own), url.starts_with("unix:")) {
-        (None, _) => url.to_owned(),
+    let url = match (login, keep, url.split_once("://")) {
+        (Some(login), Login::Kept, Some((scheme, rest))) => format!("{scheme}://{login}@{rest}"),
+        _ => url.to_owned(),
+    };
+    match (database(&bare), url.starts_with("unix:")) {
+        (None, _) => url,
         (Some(n), true) => format!("{url}?db={n}"),
         (Some(n), false) => format!("{url}/{n}"),
     }
+}
+
+/// `user:password` as it stands in an address, and the address without.
+fn without_login(url: &str) -> (Option<&str>, String) {
+    let whole = || (None, url.to_owned());
+    let Some((scheme, rest)) = url.split_once("://") else { return whole() };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let Some(at) = rest[..end].rfind('@') else { return whole() };
+    (Some(&rest[..at]).filter(|login| !login.is_empty()), format!("{scheme}://{}", &rest[at + 1..]))
 }
 
 /// The database in `redis://host:port/2` or `unix:///path?db=2`.
@@ -150,7 +177,24 @@ mod tests {
             (Some("redis://127.0.0.1:63790/1"), tcp, "redis://127.0.0.1:6379/1"),
             (None, unix, "unix:///run/caddy/cache.sock"),
         ] {
-            assert_eq!(replacement(own, url), expected, "{own:?}");
+            assert_eq!(replacement(own, url, Login::Dropped), expected, "{own:?}");
+        }
+    }
+
+    #[test]
+    fn the_login_survives_where_the_socket_has_users() {
+        let (unix, tcp) = ("unix:///run/caddy/cache.sock", "redis://127.0.0.1:6379");
+        for (own, url, expected) in [
+            ("redis://:p%40w@redis:6379/2", unix, "unix://:p%40w@/run/caddy/cache.sock?db=2"),
+            ("rediss://web:pw@redis", unix, "unix://web:pw@/run/caddy/cache.sock"),
+            ("redis://web:p@w@redis:6379/2", tcp, "redis://web:p@w@127.0.0.1:6379/2"),
+            ("redis://redis:6379/a@b", tcp, "redis://127.0.0.1:6379"),
+            ("redis://@redis:6379", tcp, "redis://127.0.0.1:6379"),
+            ("redis:6379", unix, "unix:///run/caddy/cache.sock"),
+        ] {
+            let replaced = replacement(Some(own), url, Login::Kept);
+            assert_eq!(replaced, expected, "{own:?}");
+            assert_eq!(replacement(Some(&replaced), url, Login::Kept), expected, "a second time: {own:?}");
         }
     }
 }
