@@ -146,7 +146,7 @@ impl Cluster {
 
     fn node(&self, endpoint: Endpoint) -> Option<Arc<Node>> {
         let id = NodeId(self.next_node.fetch_add(1, Ordering::Relaxed));
-        let target = Target { endpoint, ..Target::clone(self.seeds.first()?) };
+        let target = self.seeds.first()?.at(endpoint);
         Some(Arc::new(Node::new(id, target)))
     }
 

@@ -85,7 +85,7 @@ impl RedisL3 {
         let servers = match redis.mode {
             RedisMode::Standalone | RedisMode::Sentinel => Servers::One(Arc::new(Node::new(NodeId(0), target))),
             RedisMode::Cluster => {
-                let seed = |endpoint| Arc::new(Target { endpoint: beyond::endpoint(endpoint), ..target.clone() });
+                let seed = |endpoint| Arc::new(target.at(beyond::endpoint(endpoint)));
                 Servers::Cluster(Box::new(Cluster::new(redis.endpoints.iter().map(seed).collect())))
             }
         };

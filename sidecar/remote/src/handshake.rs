@@ -113,7 +113,7 @@ pub enum ConnectError {
         source: Arc<io::Error>,
     },
     /// The connection broke, or what came back was not RESP.
-    #[error("the handshake with Redis at {endpoint} broke off: {reason}")]
+    #[error("the handshake with Redis at {endpoint} broke off: {reason}; is it running, and is the address right?")]
     Broken {
         /// Where to.
         endpoint: String,
@@ -232,7 +232,7 @@ pub(crate) struct Link {
 pub(crate) async fn connect(target: Arc<Target>, setup: Setup) -> Result<Link, ConnectError> {
     let Some(sentinels) = &target.sentinels else { return establish_in_time(&target, setup).await };
     let Verdict { primary, version, .. } = sentinels.discover(&target).await?;
-    let found = Target { endpoint: primary, ..Target::clone(&target) };
+    let found = target.at(primary);
     let link = establish_in_time(&found, setup).await?;
     match &link.server {
         Some(server) if server.role == Role::Replica => {

@@ -30,16 +30,14 @@ use tokio::{
 
 use crate::{
     ConnectError, ServerInfo, Target,
+    breaker::{Breaker, jittered},
     files::{self, Version, Watch},
     handshake::{self, Link},
     stream::Stream,
 };
 
-/// The first wait after a failed connect; each further one doubles it, up to [`BACKOFF_MAX`].
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The wait after the server said no: somebody has to change something first.
-const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
+const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 /// What is read from the socket at once.
 const READ_CHUNK: usize = 16 << 10;
 
@@ -159,7 +157,7 @@ pub fn lane<H: Handler>(target: Arc<Target>, setup: Setup, handler: H) -> (LaneH
     let (queue, inbox) = mpsc::unbounded_channel();
     let state = Arc::new(AtomicU8::new(LaneState::Idle as u8));
     let handle = LaneHandle { queue, state: state.clone() };
-    (handle, Lane { target, setup, handler, inbox, first: None, state, phase: Phase::Idle, backoff: BACKOFF_MIN })
+    (handle, Lane { target, setup, handler, inbox, first: None, state, phase: Phase::Idle })
 }
 
 /// The receiving end: see the module.
@@ -172,7 +170,6 @@ pub struct Lane<H: Handler> {
     first: Option<Request<H::Tag>>,
     state: Arc<AtomicU8>,
     phase: Phase<H::Tag>,
-    backoff: Duration,
 }
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>> + Send>>;
@@ -225,6 +222,11 @@ impl<H: Handler> Lane<H> {
                             Some(request) => self.first = Some(request),
                             None => return Poll::Ready(()),
                         }
+                        // A tracked one tries by itself.
+                        if let Err((error, wait)) = self.target.breaker.admit(self.target.connect_timeout) {
+                            self.fail(error, wait, None);
+                            continue;
+                        }
                     } else if self.inbox.is_closed() && self.inbox.is_empty() {
                         return Poll::Ready(());
                     }
@@ -232,9 +234,21 @@ impl<H: Handler> Lane<H> {
                     let connecting = Box::pin(handshake::connect(self.target.clone(), self.setup));
                     self.enter(Phase::Connecting { connecting, files });
                 }
-                Phase::Connecting { connecting, files } => match ready!(connecting.as_mut().poll(cx)) {
-                    Ok(link) => {
-                        self.backoff = BACKOFF_MIN;
+                Phase::Connecting { connecting, files } => match connecting.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        // Whoever tries a server that is away does so for the others, and none of them has to wait for it.
+                        let Some(error) = self.target.breaker.trouble() else { return Poll::Pending };
+                        if let Some(request) = self.first.take() {
+                            self.handler.refused(&error);
+                            self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));
+                        }
+                        while let Poll::Ready(Some(request)) = self.inbox.poll_recv(cx) {
+                            self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));
+                        }
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(link)) => {
+                        self.target.breaker.answered();
                         self.handler.connected(link.server.as_ref());
                         let mut connection = Box::new(Connection::new(link));
                         if let Some(request) = self.first.take() {
@@ -242,17 +256,16 @@ impl<H: Handler> Lane<H> {
                         }
                         self.enter(Phase::Ready(connection));
                     }
-                    Err(error) => {
+                    Poll::Ready(Err(error)) => {
                         let error = Arc::new(error);
-                        self.handler.refused(&error);
-                        let wait = if error.is_refusal() { BACKOFF_REFUSED } else { self.backoff };
-                        let watch = error.is_refusal().then(|| Watch::new(std::mem::take(files)));
-                        let until = Box::pin(sleep(jittered(wait)));
-                        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
-                        if let Some(request) = self.first.take() {
-                            self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));
-                        }
-                        self.enter(Phase::Failed { until, watch, error });
+                        let breaker = &self.target.breaker;
+                        let (wait, watch) = if error.is_refusal() {
+                            breaker.answered();
+                            (jittered(PAUSE_REFUSED), Some(Watch::new(std::mem::take(files))))
+                        } else {
+                            (breaker.failed(&error), None)
+                        };
+                        self.fail(error, wait, watch);
                     }
                 },
                 Phase::Failed { until, watch, error } => {
@@ -262,10 +275,11 @@ impl<H: Handler> Lane<H> {
                             None => return Poll::Ready(()),
                         }
                     }
-                    let changed = watch
-                        .as_mut()
-                        .is_some_and(|watch| watch.poll(cx, || files::versions(self.target.files())).is_ready());
-                    if !changed {
+                    let mended = match watch {
+                        Some(watch) => watch.poll(cx, || files::versions(self.target.files())),
+                        None => self.target.breaker.poll_closed(cx),
+                    };
+                    if mended.is_pending() {
                         ready!(until.as_mut().poll(cx));
                     }
                     self.enter(Phase::Idle);
@@ -275,9 +289,11 @@ impl<H: Handler> Lane<H> {
                     let deposed =
                         self.target.sentinels.as_ref().is_some_and(|them| them.version() != connection.version);
                     let over = if deposed {
+                        // What is known is known of another server.
+                        self.target.breaker.answered();
                         Over::Lost("Sentinel names another primary".into())
                     } else {
-                        ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout))
+                        ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout, &self.target.breaker))
                     };
                     let Phase::Ready(connection) = std::mem::replace(&mut self.phase, Phase::Idle) else { continue };
                     self.enter(Phase::Idle);
@@ -297,6 +313,15 @@ impl<H: Handler> Lane<H> {
                 }
             }
         }
+    }
+
+    /// There is no connection, and will not be for a while.
+    fn fail(&mut self, error: Arc<ConnectError>, wait: Duration, watch: Option<Watch>) {
+        self.handler.refused(&error);
+        if let Some(request) = self.first.take() {
+            self.handler.finish(request.tag, Err(Loss::NotSent(error.clone())));
+        }
+        self.enter(Phase::Failed { until: Box::pin(sleep(wait)), watch, error });
     }
 
     fn enter(&mut self, phase: Phase<H::Tag>) {
@@ -348,9 +373,10 @@ impl<T> Connection<T> {
         inbox: &mut mpsc::UnboundedReceiver<Request<T>>,
         handler: &mut H,
         timeout: Option<Duration>,
+        breaker: &Breaker,
     ) -> Poll<Over> {
         // Reading comes first: what the server said is applied before anything new is asked.
-        if let Err(reason) = self.poll_read(cx, handler) {
+        if let Err(reason) = self.poll_read(cx, handler, breaker) {
             return Poll::Ready(Over::Lost(reason));
         }
         let mut closed = false;
@@ -375,7 +401,12 @@ impl<T> Connection<T> {
         }
     }
 
-    fn poll_read<H: Handler<Tag = T>>(&mut self, cx: &mut Context<'_>, handler: &mut H) -> Result<(), Arc<str>> {
+    fn poll_read<H: Handler<Tag = T>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        handler: &mut H,
+        breaker: &Breaker,
+    ) -> Result<(), Arc<str>> {
         loop {
             while let Some(frame) = self.scanner.scan(&self.input).map_err(|error| Arc::from(error.to_string()))? {
                 let mut bytes = self.input.split_to(frame.len);
@@ -407,7 +438,7 @@ impl<T> Connection<T> {
             }
             match self.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => return Err("the server closed it".into()),
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(_)) => breaker.answered(),
                 Poll::Ready(Err(error)) => return Err(error.to_string().into()),
                 Poll::Pending => return Ok(()),
             }
@@ -451,11 +482,4 @@ impl<T> Connection<T> {
             }
         }
     }
-}
-
-/// Between half and the whole of `wait`, so that sidecars do not come back in step.
-fn jittered(wait: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let draw = RandomState::new().hash_one(0u8) % 1024;
-    wait / 2 + wait / 2 * u32::try_from(draw).unwrap_or(0) / 1024
 }

@@ -7,6 +7,7 @@
 //! Lanes are polled, not spawned. Whoever owns several of them decides the order in which they are read, and the
 //! sidecar's promise that pushes are applied before replies of other connections are handed on rests on that order.
 
+mod breaker;
 pub mod cluster;
 pub mod embedded;
 mod files;
@@ -23,6 +24,7 @@ mod stream;
 mod target;
 mod tls;
 
+pub use breaker::Breaker;
 pub use handshake::{ConnectError, Role, ServerInfo};
 pub use l3::{Driver, RedisNames, RedisRemote};
 pub use lane::{Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{ConnectError, Tls, sentinel::Sentinels};
+use crate::{ConnectError, Tls, breaker::Breaker, sentinel::Sentinels};
 
 /// The address of one Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -152,6 +152,8 @@ pub struct Target {
     pub connect_timeout: Duration,
     /// How long a request may go unanswered before the connection counts as lost.
     pub response_timeout: Duration,
+    /// What all connections to it know together; whatever has another address has another one.
+    pub breaker: Arc<Breaker>,
 }
 
 impl Target {
@@ -167,7 +169,14 @@ impl Target {
             tls: None,
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
+            breaker: Arc::default(),
         }
+    }
+
+    /// The same, of another server.
+    #[must_use]
+    pub fn at(&self, endpoint: Endpoint) -> Self {
+        Self { endpoint, breaker: Arc::default(), ..self.clone() }
     }
 
     /// The files that decide whether a connection can be had.

@@ -2,6 +2,7 @@
 //!
 //! `CADDY_SEED` repeats a random run, `CADDY_SOAK_SECONDS` makes one after the other.
 
+mod breaker;
 mod outages;
 mod pods;
 mod sessions;
