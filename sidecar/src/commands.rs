@@ -60,9 +60,11 @@ pub enum Pin {
     PubSub,
     /// It may wait, and all behind it on a shared connection with it.
     Blocking,
+    /// It waits for what this session wrote to reach replicas or disks (`WAIT`).
+    Replicas,
     /// The app caches, too: the invalidations are its own.
     Tracking,
-    /// It asks about, or changes, the connection that it came on (`WAIT`, `READONLY`, `SCRIPT DEBUG`).
+    /// It asks about, or changes, the connection that it came on (`READONLY`, `SCRIPT DEBUG`).
     Connection,
 }
 

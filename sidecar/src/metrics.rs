@@ -54,6 +54,8 @@ pub(crate) struct Metrics {
     pub(crate) lost_events: Counter,
     /// Values that were made to depend on one another in a circle.
     pub(crate) cycles: Counter,
+    /// Connections to Redis that were there and broke.
+    pub(crate) lost_connections: Counter,
 }
 
 /// The OpenMetrics text of this moment.
@@ -97,6 +99,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("cleared_keys", "Keys cleared before a request, since a pattern in force has them", &own.cleared_keys),
         ("lost_events", "Events of invalidations that were not told: L3 did not take them", &own.lost_events),
         ("dependency_cycles", "Values that CACHE.SET made depend on one another in a circle", &own.cycles),
+        ("lost_connections", "Connections to Redis that broke", &own.lost_connections),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];
     for (name, help, counter) in counters {

@@ -1,4 +1,5 @@
-//! What the server behind us has beyond the built-in command table, asked of it in the background after a connect.
+//! What the server behind us has beyond the built-in command table, asked of it in the background after a connect, together
+//! with how it evicts (see [`Status`](crate::status::Status::memory_is)).
 //!
 //! At most one `COMMAND` per [`PAUSE`], over a tracked connection, which is there anyway. A server that does not answer
 //! it (its ACL may forbid it) costs nothing but precision: what the table lacks is relayed behind a barrier.
@@ -95,8 +96,8 @@ fn ask(shared: &Shared) -> bool {
     for node in redis.nodes() {
         node.for_each_tracked(|lane| {
             if !asked {
-                let bytes = Bytes::from_static(b"*1\r\n$7\r\nCOMMAND\r\n");
-                asked = lane.submit(Request { bytes, replies: 1, tag: Tag::Commands }).is_ok();
+                let bytes = Bytes::from_static(b"*1\r\n$7\r\nCOMMAND\r\n*2\r\n$4\r\nINFO\r\n$6\r\nmemory\r\n");
+                asked = lane.submit(Request { bytes, replies: 2, tag: Tag::AboutServer }).is_ok();
             }
         });
     }

@@ -11,6 +11,7 @@ pub(crate) mod args;
 mod caching;
 pub(crate) mod client;
 mod conversation;
+mod embedded_channels;
 mod gather;
 mod guard;
 mod inspect;
@@ -23,8 +24,10 @@ mod pinned;
 mod reads;
 mod replies;
 mod routing;
+mod transaction;
 mod under_way;
 mod unpack;
+mod waiting;
 
 use std::{
     future::Future,

@@ -84,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) auth: Auth,
     refused_logins: Seldom,
     pub(crate) slow_readers: Seldom,
+    pub(crate) damaged_copies: Seldom,
     pub(crate) refused_connections: Seldom,
     auth_noted: AtomicBool,
     /// How many apps there are files for.
@@ -172,6 +173,7 @@ impl Shared {
             auth,
             refused_logins: Seldom::default(),
             slow_readers: Seldom::default(),
+            damaged_copies: Seldom::default(),
             refused_connections: Seldom::default(),
             auth_noted: AtomicBool::new(false),
             room,
@@ -352,11 +354,12 @@ impl Shared {
         };
         let mut text = format!(
             "\r\n# Caddy\r\ncaddy_version:{}\r\ncaddy_l3:{l3}\r\ncaddy_l3_nodes:{nodes}\r\ncaddy_l3_reachable:{}\r\ncaddy_coherent:{}\r\n\
-             caddy_reason:{}\r\ncaddy_duties_held:{}\r\ncaddy_duties_holder:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
+             caddy_reason:{}\r\ncaddy_l3_eviction:{}\r\ncaddy_duties_held:{}\r\ncaddy_duties_holder:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
             env!("CARGO_PKG_VERSION"),
             u8::from(status.reachable),
             u8::from(status.coherent),
             status.reason,
+            self.status.eviction(),
             u8::from(duties.is_holder()),
             duties.holder().unwrap_or_default(),
             config.config_generation,

@@ -95,12 +95,12 @@ pub(crate) enum Tag {
     Forward,
     /// A look at generations.
     Learn(Box<Learn>),
-    /// `COMMAND`: what the server has beyond the built-in table.
-    Commands,
     /// A look at the index of invalidations by pattern.
     Look(Box<Look>),
     /// A request of one of the sidecar's own tasks.
     Errand(Box<Errand>),
+    /// `COMMAND`: what the server has beyond the built-in table; and `INFO memory`.
+    AboutServer,
 }
 
 /// See [`Tag::Relay`].
@@ -205,10 +205,8 @@ impl Handler for Upstream {
 
     fn reply(&mut self, tag: &mut Tag, index: u16, frame: Bytes) {
         match tag {
-            // Within a transaction the first error says why there is none.
-            Tag::Relay(relay)
-                if !relay.effect.leases.is_empty() && relay.reply.as_ref().is_some_and(|one| one.starts_with(b"-")) => {
-            }
+            // An error of what had to go before it is more than the reply to the last.
+            Tag::Relay(relay) if relay.reply.as_ref().is_some_and(|reply| reply.starts_with(b"-")) => {}
             Tag::Relay(relay) => relay.reply = Some(frame),
             Tag::Fill(fill) if index == 0 => fill.reply = Some(frame),
             Tag::Fill(fill) => fill.pttl = integer(&frame),
@@ -216,9 +214,10 @@ impl Handler for Upstream {
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(probe) => probe.replies.push(frame),
             Tag::Learn(learn) => learn.replies.push(frame),
-            Tag::Commands => self.shared.commands.take(&frame),
             Tag::Look(look) => look.reply = Some(frame),
             Tag::Errand(errand) => errand.replies.push(frame),
+            Tag::AboutServer if index == 0 => self.shared.commands.take(&frame),
+            Tag::AboutServer => self.shared.status.memory_is(&frame),
             Tag::Barrier(_) | Tag::Forward => {}
         }
     }
@@ -246,7 +245,7 @@ impl Handler for Upstream {
             (Tag::Errand(errand), outcome) => errand.finish(outcome),
             (Tag::Learn(learn), Ok(())) => learn.finish(),
             (Tag::Learn(learn), Err(loss)) => learn.lost(&loss.to_string()),
-            (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::Commands, _) => {}
+            (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::AboutServer, _) => {}
         }
     }
 
@@ -276,6 +275,7 @@ impl Handler for Upstream {
     }
 
     fn lost(&mut self, reason: &str) {
+        self.shared.metrics.lost_connections.inc();
         match &mut self.purpose {
             Purpose::Tracked { source, incarnation, .. } => {
                 if let Some(incarnation) = incarnation.take() {

@@ -55,7 +55,12 @@ impl RedisServer {
 
     /// A server of another program than the default one.
     pub fn start_program(program: &Path) -> Result<Self> {
-        Self::launch(program.to_owned(), None, &[])
+        Self::start_program_with(program, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn start_program_with(program: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::launch(program.to_owned(), None, arguments)
     }
 
     /// A server, with an empty data set, on a given socket: where another one was.

@@ -78,9 +78,13 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
   accepted and changes nothing. Towards Redis the sidecar's user is what the app gets.
 * `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket; `INFO` has a `# Caddy` section at
   its end; `HELLO` lists no modules.
-* `HELLO` with arguments is an error while the session watches keys, and after it subscribed, tracked, or changed its connection
-  within `MULTI` (`CLIENT SETNAME`, …: that is about the session's connection to Redis); `RESET` ends all of that.
-* `HELLO`, `AUTH` and subscriptions are refused within `MULTI`, and `EXEC` then aborts.
+* `HELLO` with arguments is an error while the session watches keys, and after it subscribed, tracked, or changed its protocol
+  within `MULTI`; `RESET` ends all of that.
+* Within `MULTI`, `HELLO` takes the protocol only, subscriptions take one channel each and RESP2 (Redis's own reply to `EXEC` cannot
+  be read otherwise), and `CLIENT REPLY` is refused; `EXEC` then aborts.
+* `WAIT` and `WAITAOF` are about all that the session wrote, over whichever connection: in front of them the sidecar writes the key
+  `caddy:wait` and deletes it, which its user has to be allowed. If a connection to Redis was lost since the session last wrote, they
+  are an error: what was written may be lost, too. Within `MULTI` they do not wait, and count the replicas of that connection.
 * Commands that ask about, or change, the very connection to Redis are refused, because connections are shared; a session that has
   one of its own just then (within `MULTI`, subscribed, …) may send them. They are marked \"refused when shared\".
 * With the embedded L3 only commands marked *yes* in the last column work; the others answer
@@ -104,6 +108,7 @@ const AFTER_CLUSTER: &str = "
 * `MULTI` is for the node of the first key behind it, `WATCH` and blocking commands for that of their first key, `SSUBSCRIBE`
   for that of its first channel. A slot that moves within a transaction ends that with an error; repeating it helps.
 * A command on several keys of one slot that is on its way gets Redis's own `-TRYAGAIN`.
+* `WAIT` and `WAITAOF` are refused: each primary has replicas of its own.
 * Commands without keys (`PUBLISH`, `SUBSCRIBE`, `INFO`, `TIME`, `CONFIG GET`, …) go to one node, for a session always the same.
 * `SELECT` knows database 0 only. `CLUSTER` answers as a server without a cluster does, `INFO` says `cluster_enabled:0`, and
   `CLIENT TRACKING` is refused.

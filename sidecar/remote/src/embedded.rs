@@ -1,4 +1,4 @@
-//! The embedded L3: an in-process Redis of strings, keys and expiry, for development and tests.
+//! The embedded L3: an in-process Redis of strings, keys, expiry and pub/sub, for development and tests.
 //!
 //! Answers as Redis 7 does, error texts included (a differential test holds it to a real server). It
 //! keeps everything until it is deleted or expires: memory is **not** bounded, nothing is persistent,
@@ -10,6 +10,7 @@
 mod arguments;
 mod big;
 mod catalogue;
+mod channels;
 mod data;
 mod expiry;
 mod extended;
@@ -18,10 +19,13 @@ mod strings;
 
 use std::{fmt, sync::Arc};
 
+use bytes::Bytes;
 use caddy_resp::{Protocol, encode};
 use parking_lot::Mutex;
 
-use self::{arguments::Fault, catalogue::COMMANDS, data::Database};
+use self::{arguments::Fault, catalogue::COMMANDS, channels::Channels, data::Database};
+
+pub use self::channels::Listener;
 
 /// Databases that SELECT can choose, as in Redis by default.
 const DATABASES: usize = 16;
@@ -45,6 +49,7 @@ pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 pub struct Embedded {
     clock: WallClock,
     databases: Mutex<Vec<Database>>,
+    channels: Channels,
 }
 
 impl fmt::Debug for Embedded {
@@ -56,6 +61,7 @@ impl fmt::Debug for Embedded {
 /// One command under way.
 struct Call<'a> {
     databases: &'a mut [Database],
+    channels: &'a Channels,
     /// Index of the connection's database.
     database: usize,
     protocol: Protocol,
@@ -77,7 +83,13 @@ impl Call<'_> {
 impl Embedded {
     /// An empty store.
     pub fn new(clock: WallClock) -> Self {
-        Self { clock, databases: Mutex::new((0..DATABASES).map(|_| Database::default()).collect()) }
+        let databases = Mutex::new((0..DATABASES).map(|_| Database::default()).collect());
+        Self { clock, databases, channels: Channels::default() }
+    }
+
+    /// Somebody who can subscribe, and is handed messages as they are to go out.
+    pub fn listener(&self, protocol: Protocol, deliver: impl Fn(Bytes) + Send + Sync + 'static) -> Listener {
+        self.channels.listener(protocol, Box::new(deliver))
     }
 
     /// Executes one command (its name is argument 0) in `database` and appends the reply to `out`.
@@ -111,7 +123,9 @@ impl Embedded {
         for database in databases.iter_mut() {
             database.expire(now);
         }
-        let mut call = Call { databases: &mut databases, database, protocol, name: command.name, args, now, out };
+        let channels = &self.channels;
+        let name = command.name;
+        let mut call = Call { databases: &mut databases, channels, database, protocol, name, args, now, out };
         (command.run)(&mut call)
     }
 }

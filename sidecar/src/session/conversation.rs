@@ -9,7 +9,7 @@ use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use caddy_engine::{KeyHash, Moment};
-use caddy_remote::{LaneHandle, Request};
+use caddy_remote::{LaneHandle, Request, embedded::Listener};
 use caddy_resp::{Protocol, encode};
 
 use super::{
@@ -20,10 +20,12 @@ use super::{
     load,
     locking::Locking,
     patterns::{Clearing, Patterns},
-    pinned::{self, Pinned, QueuedSelect},
+    pinned::Pinned,
     replies::Replies,
     routing::{self, Home},
+    transaction::Outcome,
     under_way::{OwnRead, ReadsUnderWay},
+    waiting,
 };
 use crate::{
     cache::Cached,
@@ -54,6 +56,8 @@ pub(crate) enum Pending {
     Blocking,
     /// It renews generations: what comes behind it is to be bound to the new ones.
     Invalidating,
+    /// WAIT: as blocking.
+    WaitingForReplicas,
     /// The app gets this instead of the reply.
     Refused(Bytes),
     /// INFO: our own section goes behind it.
@@ -70,13 +74,26 @@ pub(crate) enum Pending {
     Selecting(u32),
     /// LOCK.*: nothing is taken before its answer. Whether it may wait for somebody else.
     Locking { waits: bool },
-    /// EXEC: the SELECTs that were queued.
-    Executing(Vec<QueuedSelect>),
+    /// EXEC: what its reply has to be looked at for.
+    Executing(Box<Outcome>),
     /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
     /// could not be proved.
     Filling { request: Bytes, effect: Effect, unproven: Option<Cached> },
     /// The same of several keys at one moment.
     FillingMany { request: Bytes, effect: Effect },
+}
+
+/// Which requests get no reply, by `CLIENT REPLY`. What comes unasked goes out all the same, as in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hush {
+    /// All get theirs.
+    No,
+    /// Not the next one.
+    Next,
+    /// Not the one that is being answered.
+    This,
+    /// None gets one.
+    Always,
 }
 
 /// Whether a node of a cluster has to be told that it was named by another.
@@ -135,6 +152,8 @@ pub(crate) struct Conversation {
     pub(super) patterns: Patterns,
     /// What the next request had to know of generations.
     pub(super) learning: Learning,
+    /// Subscribed to channels of the embedded L3 at some time.
+    pub(super) listener: Option<Listener>,
     /// There since the first LOCK command.
     pub(super) locking: Option<Box<Locking>>,
     /// The moment of the present batch, read after the batch was.
@@ -142,6 +161,10 @@ pub(crate) struct Conversation {
     /// A request had to change its stream, or its node, while others were under way: until all are answered nothing else
     /// is taken.
     pub(super) mixed: bool,
+    /// Connections lost before the last request that may have written; see [`waiting`].
+    pub(super) losses_at_write: Option<u64>,
+    /// What CLIENT REPLY says of replies.
+    pub(super) hush: Hush,
     /// The slot map that what is under way was sent by.
     pub(super) map_version: u64,
     /// Nothing more is read; the connection closes when everything due has been written.
@@ -161,9 +184,12 @@ impl Conversation {
             pinned: None,
             patterns: Patterns::default(),
             learning: Learning::default(),
+            listener: None,
             locking: None,
             now: Moment::ZERO,
             mixed: false,
+            losses_at_write: None,
+            hush: Hush::No,
             map_version: 0,
             closing: false,
         }
@@ -177,6 +203,33 @@ impl Conversation {
 
     /// Answers one request, or says that it has to wait.
     pub(crate) fn request(&mut self, args: Args<'_>) -> Flow {
+        if self.hush == Hush::No { self.take(args) } else { self.take_hushed(args) }
+    }
+
+    /// The same while the app wants no replies.
+    fn take_hushed(&mut self, args: Args<'_>) -> Flow {
+        let before = self.hush;
+        let (written, seq) = (self.out.len(), self.replies.next_seq());
+        if before == Hush::Next {
+            self.hush = Hush::This;
+        }
+        let flow = self.take(args);
+        match (flow, self.hush) {
+            (Flow::Hold, _) => {
+                self.hush = before;
+                return flow;
+            }
+            // This very request turned replies on.
+            (Flow::Done, Hush::No) => return flow,
+            (Flow::Done, Hush::This) => self.hush = Hush::No,
+            (Flow::Done, Hush::Next | Hush::Always) => {}
+        }
+        self.out.truncate(written);
+        self.replies.silence_from(seq);
+        flow
+    }
+
+    fn take(&mut self, args: Args<'_>) -> Flow {
         if self.mixed {
             if self.replies.waiting() > 0 {
                 return Flow::Hold;
@@ -207,6 +260,11 @@ impl Conversation {
         }
         if self.pinned.is_some() {
             return self.pinned_request(row, args);
+        }
+        if self.listener.is_some()
+            && let Some(flow) = self.is_only_subscribed(row, args)
+        {
+            return flow;
         }
         if !row.accepts(args.len()) {
             // Redis says what is wrong with it, in its own words; if a later one takes it, it does what the row says.
@@ -322,6 +380,7 @@ impl Conversation {
             return Flow::Hold;
         }
         self.stream = stream;
+        self.note_write(row);
         let place = self.expect(pending);
         self.send_relayed(&worker.relay(&node, database, protocol), args.to_bytes(), place, effect);
         Flow::Done
@@ -384,9 +443,14 @@ impl Conversation {
             Some(Pending::Info) if !failed => self.worker.shared.with_info_section(&bytes),
             Some(Pending::Refused(refusal)) => std::mem::take(refusal),
             Some(Pending::Looking | Pending::Clearing(_)) => return self.complete_silently(seq, &bytes),
+            Some(Pending::Executing(outcome)) if !failed => {
+                let outcome = std::mem::take(&mut **outcome);
+                self.executed(&outcome, bytes)
+            }
             Some(Pending::Scanning { at, next }) => {
                 gather::scanned(&bytes, *at, *next, self.client.protocol).unwrap_or(bytes)
             }
+            Some(Pending::WaitingForReplicas) => waiting::explained(&bytes).map_or(bytes, Bytes::from),
             _ => bytes,
         };
         match self.replies.complete(seq, bytes.clone()) {
@@ -394,11 +458,6 @@ impl Conversation {
                 self.under_way.remove(&effect.keys);
             }
             Some(Pending::Selecting(previous)) if failed => self.client.set_database(previous),
-            Some(Pending::Executing(selects)) if !selects.is_empty() => {
-                if let Some(database) = pinned::selected(&selects, &bytes) {
-                    self.client.set_database(database);
-                }
-            }
             _ => {}
         }
         if self.pinned.is_some() {
@@ -452,6 +511,10 @@ impl Conversation {
             self.reply_error("ERR value is not an integer or out of range");
             return Flow::Done;
         };
+        if i32::try_from(database).is_err() {
+            self.reply_error("ERR value is out of range, value must between -2147483648 and 2147483647");
+            return Flow::Done;
+        }
         let Ok(database) = u32::try_from(database) else {
             self.reply_error("ERR DB index is out of range");
             return Flow::Done;
@@ -472,12 +535,13 @@ impl Conversation {
         self.relay(row, args, effect(row, args), Pending::Selecting(previous))
     }
 
-    /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for.
+    /// Whether the next request has to wait for what is under way: it may not be known yet which database it is for, or in
+    /// which protocol it is answered.
     pub(crate) fn is_selecting(&self) -> bool {
         // Nothing is taken behind such a one, so that it can only be the last.
         match self.replies.last_pending() {
             Some(Pending::Selecting(_)) => true,
-            Some(Pending::Executing(selects)) => !selects.is_empty(),
+            Some(Pending::Executing(outcome)) => !outcome.is_plain(),
             _ => false,
         }
     }

@@ -87,7 +87,7 @@ impl Conversation {
 }
 
 /// `get`, or `config|set`.
-fn full_name(row: &Row, args: Args<'_>) -> String {
+pub(super) fn full_name(row: &Row, args: Args<'_>) -> String {
     let container = commands::lookup(args.get(0));
     if container.name.is_empty() {
         args.name().to_lowercase()

@@ -4,7 +4,7 @@ use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, effect},
+    conversation::{Conversation, Flow, Hush, Pending, effect},
 };
 use crate::{
     auth::DEFAULT,
@@ -12,8 +12,8 @@ use crate::{
     shared::Shared,
 };
 
-/// Longest name a client may give itself.
-const MAX_NAME: usize = 256;
+/// Longest name a client may give itself; Redis has no bound, and would keep what ever somebody sends.
+const MAX_NAME: usize = 1024;
 
 impl Conversation {
     /// A command of the class `Session`.
@@ -97,12 +97,13 @@ impl Conversation {
             );
         }
         if let Some(name) = name {
-            if !is_name(name) {
-                return self.reply_error(BAD_NAME);
+            if let Some(fault) = fault_of(name) {
+                return self.reply_error(fault);
             }
             self.client.set_name(name);
         }
         self.client.set_protocol(protocol);
+        self.tell_listener_protocol();
         let shared = self.worker.shared.clone();
         let id = self.client.shown().id;
         self.reply(|out| hello_reply(&shared, protocol, id, out));
@@ -124,11 +125,11 @@ impl Conversation {
                 });
             }
             b"setname" if args.len() == 3 => {
-                if is_name(args.get(2)) {
+                if let Some(fault) = fault_of(args.get(2)) {
+                    self.reply_error(fault);
+                } else {
                     self.client.set_name(args.get(2));
                     self.reply_ok();
-                } else {
-                    self.reply_error(BAD_NAME);
                 }
             }
             b"setinfo" if args.len() == 4 => {
@@ -141,6 +142,16 @@ impl Conversation {
                     self.reply_error(&format!("ERR Unrecognized option '{attribute}'"));
                 }
             }
+            b"reply" if args.len() == 3 => match args.get(2).to_ascii_lowercase().as_slice() {
+                b"on" => {
+                    self.hush = Hush::No;
+                    self.reply_ok();
+                }
+                b"off" => self.hush = Hush::Always,
+                b"skip" if self.hush != Hush::Always => self.hush = Hush::Next,
+                b"skip" => {}
+                _ => self.reply_error("ERR syntax error"),
+            },
             b"info" => {
                 let line = self.client.shown().line(now);
                 self.reply_text(&line);
@@ -171,14 +182,23 @@ impl Conversation {
     /// RESET: everything the session set is gone, its own connection too.
     pub(super) fn reset(&mut self) {
         self.pinned = None;
+        self.listener = None;
         self.locking = None;
+        self.losses_at_write = None;
+        self.hush = Hush::No;
         self.client.reset();
         self.reply(|out| encode::simple(out, "RESET"));
     }
 }
 
 const WRONG_LOGIN: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+const LONG_NAME: &str = "LIMIT a client's name has at most 1024 bytes here";
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+/// Why a name cannot be one.
+fn fault_of(name: &[u8]) -> Option<&'static str> {
+    if name.len() > MAX_NAME { Some(LONG_NAME) } else { (!is_name(name)).then_some(BAD_NAME) }
+}
 
 fn is_name(name: &[u8]) -> bool {
     name.len() <= MAX_NAME && name.iter().all(|byte| (b'!'..=b'~').contains(byte))

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_remote::{LaneHandle, Request};
-use caddy_resp::{Protocol, encode};
+use caddy_resp::Protocol;
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, effect, refusal_text},
+    conversation::{Conversation, Flow, Pending, Stream, effect},
+    guard::full_name,
     routing::Home,
+    transaction::Transaction,
 };
 use crate::{
     commands::{Class, Pin, Row},
@@ -30,49 +32,23 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Pinned {
     /// `None`: MULTI was answered, and the first command behind it tells which node of the cluster the transaction is for.
-    lane: Option<PinnedLane>,
+    pub(super) lane: Option<PinnedLane>,
     /// What was answered `QUEUED` before a node was chosen: commands without keys.
-    early: Vec<Bytes>,
+    pub(super) early: Vec<Bytes>,
     /// How many requests went over it.
     sent: usize,
     /// Between MULTI and EXEC or DISCARD.
-    transaction: Option<Transaction>,
-    watching: bool,
+    pub(super) transaction: Option<Transaction>,
+    pub(super) watching: bool,
     /// Subscribed or tracking at some time: kept until the session ends.
-    for_good: bool,
+    pub(super) for_good: bool,
     /// RESP2 and subscribed, or about to be or to end it: every frame is a message, nothing is counted.
-    subscribed_resp2: bool,
+    pub(super) subscribed_resp2: bool,
     /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, and our own answers
     /// must not overtake them.
     confirming: usize,
     /// Subscriptions at the last confirmation.
-    subscriptions: i64,
-}
-
-/// What a transaction will have done when EXEC is answered.
-#[derive(Debug, Default)]
-struct Transaction {
-    effect: Effect,
-    /// How many commands are queued.
-    queued: usize,
-    /// The SELECTs among them.
-    selects: Vec<QueuedSelect>,
-}
-
-/// A SELECT within a transaction: whether there is such a database is known when EXEC is answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct QueuedSelect {
-    /// Its reply's place in EXEC's.
-    at: usize,
-    database: u32,
-}
-
-/// The database that a transaction's SELECTs leave behind, by what EXEC answered.
-pub(super) fn selected(selects: &[QueuedSelect], exec: &[u8]) -> Option<u32> {
-    let (value, _) = caddy_resp::Value::decode(exec).ok()?;
-    let replies = value.as_elements()?;
-    let succeeded = |select: &&QueuedSelect| replies.get(select.at).is_some_and(|reply| reply.as_error().is_none());
-    selects.iter().rev().find(succeeded).map(|select| select.database)
+    pub(super) subscriptions: i64,
 }
 
 impl Pinned {
@@ -89,13 +65,23 @@ impl Conversation {
             return Flow::Hold;
         }
         let worker = self.worker.clone();
-        let L3::Redis(redis) = &worker.shared.l3 else {
-            let name = args.name();
-            self.reply_error(&format!("ERR '{name}' needs a Redis L3: start with --redis URL, or set spec.l3.redis"));
-            return Flow::Done;
+        let redis = match &worker.shared.l3 {
+            L3::Redis(redis) => redis,
+            L3::Embedded(store) if row.class == Class::Pinned(Pin::PubSub) => {
+                return self.subscribe_embedded(store, args);
+            }
+            L3::Embedded(_) => {
+                let name = args.name();
+                self.reply_error(&format!(
+                    "ERR '{name}' needs a Redis L3: start with --redis URL, or set spec.l3.redis"
+                ));
+                return Flow::Done;
+            }
         };
-        if redis.cluster().is_some() && row.class == Class::Pinned(Pin::Tracking) {
-            return self.refuse(args, CLUSTER_TRACKING);
+        match row.class {
+            Class::Pinned(Pin::Tracking) if redis.cluster().is_some() => return self.refuse(args, CLUSTER_TRACKING),
+            Class::Pinned(Pin::Replicas) if redis.cluster().is_some() => return self.refuse(args, CLUSTER_REPLICAS),
+            _ => {}
         }
         let opens = redis.cluster().is_some() && row.name == "multi" && row.accepts(args.len());
         let lane = if opens {
@@ -128,7 +114,7 @@ impl Conversation {
     }
 
     /// A connection of the session's own to the node that a request is for.
-    fn own_lane(&mut self, redis: &RedisL3, row: &Row, args: Args<'_>) -> Result<PinnedLane, Flow> {
+    pub(super) fn own_lane(&mut self, redis: &RedisL3, row: &Row, args: Args<'_>) -> Result<PinnedLane, Flow> {
         let node = match self.home(redis, Self::routing_key(row, args)) {
             Home::Node(node) => node,
             Home::Hold => return Err(Flow::Hold),
@@ -148,11 +134,6 @@ impl Conversation {
             && self.pinned.as_ref().is_some_and(Pinned::is_clean)
             && self.replies.waiting() > 0
             && matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some())
-    }
-
-    /// How much of a transaction waits for its first key.
-    fn early(&self) -> usize {
-        self.pinned.as_ref().map_or(0, |pinned| pinned.early.len())
     }
 
     /// Whether a command has nothing to do with what this session's connection watches or subscribed: in a cluster it may
@@ -179,53 +160,6 @@ impl Conversation {
         let handle = lane.handle().clone();
         pinned.lane = Some(lane);
         Some(handle)
-    }
-
-    /// The first command behind a MULTI that no node has heard of yet; `None`: now one has.
-    fn open_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Option<Flow> {
-        match row.name {
-            "quit" | "reset" if args.is(0, row.name) => return None,
-            "exec" | "discard" if row.accepts(args.len()) && (row.name == "discard" || self.early() == 0) => {
-                self.pinned = None;
-                match row.name {
-                    "exec" => self.reply(|out| encode::array_header(out, 0)),
-                    _ => self.reply_ok(),
-                }
-                return Some(Flow::Done);
-            }
-            _ if can_wait_for_a_key(row, args) && self.early() < MAX_EARLY => {
-                if let Some(Pinned { early, transaction: Some(transaction), .. }) = &mut self.pinned {
-                    early.push(args.to_bytes());
-                    transaction.effect.merge_queued(&effect(row, args), transaction.queued);
-                    transaction.queued += 1;
-                }
-                self.reply(|out| encode::simple(out, "QUEUED"));
-                return Some(Flow::Done);
-            }
-            _ => {}
-        }
-        let worker = self.worker.clone();
-        let L3::Redis(redis) = &worker.shared.l3 else { return None };
-        let lane = match self.own_lane(redis, row, args) {
-            Ok(lane) => lane,
-            Err(flow) => {
-                if flow == Flow::Done {
-                    // The app was told why; there is no transaction.
-                    self.pinned = None;
-                }
-                return Some(flow);
-            }
-        };
-        if let Some(pinned) = &mut self.pinned {
-            // The app has its answers.
-            let mut bytes = b"*1\r\n$5\r\nMULTI\r\n".to_vec();
-            pinned.early.iter().for_each(|request| bytes.extend_from_slice(request));
-            let replies = u16::try_from(1 + pinned.early.len()).unwrap_or(u16::MAX);
-            pinned.early.clear();
-            let _ = lane.handle().submit(Request { bytes: bytes.into(), replies, tag: Tag::Forward });
-            pinned.lane = Some(lane);
-        }
-        None
     }
 
     /// A request of a pinned session.
@@ -306,55 +240,10 @@ impl Conversation {
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
             Class::Cache => self.cache_request(args),
+            Class::Pinned(Pin::Replicas) => self.wait_for_replicas(args),
             Class::Pinned(Pin::Blocking) => self.send(row, args, Pending::Blocking),
             _ => self.send(row, args, Pending::Relayed),
         }
-    }
-
-    /// Answers a request of a transaction by an error that ends it; `None`: there is no transaction.
-    pub(super) fn refuse_in_transaction(&mut self, refusal: Vec<u8>) -> Option<Flow> {
-        self.pinned.as_ref()?.transaction.as_ref()?;
-        // Redis has to hear of it, or EXEC would execute the rest: what it does not know aborts a transaction.
-        Some(self.send_with(UNKNOWN, Effect::default(), Pending::Refused(refusal.into())))
-    }
-
-    fn within_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
-        let queued = self.ending_leases(row, args, effect(row, args));
-        let Some(pinned) = &mut self.pinned else { return Flow::Hold };
-        if let Some(hint) = refused_in_transaction(row, args) {
-            let mut refusal = Vec::new();
-            encode::error(&mut refusal, refusal_text(args, hint));
-            return self.refuse_in_transaction(refusal).unwrap_or(Flow::Done);
-        }
-        if matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection)) && row.name != "select"
-        {
-            // It changes the connection when EXEC executes it: nobody else may get that.
-            pinned.for_good = true;
-        }
-        match (row.name, &mut pinned.transaction) {
-            ("exec", transaction) => {
-                let Transaction { mut effect, selects, .. } = transaction.take().unwrap_or_default();
-                effect.is_exec = true;
-                pinned.watching = false;
-                return self.send_with(args.to_bytes(), effect, Pending::Executing(selects));
-            }
-            ("discard", transaction) => {
-                *transaction = None;
-                pinned.watching = false;
-            }
-            // Answered at once, by an error.
-            ("multi" | "watch", _) | (_, None) => {}
-            (name, Some(transaction)) => {
-                if name == "select"
-                    && let Some(database) = database(args)
-                {
-                    transaction.selects.push(QueuedSelect { at: transaction.queued, database });
-                }
-                transaction.effect.merge_queued(&queued, transaction.queued);
-                transaction.queued += 1;
-            }
-        }
-        self.send_with(args.to_bytes(), Effect::default(), Pending::Relayed)
     }
 
     fn select_pinned(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
@@ -366,11 +255,12 @@ impl Conversation {
     }
 
     fn send(&mut self, row: &'static Row, args: Args<'_>, pending: Pending) -> Flow {
+        self.note_write(row);
         let effect = effect(row, args);
         self.send_with(args.to_bytes(), effect, pending)
     }
 
-    fn send_with(&mut self, bytes: Bytes, effect: Effect, pending: Pending) -> Flow {
+    pub(super) fn send_with(&mut self, bytes: Bytes, effect: Effect, pending: Pending) -> Flow {
         let place = self.expect(pending);
         self.stream = Stream::Pinned;
         let effect = if hold(Guard::BumpPinned) {
@@ -389,12 +279,15 @@ impl Conversation {
 
     /// A command whose answers are pushes.
     fn forward(&self, args: Args<'_>) -> Flow {
+        self.submit_pinned(Request { bytes: args.to_bytes(), replies: 0, tag: Tag::Forward });
+        Flow::Done
+    }
+
+    pub(super) fn submit_pinned(&self, request: Request<Tag>) {
         if let Some(lane) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()) {
-            let request = Request { bytes: args.to_bytes(), replies: 0, tag: Tag::Forward };
             // A lane that has ended has told the session so.
             let _ = lane.handle().submit(request);
         }
-        Flow::Done
     }
 
     // === RESP2 subscribers ===
@@ -415,13 +308,17 @@ impl Conversation {
                 self.forward(args)
             }
             _ => {
-                let name = args.name().to_lowercase();
-                self.reply_error(&format!(
-                    "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
-                ));
+                self.reply_only_pubsub(row, args);
                 Flow::Done
             }
         }
+    }
+
+    pub(super) fn reply_only_pubsub(&mut self, row: &Row, args: Args<'_>) {
+        let name = full_name(row, args);
+        self.reply_error(&format!(
+            "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+        ));
     }
 
     /// A push or a message: it goes out here, since all replies before it have been delivered.
@@ -462,57 +359,31 @@ impl Conversation {
         }
     }
 
-    pub(super) fn is_in_transaction(&self) -> bool {
-        self.pinned.as_ref().is_some_and(|pinned| pinned.transaction.is_some())
-    }
-
-    /// Whether the session has a connection of its own.
+    /// Whether the session has state beyond itself: a connection of its own, or subscriptions.
     pub(crate) fn is_pinned(&self) -> bool {
-        self.pinned.is_some()
+        self.pinned.is_some() || self.listener.is_some()
     }
 
     /// Whether all is written but the answer to a command that waits for others, which may never come.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.out.is_empty() && matches!(self.replies.pending().next(), Some(Pending::Blocking))
+        self.out.is_empty()
+            && matches!(self.replies.pending().next(), Some(Pending::Blocking | Pending::WaitingForReplicas))
     }
 }
-
-/// Commands of a transaction that may wait for its first key; a longer one is any node's.
-const MAX_EARLY: usize = 256;
 
 const CLUSTER_TRACKING: &str =
     "invalidations of a cluster come from all its nodes; let the cache in front of it track them";
 
-/// No command of any server.
-const UNKNOWN: Bytes = Bytes::from_static(b"*1\r\n$13\r\nCADDY.REFUSED\r\n");
-
-/// Whether a command of a transaction says nothing of the node that the transaction is for, and Redis would queue it.
-fn can_wait_for_a_key(row: &Row, args: Args<'_>) -> bool {
-    !row.name.is_empty()
-        && row.accepts(args.len())
-        && matches!(row.class, Class::Local | Class::Relayed)
-        && !row.name.starts_with("cache.")
-        && Conversation::routing_key(row, args).is_none()
-}
-
-/// Why a command cannot be queued: what EXEC would then do to the connection could not be followed here.
-fn refused_in_transaction(row: &Row, args: Args<'_>) -> Option<&'static str> {
-    match (row.class, row.name) {
-        (Class::Refused(hint), _) => Some(hint),
-        (Class::Pinned(Pin::PubSub), _) => Some("send it before MULTI or after EXEC"),
-        (Class::Session, "hello") if args.len() == 1 => None,
-        (Class::Session, "hello" | "auth") | (Class::Cache, _) => Some("send it outside of MULTI"),
-        _ => None,
-    }
-}
+pub(super) const CLUSTER_REPLICAS: &str =
+    "each primary of a cluster has replicas of its own; send it to Redis directly, or set min-replicas-to-write there";
 
 /// The database that a SELECT names.
-fn database(args: Args<'_>) -> Option<u32> {
+pub(super) fn database(args: Args<'_>) -> Option<u32> {
     caddy_resp::parse_i64(args.get(1)).and_then(|index| u32::try_from(index).ok())
 }
 
 /// How many subscriptions a RESP2 confirmation says there are; `None` if it is none.
-fn confirmed(frame: &[u8]) -> Option<i64> {
+pub(super) fn confirmed(frame: &[u8]) -> Option<i64> {
     // Messages have as many elements; their kinds are told apart before anything is decoded.
     let kind = frame.strip_prefix(b"*3\r\n$")?;
     let kinds = ["9\r\nsub", "10\r\npsub", "10\r\nssub", "11\r\nunsub", "12\r\npunsub", "12\r\nsunsub"];
@@ -526,16 +397,6 @@ fn confirmed(frame: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_transaction_leaves_the_last_database_there_is() {
-        let selects = [(0, 1), (1, 2), (3, 99)].map(|(at, database)| QueuedSelect { at, database });
-        let replies = b"*4\r\n+OK\r\n+OK\r\n$-1\r\n-ERR DB index is out of range\r\n";
-        assert_eq!(selected(&selects, replies), Some(2));
-        assert_eq!(selected(&selects[2..], replies), None);
-        assert_eq!(selected(&selects, b"-EXECABORT\r\n"), None);
-        assert_eq!(selected(&selects, b"*-1\r\n"), None);
-    }
 
     #[test]
     fn confirmations_are_told_from_messages() {

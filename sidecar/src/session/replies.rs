@@ -20,6 +20,8 @@ enum Slot<P> {
     Ready(Bytes),
     /// What the session has to remember of the request until its reply is there.
     Waiting(P),
+    /// The same of a request whose reply the app does not want.
+    Unwanted(P),
 }
 
 impl<P> Replies<P> {
@@ -35,6 +37,23 @@ impl<P> Replies<P> {
     /// Whether the next reply may be written to the output directly.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// The sequence number of the next request.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.first + self.slots.len() as u64
+    }
+
+    /// The app wants no reply to the requests from `seq` on that are here.
+    pub(crate) fn silence_from(&mut self, seq: u64) {
+        let from = usize::try_from(seq.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        for slot in self.slots.iter_mut().skip(from) {
+            *slot = match std::mem::replace(slot, Slot::Ready(Bytes::new())) {
+                Slot::Waiting(pending) => Slot::Unwanted(pending),
+                Slot::Ready(_) => Slot::Ready(Bytes::new()),
+                unwanted @ Slot::Unwanted(_) => unwanted,
+            };
+        }
     }
 
     /// A place for a reply that is yet to come.
@@ -57,6 +76,11 @@ impl<P> Replies<P> {
                 self.waiting -= 1;
                 Some(pending)
             }
+            Slot::Unwanted(pending) => {
+                self.waiting -= 1;
+                *slot = Slot::Ready(Bytes::new());
+                Some(pending)
+            }
             ready @ Slot::Ready(_) => {
                 *slot = ready;
                 None
@@ -67,7 +91,7 @@ impl<P> Replies<P> {
     /// What was remembered of a request that is still waiting.
     pub(crate) fn pending_mut(&mut self, seq: u64) -> Option<&mut P> {
         match self.slots.get_mut(usize::try_from(seq.checked_sub(self.first)?).ok()?)? {
-            Slot::Waiting(pending) => Some(pending),
+            Slot::Waiting(pending) | Slot::Unwanted(pending) => Some(pending),
             Slot::Ready(_) => None,
         }
     }
@@ -75,7 +99,7 @@ impl<P> Replies<P> {
     /// What was remembered of the last request, if it waits.
     pub(crate) fn last_pending(&self) -> Option<&P> {
         match self.slots.back()? {
-            Slot::Waiting(pending) => Some(pending),
+            Slot::Waiting(pending) | Slot::Unwanted(pending) => Some(pending),
             Slot::Ready(_) => None,
         }
     }
@@ -83,7 +107,7 @@ impl<P> Replies<P> {
     /// What was remembered of the requests that wait, in their order.
     pub(crate) fn pending(&self) -> impl Iterator<Item = &P> {
         self.slots.iter().filter_map(|slot| match slot {
-            Slot::Waiting(pending) => Some(pending),
+            Slot::Waiting(pending) | Slot::Unwanted(pending) => Some(pending),
             Slot::Ready(_) => None,
         })
     }
@@ -138,6 +162,24 @@ mod tests {
         assert_eq!((out.as_slice(), replies.is_empty()), (&b"122"[..], false));
         replies.drain_into(&mut out, usize::MAX);
         assert_eq!((out.as_slice(), replies.is_empty()), (&b"1222222"[..], true));
+    }
+
+    #[test]
+    fn an_unwanted_reply_is_awaited_and_not_written() {
+        let mut replies = Replies::new();
+        let wanted = replies.expect("wanted");
+        let from = replies.next_seq();
+        let unwanted = replies.expect("unwanted");
+        replies.append(Bytes::from_static(b"known"));
+        replies.silence_from(from);
+        let last = replies.expect("last");
+        assert_eq!((replies.waiting(), replies.pending_mut(unwanted)), (3, Some(&mut "unwanted")));
+        let mut out = Vec::new();
+        for (seq, bytes) in [(unwanted, "2"), (last, "3"), (wanted, "1")] {
+            replies.complete(seq, Bytes::from_static(bytes.as_bytes()));
+        }
+        replies.drain_into(&mut out, usize::MAX);
+        assert_eq!((out.as_slice(), replies.waiting()), (&b"13"[..], 0));
     }
 
     #[test]

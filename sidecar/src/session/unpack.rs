@@ -35,7 +35,9 @@ impl Conversation {
             }
             Err(damaged) => {
                 shared.tally.add(keyspace, Count::Damaged);
-                tracing::error!(%damaged, "a copy is dropped");
+                if let Some(before) = shared.damaged_copies.due(begun) {
+                    tracing::error!(%damaged, before, "a copy is dropped; more of them are counted only");
+                }
                 shared.cache.remove(hash, &entry.key().as_ref());
                 None
             }

@@ -18,6 +18,8 @@ pub(crate) enum Step {
     Pipeline { session: usize, requests: Vec<Args>, style: Style },
     /// As a pipeline; what it leaves expires within `PAUSE` and is then waited for.
     Expiring { session: usize, key: Vec<u8>, requests: Vec<Args> },
+    /// A session turns replies off, sends all requests, and turns replies on again; then another, with `SKIP`.
+    Unheard { session: usize, requests: Vec<Args> },
     /// A new connection sends all requests, the last of which ends it or not.
     Fresh { resp3: bool, requests: Vec<Args> },
     /// A new connection waits; a session sends what may end that.
@@ -102,7 +104,13 @@ impl Dice<'_> {
                 let (waits, feeds) = *self.pick(words::BLOCKING);
                 vec![Step::Blocking { resp3, waits: self.fill_in(waits), session, feeds: self.fill_in(feeds) }]
             }
-            975..985 => vec![self.subscription(resp3, session)],
+            975..981 => vec![self.subscription(resp3, session)],
+            981..985 => {
+                let mut requests = self.requests(6);
+                // These turn replies on again.
+                requests.retain(|request| !request[0].eq_ignore_ascii_case(b"RESET"));
+                vec![Step::Unheard { session, requests }]
+            }
             985..992 => {
                 let mut requests = self.requests(3);
                 if self.below(2) == 0 {
@@ -195,8 +203,9 @@ impl Dice<'_> {
         let mut requests = vec![args("MULTI")];
         for _ in 0..self.below(6) {
             let request = self.request();
-            // What a transaction does to the connection is done to that which the session has to Redis.
-            if ![b"HELLO".as_slice(), b"RESET", b"CLIENT"].iter().any(|name| request[0].eq_ignore_ascii_case(name)) {
+            // RESET ends it, and HELLO's options are refused in one.
+            let is = |name: &[u8]| request[0].eq_ignore_ascii_case(name);
+            if !(is(b"RESET") || is(b"HELLO") && request.len() > 2) {
                 requests.push(request);
             }
         }

@@ -109,6 +109,20 @@ impl World {
                 pair.send(requests, *style)?;
                 pair.replies(requests, *style)
             }
+            // In a transaction it is refused.
+            Step::Unheard { session, .. } if sessions[*session].queued.is_some() => Ok(None),
+            Step::Unheard { session, requests } => {
+                let pair = &mut sessions[*session];
+                let all = [
+                    vec![args(&[b"CLIENT", b"REPLY", b"OFF"])],
+                    requests.clone(),
+                    vec![args(&[b"CLIENT", b"REPLY", b"ON"]), args(&[b"CLIENT", b"REPLY", b"SKIP"])],
+                    requests.first().cloned().into_iter().collect(),
+                    vec![args(&[b"ECHO", b"heard"])],
+                ];
+                pair.send(&all.concat(), Style::Whole)?;
+                pair.replies(&[args(&[b"CLIENT", b"REPLY", b"ON"]), args(&[b"ECHO", b"heard"])], Style::Whole)
+            }
             Step::Expiring { session, key, requests } => {
                 let pair = &mut sessions[*session];
                 let before = BootClock.now();
@@ -361,9 +375,10 @@ impl Step {
     /// All requests, in the order of their sending.
     pub(crate) fn requests(&self) -> impl Iterator<Item = &Args> {
         let (one, other, many): (Option<&Args>, Option<&Args>, &[Args]) = match self {
-            Self::Pipeline { requests, .. } | Self::Fresh { requests, .. } | Self::Expiring { requests, .. } => {
-                (None, None, requests)
-            }
+            Self::Pipeline { requests, .. }
+            | Self::Unheard { requests, .. }
+            | Self::Fresh { requests, .. }
+            | Self::Expiring { requests, .. } => (None, None, requests),
             Self::Blocking { waits, feeds, .. } => (Some(waits), Some(feeds), &[]),
             Self::Subscription { subscribe, unsubscribe, publish, .. } => (Some(subscribe), Some(unsubscribe), publish),
         };
@@ -392,6 +407,7 @@ pub(crate) fn show_step(step: &Step) -> String {
     let requests = requests.join(" | ");
     match step {
         Step::Pipeline { session, style, .. } => format!("session {session} ({style:?}): {requests}"),
+        Step::Unheard { session, .. } => format!("session {session}, between CLIENT REPLY OFF and ON: {requests}"),
         Step::Expiring { session, .. } => format!("session {session}, then a pause: {requests}"),
         Step::Fresh { resp3, .. } => format!("new connection (RESP3: {resp3}): {requests}"),
         Step::Blocking { resp3, session, .. } => {

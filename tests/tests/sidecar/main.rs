@@ -1,6 +1,7 @@
 //! The sidecar as a process: what it does with bad input, with a Redis that is missing or unwilling, and when it ends.
 
 mod auth;
+mod channels;
 mod clients;
 mod compression;
 mod configuration;
@@ -19,6 +20,7 @@ mod pooled;
 mod redis;
 mod replies;
 mod tls;
+mod waiting;
 
 use std::{
     path::Path,

@@ -41,6 +41,20 @@ fn a_missing_redis_is_said_to_be_missing_until_it_is_there() -> Result<()> {
 }
 
 #[test]
+fn what_redis_does_when_its_memory_is_full_is_asked_and_told() -> Result<()> {
+    let redis = RedisServer::start_with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"])?;
+    let sidecar = Sidecar::start(&redis)?;
+    let mut client = session(&sidecar)?;
+    eventually("INFO says it", SOON, || {
+        let info = client.ask("INFO server")?;
+        ensure!(info.contains("caddy_l3_eviction:allkeys-lru"), "{info}");
+        Ok(())
+    })?;
+    ensure!(sidecar.log().contains("the server evicts keys when its memory is full"), "{}", sidecar.log());
+    Ok(())
+}
+
+#[test]
 fn a_redis_that_hangs_from_the_start_is_said_to_hang() -> Result<()> {
     let redis = RedisServer::start()?;
     redis.sigstop()?;

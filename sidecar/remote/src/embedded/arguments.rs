@@ -53,6 +53,8 @@ pub(super) enum Fault {
     InvalidArguments,
     #[error("ERR The command has no key arguments")]
     NoKeyArguments,
+    #[error("ERR subscriptions need a connection")]
+    NeedsConnection,
     #[error("ERR '{0}' needs a Redis L3: start with --redis URL, or set spec.l3.redis")]
     NeedsRedis(String),
 }

@@ -5,7 +5,7 @@ use caddy_resp::encode;
 use super::{
     Call,
     arguments::{Fault, count, is},
-    expiry, keys, strings,
+    channels, expiry, keys, strings,
 };
 
 /// One command.
@@ -70,6 +70,10 @@ pub(super) static COMMANDS: &[Command] = &[
     command("pexpiretime", 2, ONE, "readonly", expiry::pexpiretime),
     command("ping", -1, NONE, "fast", ping),
     command("psetex", 4, ONE, "write", strings::psetex),
+    command("psubscribe", -2, NONE, "pubsub", channels::subscription),
+    command("publish", 3, NONE, "pubsub", channels::publish),
+    command("pubsub", -2, NONE, "pubsub", channels::pubsub),
+    command("punsubscribe", -1, NONE, "pubsub", channels::subscription),
     command("randomkey", 1, NONE, "readonly", keys::random_key),
     command("rename", 3, TWO, "write", keys::rename),
     command("renamenx", 3, TWO, "write", keys::renamenx),
@@ -78,14 +82,19 @@ pub(super) static COMMANDS: &[Command] = &[
     command("setex", 4, ONE, "write", strings::setex),
     command("setnx", 3, ONE, "write", strings::setnx),
     command("setrange", 4, ONE, "write", strings::setrange),
+    command("spublish", 3, NONE, "pubsub", channels::spublish),
+    command("ssubscribe", -2, NONE, "pubsub", channels::subscription),
     command("strlen", 2, ONE, "readonly", strings::strlen),
+    command("subscribe", -2, NONE, "pubsub", channels::subscription),
     command("substr", 4, ONE, "readonly", strings::getrange),
+    command("sunsubscribe", -1, NONE, "pubsub", channels::subscription),
     command("swapdb", 3, NONE, "write", keys::swapdb),
     command("time", 1, NONE, "fast", time),
     command("touch", -2, ALL, "readonly", keys::exists),
     command("ttl", 2, ONE, "readonly", expiry::ttl),
     command("type", 2, ONE, "readonly", keys::kind),
     command("unlink", -2, ALL, "write", keys::del),
+    command("unsubscribe", -1, NONE, "pubsub", channels::subscription),
     // Last, since it lists the others.
     command("command", -1, NONE, "random", catalogue),
 ];

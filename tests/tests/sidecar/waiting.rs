@@ -1,0 +1,83 @@
+//! WAIT: what it counts is what the session wrote, over whichever connection that went.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use caddy_tests::{
+    e2e::eventually,
+    redis::{self, RedisServer, free_port},
+    sidecar::Sidecar,
+    world::SOON,
+};
+
+use crate::session;
+
+/// A primary that listens on a port, and a replica that follows it.
+fn pair(program: &Path) -> Result<(RedisServer, RedisServer)> {
+    let port = free_port()?.to_string();
+    let listening = ["--port", &port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"];
+    let primary = RedisServer::start_program_with(program, &listening)?;
+    let replica = RedisServer::start_program_with(program, &["--replicaof", "127.0.0.1", &port])?;
+    eventually("the replica follows", SOON, || {
+        let info = String::from_utf8(primary.command(&["INFO", "replication"])?)?;
+        ensure!(info.contains("state=online"), "{info}");
+        Ok(())
+    })?;
+    Ok((primary, replica))
+}
+
+fn wait_counts_what_was_written(program: &Path) -> Result<()> {
+    let (primary, replica) = pair(program)?;
+    let sidecar = Sidecar::start(&primary)?;
+    let mut app = session(&sidecar)?;
+    ensure!(app.ask("SET k 1")? == "OK");
+    ensure!(app.ask("WAIT 1 20000")? == "1");
+    ensure!(String::from_utf8(replica.command(&["GET", "k"])?)?.contains('1'), "it is there");
+
+    replica.sigstop()?;
+    ensure!(app.ask("SET k 2")? == "OK");
+    ensure!(app.ask("WAIT 1 50")? == "0", "a replica that hangs has not got it");
+    ensure!(app.ask("WAIT 1 50")? == "0");
+    // Others are not held up by one who waits.
+    let mut other = session(&sidecar)?;
+    app.send("WAIT 1 0")?;
+    ensure!(other.ask("SET other 1")? == "OK");
+    ensure!(other.ask("EXISTS caddy:wait")? == "0", "and nothing is left of what WAIT writes");
+    replica.sigcont()?;
+    ensure!(app.reply()? == "1");
+
+    // What a lost connection took along cannot be waited for.
+    ensure!(app.ask("SET k 3")? == "OK");
+    primary.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])?;
+    eventually("the loss is noticed", SOON, || {
+        ensure!(sidecar.metric("caddy_lost_connections_total")? > 0);
+        Ok(())
+    })?;
+    let reply = app.ask("WAIT 1 20000")?;
+    ensure!(reply.starts_with("(error) NOTREADY a connection to Redis was lost since"), "{reply}");
+    eventually("the sidecar is back", SOON, || {
+        ensure!(app.ask("SET k 4")? == "OK");
+        let reply = app.ask("WAIT 1 20000")?;
+        ensure!(reply == "1", "{reply}");
+        Ok(())
+    })?;
+
+    primary.command(&["ACL", "SETUSER", "default", "resetkeys", "~k"])?;
+    let reply = app.ask("WAIT 1 100")?;
+    ensure!(reply.contains("NOPERM") && reply.contains("caddy:wait"), "{reply}");
+    Ok(())
+}
+
+#[test]
+fn redis_waits_for_what_the_session_wrote() -> Result<()> {
+    wait_counts_what_was_written(&redis::program()?)
+}
+
+#[test]
+fn valkey_waits_for_what_the_session_wrote() -> Result<()> {
+    let Some(program) = redis::valkey() else {
+        println!("skipped: {}", redis::NO_VALKEY);
+        return Ok(());
+    };
+    wait_counts_what_was_written(&program)
+}
