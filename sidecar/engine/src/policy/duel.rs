@@ -32,8 +32,6 @@ const LEAST_FACTOR: usize = 16;
 /// Bits of the hash that say whether a key is sampled; shard and bucket are chosen by others.
 const SAMPLE_SHIFT: u32 = 50;
 const MOST_FACTOR: usize = 1 << (u64::BITS - SAMPLE_SHIFT);
-/// Nobody is sampled: there is no room for simulations.
-const NOBODY: u64 = u64::MAX;
 /// Another rule follows when it has had so many more hits than the present one…
 const LEAD: u32 = 32;
 /// …and also more in about so many of the last sampled reads: in a loop each rule has its turn.
@@ -66,7 +64,8 @@ impl Duel {
         let most = if most < LEAST { 0 } else { most.min(MINIATURE) };
         let minis = if most == 0 { Vec::new() } else { RULES.map(|rule| Mini::new(rule, most)).into() };
         let arena = Mutex::new(Arena { minis, most });
-        let mask = if most == 0 { NOBODY } else { 0 };
+        // Without simulations as few as possible come to look for them.
+        let mask = if most == 0 { MOST_FACTOR as u64 - 1 } else { 0 };
         Self { winner: AtomicU8::new(0), mask: AtomicU64::new(mask), is_full: AtomicBool::new(false), arena }
     }
 
@@ -109,6 +108,9 @@ impl Duel {
     #[inline(never)]
     fn simulate(&self, hash: TierHash) {
         let Some(mut arena) = self.arena.try_lock() else { return };
+        if arena.minis.is_empty() {
+            return;
+        }
         let sample = (hash.raw() >> SAMPLE_SHIFT) as u16;
         let mut hits = [false; RULES.len()];
         for (mini, hit) in arena.minis.iter_mut().zip(&mut hits) {
