@@ -55,7 +55,7 @@ pub(crate) struct Found(usize);
 
 /// When a resident was last used, in steps of 2^30 ns (about a second), and whether since it was last at the end of the
 /// queue: the lowest bit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Use(u32);
 
 impl Use {
@@ -75,9 +75,12 @@ impl Use {
         Self(self.0 & !1)
     }
 
+    const fn steps_until(self, now: Moment) -> u32 {
+        (Self::none(now).0 >> 1).saturating_sub(self.0 >> 1)
+    }
+
     fn idle_for(self, now: Moment, span: Duration) -> bool {
-        let steps = (Self::none(now).0 >> 1).saturating_sub(self.0 >> 1);
-        u64::from(steps) >= span_nanos(span) >> 30
+        u64::from(self.steps_until(now)) >= span_nanos(span) >> 30
     }
 }
 
@@ -97,21 +100,31 @@ impl<K: Hold, V: Hold> L1<K, V> {
         self.table.get_bucket(found.0).map(|resident| (&resident.entry, resident.deadline))
     }
 
-    /// Marks a resident that [`find`](Self::find) just returned as used.
+    /// Marks a resident that [`find`](Self::find) just returned as used, and tells how long ago it was used before, in
+    /// steps of about a second.
     #[inline]
-    pub(crate) fn touch(&mut self, found: Found, now: Moment) -> (&Shared<K, V>, Moment) {
+    pub(crate) fn touch(&mut self, found: Found, now: Moment) -> (&Shared<K, V>, Moment, Option<u32>) {
         let resident = self.table.get_bucket_mut(found.0).expect("nothing was inserted or removed since the find");
-        resident.used = Use::at(now);
-        (&resident.entry, resident.deadline)
+        let (before, present) = (resident.used, Use::at(now));
+        if before != present {
+            resident.used = present;
+        }
+        (&resident.entry, resident.deadline, before.lately().then(|| before.steps_until(now)))
     }
 
-    /// Points to `entry`; tells how many others had to leave for it. Nothing happens if it alone is over the budget.
-    pub(crate) fn insert(&mut self, hash: TierHash, entry: Shared<K, V>, deadline: Moment, now: Moment) -> usize
+    /// Points to `entry`; tells how many others had to leave for it. `None`: it alone is over the budget.
+    pub(crate) fn insert(
+        &mut self,
+        hash: TierHash,
+        entry: &Shared<K, V>,
+        deadline: Moment,
+        now: Moment,
+    ) -> Option<usize>
     where
         K::Held: Eq,
     {
-        if entry.bytes() > self.config.max_bytes || self.config.max_entries == 0 {
-            return 0;
+        if self.config.max_entries == 0 || entry.bytes() > self.config.max_bytes {
+            return None;
         }
         let same = |resident: &Resident<K, V>| resident.entry.key() == entry.key();
         if let Some(present) = self.table.find_bucket_index(hash.raw(), same) {
@@ -126,11 +139,11 @@ impl<K: Hold, V: Hold> L1<K, V> {
         self.bytes += entry.bytes();
         let slot = self.places.insert(hash);
         self.queue.push_front(&mut self.places, slot);
-        let resident = Resident { entry, deadline, slot, used: Use::none(now) };
+        let resident = Resident { entry: entry.clone(), deadline, slot, used: Use::none(now) };
         let places = &self.places;
         let rehash = |resident: &Resident<K, V>| places.item(resident.slot).map_or(0, |hash| hash.raw());
         self.table.insert_unique(hash.raw(), resident, rehash);
-        left
+        Some(left)
     }
 
     /// The entry at the end of the queue that has used up its chance. Ends after one round: every step clears a mark.

@@ -9,6 +9,10 @@
 //! Owns the sample and its histograms by [group](crate::Weigh::group). Never looks at values, and costs a read whose key
 //! is not sampled one comparison. What it knows fades (half of it within [`HALF_LIFE`]), so that it speaks of the present.
 //! The distances are those of LRU; the cache's own policy may do better.
+//!
+//! A thousand reads of one key within a second say no more than two of them, and would each cost more than the hit does:
+//! hits of an L1 that follow one another so soon are not shown ([`repeated`](ReuseSample::repeated)), and count as reuse
+//! over no distance. That is as good as true while what is read within two seconds is less than the sizes asked about.
 
 mod distance;
 
@@ -125,6 +129,31 @@ impl ReuseSample {
         self.record(hash, group, bytes, lives, Some(copy));
     }
 
+    /// A hit of L1 so many seconds after the one before ([`Hit::idle`](crate::Hit::idle)): whether it need not be shown
+    /// as a [`hit`](Self::hit). From time to time it is noted that the key is still read.
+    #[inline]
+    pub fn repeated(&self, hash: TierHash, bytes: usize, idle: Option<u32>) -> bool {
+        if idle == Some(1) {
+            self.refresh(hash, bytes);
+        }
+        matches!(idle, Some(0 | 1))
+    }
+
+    #[inline(never)]
+    fn refresh(&self, hash: TierHash, bytes: usize) {
+        let mut state = self.state.lock();
+        if spread(hash) < self.threshold.load(Ordering::Relaxed) {
+            let _ = state.distances.touch(spread(hash), bytes, None, |_| true);
+            self.make_room(&mut state);
+        }
+    }
+
+    fn make_room(&self, state: &mut State) {
+        if let Some(highest) = state.distances.make_room() {
+            self.threshold.store(highest, Ordering::Relaxed);
+        }
+    }
+
     fn record(
         &self,
         hash: TierHash,
@@ -154,9 +183,7 @@ impl ReuseSample {
             }
             counted.reused[position(distance as f64 / rate).0] += weight as f32;
         }
-        if let Some(highest) = state.distances.make_room() {
-            self.threshold.store(highest, Ordering::Relaxed);
-        }
+        self.make_room(state);
     }
 
     /// Lets what is old fade, and takes over the counters of each group. Call it now and then, and before

@@ -58,6 +58,9 @@ pub struct Hit<'a, K: Hold, V: Hold> {
     /// Its source was last proven current a while ago: ask [`claim_probe`](crate::kernel::Kernel::claim_probe) whether
     /// to send a probe. The hit stands.
     pub probe_due: bool,
+    /// How many seconds ago, more or less, this L1 served the copy before; `None`: it did not lately. What a
+    /// [sample of reads](crate::reuse) need not look at is told by it.
+    pub idle: Option<u32>,
 }
 
 /// A copy whose stamp is current but whose source is not known to be.
@@ -122,7 +125,7 @@ where
     /// The last copy found in L2, kept so that every answer can be a reference.
     held: Option<Shared<K, V>>,
     stats: Arc<WorkerStats>,
-    promote_after_hits: u8,
+    promote_after_hits: u16,
     sweep: u32,
 }
 
@@ -145,12 +148,16 @@ where
 {
     pub(crate) fn new(cache: Arc<Cache<K, V>>) -> Self {
         let stats = cache.stats.enrol();
-        let (never, after) = (cache.tiering.promote_after_hits == u16::MAX, cache.tiering.promote_after_hits);
+        let promote_after_hits = match cache.tiering.promote_after_hits {
+            _ if cache.l1.max_entries == 0 => u16::MAX,
+            u16::MAX => u16::MAX,
+            // No more are counted.
+            after => after.min(u16::from(u8::MAX)),
+        };
         let mut l1 = cache.l1.clone();
-        if never {
+        if promote_after_hits == u16::MAX {
             l1.max_entries = 0;
         }
-        let promote_after_hits = u8::try_from(after).unwrap_or(u8::MAX);
         Self { l1: L1::new(l1), held: None, stats, cache, promote_after_hits, sweep: 0 }
     }
 
@@ -177,9 +184,9 @@ where
         });
         if let Some(found) = fresh {
             self.stats.add(Counter::HitL1, 1);
-            let (entry, deadline) = self.l1.touch(found, now);
+            let (entry, deadline, idle) = self.l1.touch(found, now);
             entry.credit();
-            return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due: false });
+            return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due: false, idle });
         }
         if doubtful { self.lookup_doubtful(hash, key, now) } else { self.lookup_l2(hash, key, now) }
     }
@@ -195,10 +202,10 @@ where
             match copy.map(|(entry, deadline)| self.judge(entry, deadline, now)) {
                 Some(Verdict::Valid(currency)) => {
                     self.stats.add(Counter::HitL1, 1);
-                    let (entry, deadline) = self.l1.touch(found, now);
+                    let (entry, deadline, idle) = self.l1.touch(found, now);
                     entry.credit();
                     let probe_due = currency == Currency::DueForProbe;
-                    return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due });
+                    return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due, idle });
                 }
                 // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
                 Some(Verdict::Lapsed) => {}
@@ -234,10 +241,11 @@ where
             Verdict::Valid(currency) => {
                 self.stats.add(Counter::HitL2, 1);
                 self.cache.l2.credit(entry);
-                if entry.count_l2_hit() >= self.promote_after_hits && !entry.is_dead() {
+                if u16::from(entry.count_l2_hit()) >= self.promote_after_hits && !entry.is_dead() {
                     put_into_l1(&mut self.l1, &self.stats, (hash, entry, deadline), now);
                 }
-                Lookup::Hit(Hit { entry, deadline, tier: Tier::L2, probe_due: currency == Currency::DueForProbe })
+                let probe_due = currency == Currency::DueForProbe;
+                Lookup::Hit(Hit { entry, deadline, tier: Tier::L2, probe_due, idle: None })
             }
             Verdict::Lapsed => {
                 self.stats.add(Counter::UncertainLapsed, 1);
@@ -322,7 +330,7 @@ fn put_into_l1<K, V>(
     K::Held: Eq,
     V: Hold,
 {
-    let demoted = l1.insert(hash, entry.clone(), deadline, now);
+    let Some(demoted) = l1.insert(hash, entry, deadline, now) else { return };
     stats.add(Counter::Promoted, 1);
     stats.add(Counter::DemotedForRoom, demoted as u64);
     stats.set_l1_sizes(l1.sizes());

@@ -206,7 +206,7 @@ impl Conversation {
                 let keyspace = key.keyspace;
                 let stored = hit.entry.value();
                 let reuse = &worker.shared.reuse;
-                if reuse.takes(hash) {
+                if reuse.takes(hash) && !reuse.repeated(hash, hit.entry.bytes(), hit.idle) {
                     reuse.hit(hash, keyspace.index(), hit.entry.bytes());
                 }
                 if key.refresh_within > 0

@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use foldhash::fast::RandomState;
+
 use super::Copied;
 
 #[derive(Debug)]
 pub(super) struct Distances {
-    keys: HashMap<u64, Sampled>,
+    keys: HashMap<u64, Sampled, RandomState>,
     /// The same keys in order, to find the highest.
     order: BTreeSet<u64>,
     /// Bytes by time of last read, as a Fenwick tree; index 0 is unused.
@@ -34,7 +36,7 @@ impl Distances {
     pub(super) fn new(capacity: usize) -> Self {
         let capacity = capacity.max(1);
         Self {
-            keys: HashMap::new(),
+            keys: HashMap::default(),
             order: BTreeSet::new(),
             tree: vec![0; 4 * capacity + 1],
             total: 0,
@@ -58,20 +60,20 @@ impl Distances {
         }
         let time = self.next;
         self.next += 1;
+        let counted = i64::try_from(bytes).unwrap_or(i64::MAX);
         let mut distance = None;
-        let mut kept = None;
-        if let Some(last) = self.keys.remove(&key) {
+        if let Some(sampled) = self.keys.get_mut(&key) {
+            let present = Sampled { time, bytes: counted, copy: copy.or(sampled.copy) };
+            let last = std::mem::replace(sampled, present);
             self.add(last.time, -last.bytes);
             if last.copy.as_ref().is_none_or(lives) {
                 distance = Some(self.total - self.up_to(last.time) + bytes as u64);
             }
-            kept = last.copy;
         } else {
             self.order.insert(key);
+            self.keys.insert(key, Sampled { time, bytes: counted, copy });
         }
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.keys.insert(key, Sampled { time, bytes, copy: copy.or(kept) });
-        self.add(time, bytes);
+        self.add(time, counted);
         distance
     }
 

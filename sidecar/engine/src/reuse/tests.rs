@@ -111,6 +111,38 @@ fn compare(name: &str, groups: usize, capacity: usize, trace: impl Iterator<Item
     }
 }
 
+/// The same where hits of L1 that follow one another within a short time are left out, as a worker leaves them out.
+#[test]
+fn estimates_hold_without_the_repeated_hits_of_l1() {
+    let zipf = Zipf::new(4_000, 0.99);
+    let mut random = Random(11);
+    let (sample, capacity) = (ReuseSample::default(), 200_000);
+    let sizes = [capacity / 2, capacity, 2 * capacity, 4 * capacity];
+    let mut full: Vec<Lru> = sizes.iter().map(|size| Lru::new(*size)).collect();
+    let mut hits = [0_u64; 4];
+    let (mut last, mut left_out) = (HashMap::new(), 0_u64);
+    for time in 0..READS as u64 {
+        let key = zipf.draw(&mut random);
+        full.iter_mut().zip(&mut hits).for_each(|(lru, hits)| *hits += u64::from(lru.read(key)));
+        let (hash, second) = (TierHash::from_raw(Random(!key).next()), time / 100);
+        // The hottest are in L1.
+        let before = last.insert(key, second).filter(|_| key < 100);
+        if sample.repeated(hash, size(key), before.map(|before| (second - before) as u32)) {
+            left_out += 1;
+        } else {
+            sample.hit(hash, 0, size(key));
+        }
+    }
+    assert!(left_out > READS as u64 / 10, "{left_out}");
+    let reads = Reads { recorded: READS as u64, all: READS as u64 };
+    sample.advance([reads].into_iter(), Moment::ZERO);
+    for (hits, size) in hits.iter().zip(sizes) {
+        let real = *hits as f64 / READS as f64;
+        let estimate = sample.estimate(0, size as f64).unwrap().hit_ratio;
+        assert!((real - estimate).abs() <= 0.02, "{size} bytes: {real:.4} really, {estimate:.4} estimated");
+    }
+}
+
 const READS: usize = 600_000;
 
 #[test]

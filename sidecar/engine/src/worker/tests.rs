@@ -120,6 +120,41 @@ fn a_hit_tells_when_a_probe_is_due() {
 }
 
 #[test]
+fn a_hit_of_l1_tells_how_long_ago_the_last_one_was() {
+    let f = fixture(L2Config::default());
+    let mut worker = f.cache.worker();
+    f.fill("k", "v", HOUR).unwrap();
+    let mut hit = |expected| {
+        f.prove();
+        let hash = KeyHash::of(b"k").tier(0);
+        let Lookup::Hit(hit) = worker.lookup(hash, &b"k".to_vec(), f.clock.now()) else { panic!("a hit") };
+        assert_eq!((hit.tier, hit.idle), expected);
+    };
+    hit((Tier::L2, None));
+    hit((Tier::L2, None));
+    hit((Tier::L1, None));
+    hit((Tier::L1, Some(0)));
+    f.clock.advance(Duration::from_nanos(3 << 30));
+    hit((Tier::L1, Some(3)));
+    hit((Tier::L1, Some(0)));
+}
+
+#[test]
+fn what_does_not_fit_into_l1_stays_in_l2_and_is_promoted_never() {
+    let l1 = L1Config { max_entries: 2, max_bytes: 8 };
+    let tiering = TieringConfig { promote_after_hits: 1, ..TieringConfig::default() };
+    let cache = Cache::new(CacheConfig { l1, tiering, ..CacheConfig::default() });
+    let source = cache.kernel().register(SourceKind::Local).unwrap();
+    let f = Fixture { clock: ManualClock::default(), cache, source };
+    let mut worker = f.cache.worker();
+    f.fill("k", "far too long", HOUR).unwrap();
+    for _ in 0..300 {
+        assert_eq!(f.read(&mut worker, "k"), "L2 far too long");
+    }
+    assert_eq!(f.cache.stats().get(Counter::Promoted), 0);
+}
+
+#[test]
 fn after_a_loss_the_copy_is_kept_for_stale_serving_only() {
     let f = fixture(L2Config::default());
     let mut worker = f.cache.worker();
