@@ -1,8 +1,9 @@
 //! From hashes to places: a chained hash table that grows by one bucket at a time.
 //!
 //! Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980. There is no moment at which everything
-//! is rehashed, and none at which a table is there twice: an insertion splits at most one bucket. Chains go through the
-//! places themselves ([`Placed::next`](super::slots::Placed)), so an entry costs four bytes here.
+//! is rehashed, and none at which a table is there twice: an insertion splits at most two buckets. Chains go through the
+//! places themselves ([`Placed::next`](super::slots::Placed)). There are two buckets for each entry, eight bytes, so that a
+//! place looked at is nearly always the one asked for: each other one would be a line of memory more to wait for.
 
 use super::slots::Slots;
 use crate::hold::Hold;
@@ -10,6 +11,7 @@ use crate::slab::NIL;
 
 const SEGMENT_BITS: u32 = 8;
 const SEGMENT: usize = 1 << SEGMENT_BITS;
+const BUCKETS_PER_ENTRY: u32 = 2;
 
 /// Buckets that grow by one: bucket `b` is split into itself and `b + half` when its turn comes.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +63,10 @@ impl Index {
 
     pub(crate) fn insert<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.len += 1;
-        if self.len > self.growing.count {
-            self.split(slots);
+        for _ in 0..BUCKETS_PER_ENTRY {
+            if self.growing.count < self.len * BUCKETS_PER_ENTRY {
+                self.split(slots);
+            }
         }
         self.chain(slots, slot);
     }
@@ -115,7 +119,9 @@ impl Index {
 
     /// Bytes that the next insertion would allocate: a segment, and perhaps a longer list of segments beside the old one.
     pub(crate) fn growth(&self) -> usize {
-        if self.len < self.growing.count || (self.growing.count as usize) < self.segments.len() << SEGMENT_BITS {
+        let wanted = (self.len + 1) * BUCKETS_PER_ENTRY;
+        let buckets = wanted.min(self.growing.count + BUCKETS_PER_ENTRY) as usize;
+        if buckets <= self.segments.len() << SEGMENT_BITS {
             return 0;
         }
         let list = if self.segments.len() == self.segments.capacity() { (2 * self.segments.len()).max(4) } else { 0 };
