@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use caddy_engine::{
-    Clock as _,
+    Clock as _, Counter,
     codec::{KeyspaceCodec, training::MIN_SAMPLES},
 };
 use tokio::sync::mpsc;
@@ -21,8 +21,9 @@ const LARGE_BYTES: usize = 16 << 10;
 const QUICK_LEVEL: i32 = 3;
 /// Values that may wait.
 const QUEUE: usize = 256;
-/// How often it is looked whether a keyspace has samples enough, and old reads fade.
+/// How often it is looked whether a keyspace has samples enough, and old reads fade; and how often where nobody reads.
 const UPKEEP: Duration = Duration::from_secs(2);
+const IDLE_UPKEEP: Duration = Duration::from_secs(8);
 /// How long a dictionary is used before it is trained anew, and how long a training that came to nothing is not repeated.
 const RETRAINING: Duration = Duration::from_hours(1);
 const RETRY: Duration = Duration::from_mins(5);
@@ -80,14 +81,19 @@ pub(crate) fn pack(shared: &Shared, rule: &Rule, codec: &KeyspaceCodec, value: &
 
 /// Works until the sidecar ends.
 pub(crate) async fn run(shared: Arc<Shared>, mut jobs: Jobs, supervisor: Supervisor) {
-    let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut upkeep = std::pin::pin!(tokio::time::sleep(UPKEEP));
+    let mut hits_and_fills = 0;
     loop {
         tokio::select! {
             () = supervisor.shutdown().cancelled() => return,
             Some(job) = jobs.recv() => repack(&shared, &job),
-            _ = upkeep.tick() => {
+            () = &mut upkeep => {
                 shared.advance_reuse();
                 train(&shared);
+                let stats = shared.cache.stats();
+                let now = [Counter::HitL1, Counter::HitL2, Counter::Filled].map(|counter| stats.get(counter)).iter().sum();
+                let pause = if std::mem::replace(&mut hits_and_fills, now) == now { IDLE_UPKEEP } else { UPKEEP };
+                upkeep.as_mut().reset(tokio::time::Instant::now() + pause);
             }
         }
     }

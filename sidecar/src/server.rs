@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::{
     runtime::{Builder, LocalOptions, LocalRuntime},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{Notify, mpsc},
 };
 
 use crate::{
@@ -119,6 +119,10 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     let coordination = Running::start(&shared, &supervisor);
     announce(&start, &shared, admin_address);
 
+    supervisor.spawn_vital("maintenance", {
+        let (shared, due) = (shared.clone(), workers.iter().map(|worker| worker.maintenance.clone()).collect());
+        async move { keep_maintained(&shared, due).await }
+    });
     let accepting = accept(&listeners, &shared, &workers);
     tokio::select! {
         () = accepting => {}
@@ -239,6 +243,8 @@ fn start_thread<F: Future<Output = ()>>(
 
 struct WorkerThread {
     accepted: mpsc::UnboundedSender<(Accepted, Arc<crate::session::client::Shown>)>,
+    /// Maintenance is due.
+    maintenance: Arc<Notify>,
     thread: JoinHandle<()>,
 }
 
@@ -251,6 +257,8 @@ fn start_worker(
 ) -> Result<WorkerThread, ServeError> {
     let (accepted, arrivals) = mpsc::unbounded_channel();
     let (shared, supervisor) = (shared.clone(), supervisor.clone());
+    let maintenance = Arc::<Notify>::default();
+    let due = maintenance.clone();
     let thread = std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || {
@@ -259,10 +267,10 @@ fn start_worker(
                 Ok(runtime) => runtime,
                 Err(error) => return supervisor.fail(error.to_string()),
             };
-            runtime.block_on(work(shared, hub, additions, arrivals, supervisor));
+            runtime.block_on(work(shared, hub, additions, arrivals, due, supervisor));
         })
         .map_err(ServeError::Thread)?;
-    Ok(WorkerThread { accepted, thread })
+    Ok(WorkerThread { accepted, maintenance, thread })
 }
 
 async fn work(
@@ -270,6 +278,7 @@ async fn work(
     hub: mpsc::UnboundedSender<Addition>,
     additions: mpsc::UnboundedReceiver<Addition>,
     mut arrivals: mpsc::UnboundedReceiver<(Accepted, Arc<crate::session::client::Shown>)>,
+    maintenance: Arc<Notify>,
     supervisor: Supervisor,
 ) {
     let worker = Worker::new(shared.clone(), hub, supervisor.clone());
@@ -278,7 +287,7 @@ async fn work(
     // One worker has them; the first to come takes them.
     shared.locks.start(&shared, &supervisor);
     let maintained = worker.clone();
-    supervisor.spawn_vital("maintenance", async move { maintain(&maintained).await });
+    supervisor.spawn_vital("maintenance", async move { maintain(&maintained, &maintenance).await });
     loop {
         let arrival = tokio::select! {
             () = supervisor.shutdown().cancelled() => return,
@@ -297,11 +306,20 @@ async fn work(
     }
 }
 
-/// Frees what has expired and what is idle, in slices between which requests are served.
-async fn maintain(worker: &Worker) {
+/// Says when it is time for maintenance. Not the workers themselves: a thread on which no timer runs goes to sleep, and
+/// wakes up for a request, without asking for the time and without a timer of the kernel's.
+async fn keep_maintained(shared: &Shared, workers: Vec<Arc<Notify>>) {
     loop {
-        let interval = worker.shared.config().tiering.maintenance_interval;
+        let interval = shared.config().tiering.maintenance_interval;
         tokio::time::sleep(interval).await;
+        workers.iter().for_each(|worker| worker.notify_one());
+    }
+}
+
+/// Frees what has expired and what is idle, in slices between which requests are served.
+async fn maintain(worker: &Worker, due: &Notify) {
+    loop {
+        due.notified().await;
         worker.tiers.borrow_mut().maintain(worker.shared.now(), MAINTENANCE_STEPS);
         while worker.shared.cache.maintain(worker.shared.now(), MAINTENANCE_STEPS as usize) {
             tokio::task::yield_now().await;

@@ -469,10 +469,14 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The timer runs while something is unanswered and is looked at only when it fires.
+    /// The timer runs while something is unanswered, and is looked at only when it fires: with none that runs, a thread
+    /// sleeps without asking for the time.
     fn poll_timer(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<Over> {
         loop {
-            let Some(oldest) = self.waiting.front() else { return Poll::Pending };
+            let Some(oldest) = self.waiting.front() else {
+                self.timer = None;
+                return Poll::Pending;
+            };
             let due = oldest.sent_at + timeout;
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
             ready!(timer.as_mut().poll(cx));

@@ -162,6 +162,7 @@ impl<'a, K: LockKey> Attempt<'a, K> {
         state.queues.entry(self.ask.name.clone()).or_default().insert(self.ask.ticket.number);
         drop(state);
         self.client.chores.set(());
+        self.client.queues.set(());
     }
 }
 

@@ -71,6 +71,8 @@ pub struct LockClient<K> {
     pub(super) renewals: Signal<()>,
     pub(super) ends: Signal<()>,
     pub(super) chores: Signal<()>,
+    /// Somebody has begun to wait.
+    pub(super) queues: Signal<()>,
     /// Kept here because the backend holds it weakly.
     listener: Mutex<Option<Arc<Listener<K>>>>,
 }
@@ -164,6 +166,7 @@ impl<K: LockKey> LockClient<K> {
             renewals: Signal::default(),
             ends: Signal::default(),
             chores: Signal::default(),
+            queues: Signal::default(),
             listener: Mutex::default(),
         });
         let listener = Arc::new(Listener(Arc::downgrade(&client)));

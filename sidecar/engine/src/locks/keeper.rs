@@ -130,6 +130,10 @@ impl<K: LockKey> LockClient<K> {
 
     async fn break_deadlocks(&self) {
         loop {
+            // Where nobody waits nothing can be deadlocked, and an idle process sleeps.
+            if !self.state.lock().waits() {
+                let _ = self.queues.until(&*self.timer, Moment::NEVER).await;
+            }
             let pause = self.config().deadlock_check;
             self.timer.sleep_until(self.timer.now() + pause).await;
             if !self.state.lock().waits() {
