@@ -1,7 +1,7 @@
 //! Who may use the socket: logins, and what a user may run and touch.
 //!
 //! Passwords are read from their files at each login, so that a rotated Secret counts at once; a session that is logged
-//! in stays so. Users and rules follow the configuration: each request sees those of the moment. Never logs a password;
+//! in stays so. Users and rules follow the configuration: each batch of requests sees those of the moment. Never logs a password;
 //! a file that cannot be read lets nobody in.
 
 use std::{

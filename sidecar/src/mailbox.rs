@@ -94,12 +94,8 @@ impl Mailbox {
         self.waker.register(cx.waker());
     }
 
-    /// All deliveries so far, in order, swapped into `into` (which keeps its capacity for the next time).
-    pub(crate) fn take(&self, into: &mut Vec<Delivery>) {
-        debug_assert!(into.is_empty());
-        let mut deliveries = self.deliveries.lock();
-        if !deliveries.is_empty() {
-            std::mem::swap(&mut *deliveries, into);
-        }
+    /// All deliveries so far, in order. What held them is not kept: an idle session has none.
+    pub(crate) fn take(&self) -> Vec<Delivery> {
+        std::mem::take(&mut *self.deliveries.lock())
     }
 }

@@ -66,7 +66,6 @@ pub(crate) struct Session {
     /// How much of the conversation's output has been written.
     written: usize,
     conversation: Conversation,
-    deliveries: Vec<Delivery>,
     /// Bytes that came unasked since everything was last written.
     pushed: usize,
     /// The next request waits until everything under way is answered.
@@ -88,6 +87,17 @@ struct Bounds {
     pipeline: usize,
     output: usize,
     patience: Duration,
+}
+
+/// What a turn found on the socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// Nothing was read.
+    Untouched,
+    /// All that was there was read.
+    Drained,
+    /// Something was read, and there may be more.
+    More,
 }
 
 /// How long an app has sent nothing.
@@ -141,7 +151,6 @@ impl Session {
             input: BytesMut::new(),
             written: 0,
             pushed: 0,
-            deliveries: Vec::new(),
             held: false,
             at_end: false,
             stuck: None,
@@ -158,12 +167,15 @@ impl Session {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.conversation.mailbox.register(cx);
+        let mut received = self.receive();
         loop {
-            let mut progress = self.receive();
+            let mut progress = received;
             progress |= self.answer_buffered();
-            progress |= self.poll_input(cx)?;
+            let input = self.poll_input(cx)?;
+            progress |= input != Input::Untouched;
             // What the requests just read made ready (an embedded L3 answers at once) goes out in the same write.
-            progress |= self.receive();
+            received = self.receive();
+            progress |= received;
             self.conversation.replies.drain_into(&mut self.conversation.out, self.written + self.bounds.output);
             progress |= self.poll_output(cx)?;
             let all_written = self.conversation.out.is_empty();
@@ -174,12 +186,14 @@ impl Session {
             if self.at_end && self.is_over(nothing_due, cx) {
                 return Poll::Ready(Ok(()));
             }
-            if !progress {
+            if progress && let Some(idle) = &mut self.idle {
+                idle.runs = false;
+            }
+            // The way of a hit: whatever was there is read and answered, so another round would find nothing.
+            let settled = input == Input::Drained && !received && self.conversation.replies.is_empty();
+            if settled || !progress {
                 self.poll_patience(cx)?;
                 return self.poll_idle(nothing_due, cx);
-            }
-            if let Some(idle) = &mut self.idle {
-                idle.runs = false;
             }
         }
     }
@@ -204,9 +218,9 @@ impl Session {
     // === replies from upstream ===
 
     fn receive(&mut self) -> bool {
-        self.conversation.mailbox.take(&mut self.deliveries);
-        let any = !self.deliveries.is_empty();
-        for delivery in self.deliveries.drain(..) {
+        let deliveries = self.conversation.mailbox.take();
+        let any = !deliveries.is_empty();
+        for delivery in deliveries {
             if let Delivery::Push(bytes) = &delivery {
                 self.pushed += bytes.len();
             }
@@ -248,19 +262,20 @@ impl Session {
     }
 
     /// Reads while there is something to read and room for it.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        let mut progress = false;
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> io::Result<Input> {
+        let mut input = Input::Untouched;
         while !self.at_end && (self.may_answer() || self.may_read_ahead()) {
             let read = if self.input.is_empty() { self.poll_shared_read(cx) } else { self.poll_own_read(cx) };
             match read {
-                Poll::Pending => break,
+                Poll::Pending if input == Input::Untouched => break,
+                Poll::Pending => return Ok(Input::Drained),
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Ready(Ok(0)) => self.at_end = true,
                 Poll::Ready(Ok(_)) => {}
             }
-            progress = true;
+            input = Input::More;
         }
-        Ok(progress)
+        Ok(input)
     }
 
     /// Into the worker's buffer; what is left of it is copied into the session's own.

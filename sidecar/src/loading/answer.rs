@@ -131,13 +131,11 @@ mod tests {
     }
 
     fn replies(mailbox: &Mailbox) -> Vec<String> {
-        let mut taken = Vec::new();
-        mailbox.take(&mut taken);
         let text = |delivery| match delivery {
             Delivery::Reply { bytes, .. } => String::from_utf8_lossy(&bytes).into_owned(),
             other => panic!("{other:?}"),
         };
-        taken.into_iter().map(text).collect()
+        mailbox.take().into_iter().map(text).collect()
     }
 
     fn value(text: &str) -> Cached {

@@ -158,6 +158,8 @@ pub(crate) struct Conversation {
     pub(super) locking: Option<Box<Locking>>,
     /// The moment of the present batch, read after the batch was.
     pub(super) now: Moment,
+    /// The state of [`Auth`](crate::auth::Auth) for the present batch.
+    pub(super) auth_generation: u64,
     /// A request had to change its stream, or its node, while others were under way: until all are answered nothing else
     /// is taken.
     pub(super) mixed: bool,
@@ -174,6 +176,7 @@ pub(crate) struct Conversation {
 impl Conversation {
     pub(crate) fn new(worker: Rc<Worker>, client: Client) -> Self {
         Self {
+            auth_generation: worker.shared.auth.generation(),
             worker,
             mailbox: Arc::new(Mailbox::default()),
             client,
@@ -198,6 +201,7 @@ impl Conversation {
     /// A batch begins: its requests have been read.
     pub(crate) fn begin_batch(&mut self) {
         self.now = self.worker.shared.now();
+        self.auth_generation = self.worker.shared.auth.generation();
         self.worker.lend_output(&mut self.out);
     }
 
@@ -230,13 +234,9 @@ impl Conversation {
     }
 
     fn take(&mut self, args: Args<'_>) -> Flow {
-        if self.mixed {
-            if self.replies.waiting() > 0 {
-                return Flow::Hold;
-            }
+        if self.replies.waiting() == 0 {
             self.mixed = false;
-        }
-        if matches!(self.replies.last_pending(), Some(Pending::Locking { .. })) {
+        } else if self.mixed || matches!(self.replies.last_pending(), Some(Pending::Locking { .. })) {
             return Flow::Hold;
         }
         let mut row = commands::lookup_request(args.len(), |index| args.get(index));

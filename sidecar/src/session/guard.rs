@@ -1,7 +1,7 @@
 //! What stands between a session and its requests when the socket has users: logins, and what each user may do.
 //!
 //! Errors are Redis's own, in the words of the server behind us. Without `auth` in the configuration nothing here is
-//! asked but one number.
+//! asked but one number for each batch.
 
 use caddy_resp::{Stage, encode};
 
@@ -16,12 +16,11 @@ use crate::{
 
 impl Conversation {
     /// Whether requests have to be looked at before they are run.
+    #[inline]
     pub(super) fn is_guarded(&mut self) -> bool {
-        let auth = &self.worker.shared.auth;
-        let generation = auth.generation();
-        if self.client.gate_seen != generation {
-            self.client.gate = auth.gate(self.client.login.as_deref());
-            self.client.gate_seen = generation;
+        if self.client.gate_seen != self.auth_generation {
+            self.client.gate = self.worker.shared.auth.gate(self.client.login.as_deref());
+            self.client.gate_seen = self.auth_generation;
         }
         !matches!(self.client.gate, Gate::Open)
     }

@@ -127,7 +127,8 @@ impl<P> Replies<P> {
             self.slots.pop_front();
             self.first += 1;
         }
-        if self.slots.is_empty() && self.slots.capacity() > 256 {
+        // An idle session keeps none.
+        if self.slots.is_empty() && self.slots.capacity() > 0 {
             self.slots = VecDeque::new();
         }
     }

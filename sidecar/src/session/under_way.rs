@@ -60,7 +60,8 @@ impl ReadsUnderWay {
                 }
             }
         }
-        if self.keys.is_empty() && self.keys.capacity() > 256 {
+        // An idle session keeps none.
+        if self.keys.is_empty() && self.keys.capacity() > 0 {
             self.keys = HashMap::new();
         }
     }
