@@ -312,7 +312,9 @@ async fn keep_maintained(shared: &Shared, workers: Vec<Arc<Notify>>) {
     loop {
         let interval = shared.config().tiering.maintenance_interval;
         tokio::time::sleep(interval).await;
-        workers.iter().for_each(|worker| worker.notify_one());
+        for worker in &workers {
+            worker.notify_one();
+        }
     }
 }
 

@@ -148,7 +148,9 @@ pub(crate) struct BareLru(lru::LruCache<Key, Bytes>);
 impl BareLru {
     pub(crate) fn new(keys: &[Key]) -> Self {
         let mut this = Self(lru::LruCache::unbounded());
-        keys.iter().for_each(|key| this.put(key));
+        for key in keys {
+            this.put(key);
+        }
         this
     }
 
@@ -199,7 +201,9 @@ pub(crate) struct Quick(quick_cache::sync::Cache<Key, Bytes>);
 impl Quick {
     pub(crate) fn with(keys: &[Key], entries: usize) -> Self {
         let mut this = Self(quick_cache::sync::Cache::new(entries));
-        keys.iter().for_each(|key| this.put(key));
+        for key in keys {
+            this.put(key);
+        }
         this
     }
 }
@@ -239,7 +243,9 @@ pub(crate) struct Moka(moka::sync::Cache<Key, Bytes>);
 impl Moka {
     pub(crate) fn with(keys: &[Key], entries: usize) -> Self {
         let mut this = Self(moka::sync::Cache::new(entries as u64));
-        keys.iter().for_each(|key| this.put(key));
+        for key in keys {
+            this.put(key);
+        }
         this.0.run_pending_tasks();
         this
     }

@@ -255,8 +255,11 @@ impl<K: CacheKey, V: CacheValue> TagInvalidator<K, V> {
 /// ```
 pub struct CascadeInvalidator<K: CacheKey, V: CacheValue> {
     groups: Arc<Groups<K, V>>,
-    parents: Arc<Mutex<HashMap<Vec<u8>, BTreeSet<Vec<u8>>>>>,
+    parents: Arc<Mutex<ParentsOf>>,
 }
+
+/// The names of the keys that each key was made from.
+type ParentsOf = HashMap<Vec<u8>, BTreeSet<Vec<u8>>>;
 
 impl<K: CacheKey, V: CacheValue> Clone for CascadeInvalidator<K, V> {
     fn clone(&self) -> Self {
