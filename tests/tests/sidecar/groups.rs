@@ -75,7 +75,7 @@ impl Run {
         self.now
     }
 
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: &str) {
         self.history.push(format!("{} {text}", self.now));
     }
 
@@ -89,7 +89,7 @@ impl Run {
         let value = self.sets.len();
         let list = |name: &str, prefix: &str, of: &BTreeSet<usize>| match of.len() {
             0 => String::new(),
-            count => format!(" {name} {count}{}", of.iter().map(|n| format!(" {prefix}{n}")).collect::<String>()),
+            count => of.iter().fold(format!(" {name} {count}"), |list, n| format!("{list} {prefix}{n}")),
         };
         let command = format!("CACHE.SET k{key} {value}{}{}", list("TAGS", "t", &tags), list("DEPENDS", "k", &parents));
         self.parents.insert(key, parents.clone());
@@ -133,9 +133,9 @@ impl Run {
                 .is_some_and(|(_, set)| invalidation.concerns(*key, set))
         };
         let dead: Vec<usize> = self.parents.keys().copied().filter(dead).collect();
-        dead.iter().for_each(|key| {
+        for key in &dead {
             self.parents.remove(key);
-        });
+        }
         invalidation
     }
 
@@ -151,7 +151,7 @@ impl Run {
     fn read(&mut self, at: usize, key: usize) -> Result<()> {
         let read = self.tick();
         let answer = self.clients[at].ask(&format!("GET k{key}"))?;
-        self.note(format!("session {at}: GET k{key} -> {answer}"));
+        self.note(&format!("session {at}: GET k{key} -> {answer}"));
         if let Ok(value) = answer.parse::<usize>() {
             self.shown += 1;
             let broken = self.must_be_dead(value, at / 2, read);
@@ -178,7 +178,7 @@ impl Run {
         });
         if let Some((command, _)) = &set {
             self.tick();
-            self.note(format!("session {a}: {command}"));
+            self.note(&format!("session {a}: {command}"));
             self.clients[a].send(command)?;
         }
         if let Some(mut invalidation) = invalidation {
@@ -187,10 +187,10 @@ impl Run {
                 Subject::Tag(tag) => format!("CACHE.INVALIDATE TAG t{tag}"),
                 Subject::Cascade(key) => format!("CACHE.INVALIDATE CASCADE k{key}"),
             };
-            self.note(format!("session {b}: {command}"));
+            self.note(&format!("session {b}: {command}"));
             let answer = self.clients[b].ask(&command)?;
             let ended = self.tick();
-            self.note(format!("session {b}: -> {answer}"));
+            self.note(&format!("session {b}: -> {answer}"));
             if answer.parse::<u64>().is_ok() {
                 invalidation.known[b / 2] = Some(ended);
                 // The edges of a write under way may not have been there.
@@ -202,7 +202,7 @@ impl Run {
         if let Some((_, value)) = set {
             let answer = self.clients[a].reply()?;
             let ended = self.tick();
-            self.note(format!("session {a}: -> {answer}"));
+            self.note(&format!("session {a}: -> {answer}"));
             self.sets[value].1.ended = (answer == "OK").then_some(ended);
             let key = self.sets[value].0;
             if answer != "OK" {
@@ -217,7 +217,7 @@ impl Run {
         let tag = self.random.below(TAGS);
         let invalidation = self.begin(Subject::Tag(tag));
         self.foreign.ask(&format!("DEL caddy:default.local:g:t:t{tag}"))?;
-        self.note(format!("DEL of t{tag} by another"));
+        self.note(&format!("DEL of t{tag} by another"));
         self.invalidations.push(invalidation);
         Ok(())
     }
@@ -227,7 +227,7 @@ impl Run {
         let before = self.tick();
         let answer = self.clients[sidecar * 2].ask("EVAL 'return 7' 0")?;
         let ended = self.tick();
-        self.note(format!("session {}: barrier -> {answer}", sidecar * 2));
+        self.note(&format!("session {}: barrier -> {answer}", sidecar * 2));
         if answer == "7" {
             for invalidation in self.invalidations.iter_mut().filter(|invalidation| invalidation.began < before) {
                 invalidation.known[sidecar].get_or_insert(ended);
@@ -257,7 +257,7 @@ fn play(seed: u64) -> Result<()> {
     let outcome = (0..STEPS).try_for_each(|_| match run.random.below(40) {
         0 => {
             let (at, class) = (run.random.below(2), run.random.below(2));
-            run.note(format!("sidecar {at} loses a connection"));
+            run.note(&format!("sidecar {at} loses a connection"));
             proxies[at].cut(if class == 0 { Class::Tracked } else { Class::Relay });
             Ok(())
         }

@@ -66,7 +66,7 @@ fn two(redis: &RedisServer) -> Result<(Vec<Sidecar>, Vec<Client>)> {
 
 /// Waits until a read is answered so: another sidecar hears of it in its own time, within the bound.
 fn becomes(client: &mut Client, key: &str, value: &str) -> Result<()> {
-    eventually(&format!("{key} is {value}"), SOON, || {
+    eventually(format!("{key} is {value}"), SOON, || {
         let answer = client.ask(&format!("GET {key}"))?;
         ensure!(answer == value, "{answer}");
         Ok(())
