@@ -69,6 +69,8 @@ pub const CA_FILE: &str = "ca.crt";
 pub const CERTIFICATE_FILE: &str = "tls.crt";
 /// File of its key.
 pub const KEY_FILE: &str = "tls.key";
+/// Volume with the logs of what waits for stores; its place is [`caddy_contract::WRITE_BEHIND_DIR`].
+pub const WRITE_BEHIND_VOLUME: &str = "caddy-write-behind";
 /// Environment variable by which apps find the socket.
 pub const SOCKET_ENV: &str = "CADDY_SOCKET";
 

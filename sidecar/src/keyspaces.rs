@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use caddy_contract::{Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode, Loading};
+use caddy_contract::{Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode, Loading, Strategy};
 use caddy_engine::{
     Moment,
     codec::{
@@ -24,6 +24,7 @@ use caddy_engine::{
 use parking_lot::RwLock;
 
 use crate::{
+    behind::{Behind, Behinds},
     cache::Cached,
     loading::{Store, Stores},
 };
@@ -96,6 +97,15 @@ pub(crate) struct Rule {
 pub(crate) struct Source {
     pub(crate) store: Arc<Store>,
     pub(crate) settings: Loading,
+    /// What writes wait in, with the strategy `WriteBehind`.
+    pub(crate) behind: Option<Arc<Behind>>,
+}
+
+impl Source {
+    /// Whether writes go to the store.
+    pub(crate) fn is_written(&self) -> bool {
+        matches!(self.settings.strategy, Strategy::WriteThrough | Strategy::WriteBehind)
+    }
 }
 
 /// When a keyspace's dictionary is to be trained next.
@@ -159,11 +169,18 @@ pub(crate) struct Keyspaces {
     rules: Vec<(Glob, Rule)>,
     rest: Rule,
     loads: bool,
+    writes: bool,
 }
 
 impl Keyspaces {
     /// The rules of `config`; codecs of `previous` ones that are as before are taken over with what they have learned.
-    pub(crate) fn new(config: &Config, names: &Names, stores: &Stores, previous: Option<&Self>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        names: &Names,
+        stores: &Stores,
+        behinds: &Behinds,
+        previous: Option<&Self>,
+    ) -> Self {
         let zstd = |compression: &Compression| compression.algorithm == Algorithm::Zstd;
         let trained = config.keyspaces.iter().filter(|rule| zstd(&rule.compression)).count();
         let sampling = TrainingConfig {
@@ -194,7 +211,8 @@ impl Keyspaces {
             let (codec, training) = packing(id, &rule.compression);
             let source = rule.loading.as_ref().and_then(|settings| {
                 let store = stores.get(&settings.store)?.clone();
-                Some(Arc::new(Source { store, settings: settings.clone() }))
+                let behind = behinds.get(&rule.name);
+                Some(Arc::new(Source { store, settings: settings.clone(), behind }))
             });
             let negative_ttl = source.as_ref().map(|source| source.settings.negative_ttl).or(rule.negative_ttl);
             let (cache, mode, ttl) = (rule.cache, rule.mode, rule.ttl);
@@ -207,7 +225,8 @@ impl Keyspaces {
         let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, source: None, codec, training };
         let rules: Vec<_> = config.keyspaces.iter().map(rule).collect();
         let loads = rules.iter().any(|(_, rule)| rule.source.is_some());
-        let mut all = Self { rules, rest, loads };
+        let writes = rules.iter().any(|(_, rule)| rule.source.as_ref().is_some_and(|source| source.is_written()));
+        let mut all = Self { rules, rest, loads, writes };
         if config.consistency.coherence == Coherence::Ttl {
             let bound = config.consistency.max_staleness;
             let rules = all.rules.iter_mut().map(|(_, rule)| rule);
@@ -241,6 +260,11 @@ impl Keyspaces {
     /// Where a key is loaded from when it is absent.
     pub(crate) fn source(&self, key: &[u8]) -> Option<&Arc<Source>> {
         if self.loads { self.rule(key).source.as_ref() } else { None }
+    }
+
+    /// Whether writes of any key go to a store.
+    pub(crate) fn writes(&self) -> bool {
+        self.writes
     }
 
     /// Whether any key is loaded from a store.
@@ -299,7 +323,8 @@ mod tests {
             compression: Config::default().l2.compression,
         };
         let config = Config { keyspaces: rules.iter().map(keyspace).collect(), ..Config::default() };
-        Keyspaces::new(&config, &Names::default(), &Stores::default(), None)
+        let (behinds, _begun) = Behinds::new(&config, &Stores::default()).unwrap();
+        Keyspaces::new(&config, &Names::default(), &Stores::default(), &behinds, None)
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod admin;
 mod auth;
+mod behind;
 mod beyond;
 mod cache;
 mod cli;
@@ -49,6 +50,7 @@ mod tally;
 mod upstream;
 mod worker;
 
+pub use behind::BehindSetupError;
 pub use cli::{Cli, Command, Serve, Start, read as read_config};
 pub use listener::ListenError;
 pub use loading::StoreConfigError;

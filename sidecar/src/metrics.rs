@@ -110,6 +110,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     registry.register("l3_undecodable", "Values in L3 that could not be opened: misses", undecodable);
     keyspaces(shared, &mut registry);
     stores(shared, &mut registry);
+    behind(shared, &mut registry);
     let locks = shared.locks.stats();
     for (name, help, counted) in lock_counters(&locks) {
         let counter: Counter = Counter::default();
@@ -261,6 +262,50 @@ fn stores(shared: &Shared, registry: &mut Registry) {
     registry.register("store_calls_under_way", "Calls under way", under_way);
     registry.register("store_waiting", "Loads that wait for their turn", waiting);
     registry.register("store_breaker_open", "1 while the store is left alone", open);
+}
+
+/// What waits for stores; the keyspace is the label.
+fn behind(shared: &Shared, registry: &mut Registry) {
+    let writes = Family::<[(&str, String); 2], Counter>::default();
+    let [flushes, failures, syncs] = [(); 3].map(|()| Family::<[(&str, String); 1], Counter>::default());
+    let [records, bytes, age, at_risk, dead, log] = [(); 6].map(|()| Family::<[(&str, String); 1], Gauge>::default());
+    for behind in shared.behinds.every() {
+        let (stats, logged) = (behind.stats(), behind.log_stats());
+        let keyspace = || ("keyspace", behind.name.clone());
+        for (outcome, counted) in [
+            ("taken", stats.taken),
+            ("stored", stats.stored),
+            ("coalesced", stats.coalesced),
+            ("waited", stats.waited),
+            ("refused", stats.refused),
+            ("unlogged", stats.unkept),
+        ] {
+            writes.get_or_create(&[keyspace(), ("outcome", outcome.to_owned())]).inc_by(counted);
+        }
+        let label = [keyspace()];
+        flushes.get_or_create(&label).inc_by(stats.flushes);
+        failures.get_or_create(&label).inc_by(stats.failures);
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let backlog = stats.backlog;
+        records.get_or_create(&label).set(count(backlog.records));
+        bytes.get_or_create(&label).set(count(backlog.bytes));
+        let oldest = backlog.oldest.map_or(Duration::ZERO, |oldest| shared.now().since(oldest));
+        age.get_or_create(&label).set(i64::try_from(oldest.as_millis()).unwrap_or(i64::MAX));
+        at_risk.get_or_create(&label).set(if behind.is_logged() { 0 } else { count(backlog.records) });
+        dead.get_or_create(&label).set(count(backlog.dead_letters));
+        syncs.get_or_create(&label).inc_by(logged.map_or(0, |log| log.syncs));
+        log.get_or_create(&label).set(logged.map_or(0, |log| log.bytes.cast_signed()));
+    }
+    registry.register("behind_writes", "Writes of keyspaces that write behind, by what became of them", writes);
+    registry.register("behind_flushes", "Batches that a store took", flushes);
+    registry.register("behind_failures", "Batches that a store did not take", failures);
+    registry.register("behind_records", "Writes that the store does not have yet, dead letters included", records);
+    registry.register("behind_bytes", "Their bytes", bytes);
+    registry.register("behind_age_milliseconds", "Age of the oldest that is no dead letter", age);
+    registry.register("behind_at_risk", "Writes that would be lost with the process: durability Memory", at_risk);
+    registry.register("behind_dead_letters", "Writes that the store refuses", dead);
+    registry.register("behind_log_syncs", "Calls of fsync for logs: each for all writes that came together", syncs);
+    registry.register("behind_log_bytes", "Bytes of the logs", log);
 }
 
 /// What is counted about locks.

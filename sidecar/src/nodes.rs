@@ -50,6 +50,8 @@ pub(crate) struct Node {
     tracked: RwLock<BTreeMap<u32, Tracked>>,
     /// By database: the connections of the sidecar's own requests.
     errands: Mutex<BTreeMap<u32, LaneHandle<Tag>>>,
+    /// By database: what writes that also go to a store travel on.
+    writers: RwLock<BTreeMap<u32, LaneHandle<Tag>>>,
     probe: ArcSwap<Probing>,
 }
 
@@ -202,6 +204,23 @@ impl RedisL3 {
         });
         made.clone()
     }
+
+    /// The one connection to a node's database on which the sidecar's writes travel that also go to a store: its replies
+    /// are in the order in which Redis executed them.
+    pub(crate) fn writer(&self, shared: &Arc<Shared>, node: &Arc<Node>, database: u32) -> Option<LaneHandle<Tag>> {
+        if let Some(writer) = node.writers.read().get(&database) {
+            return Some(writer.clone());
+        }
+        let mut all = node.writers.write();
+        if let Some(writer) = all.get(&database) {
+            return Some(writer.clone());
+        }
+        let setup = Setup { protocol: Protocol::Resp2, database, tracked: false, timed: true };
+        let (handle, lane) = lane(node.target.clone(), setup, Upstream::new(shared, node, Purpose::Relay));
+        self.hub.send(Addition::Relay(lane)).ok()?;
+        all.insert(database, handle.clone());
+        Some(handle)
+    }
 }
 
 // === impl Node ===
@@ -213,6 +232,7 @@ impl Node {
             target: Arc::new(target),
             tracked: RwLock::default(),
             errands: Mutex::default(),
+            writers: RwLock::default(),
             probe: ArcSwap::from_pointee(Probing::of_one()),
         }
     }

@@ -13,6 +13,7 @@ use tokio::{
 
 use crate::{
     admin,
+    behind::{self, BehindSetupError, Behinds},
     cli::Start,
     cluster::Cluster,
     coordination::Running,
@@ -31,6 +32,8 @@ use crate::{
 
 /// How long the last app has to be gone before a terminating sidecar ends.
 const QUIET: Duration = Duration::from_secs(1);
+/// What stores get at least to take what waits for them, before a sidecar ends.
+const DRAIN_LEAST: Duration = Duration::from_secs(2);
 /// What one slice of maintenance looks at; some tens of microseconds.
 const MAINTENANCE_STEPS: u32 = 64;
 
@@ -63,6 +66,9 @@ pub enum ServeError {
     /// A store of the configuration cannot be had.
     #[error(transparent)]
     Store(#[from] StoreConfigError),
+    /// A log of writes that wait for a store cannot be had.
+    #[error(transparent)]
+    Behind(#[from] BehindSetupError),
     /// A part the sidecar cannot do without ended.
     #[error("{0}")]
     Failed(String),
@@ -87,7 +93,8 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     let (hub, additions) = mpsc::unbounded_channel();
     let (packer, jobs) = Packer::new();
     let (loading, loads) = Loading::new(Stores::new(&config, &Stores::default())?);
-    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone(), packer, loading)?;
+    let (behinds, begun) = Behinds::new(&config, &loading.stores())?;
+    let shared = Shared::new(config.clone(), start.password.as_ref(), hub.clone(), packer, loading, behinds)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let listeners = Listeners::open(&config.listen.socket, config.listen.tcp_port).await?;
@@ -105,6 +112,8 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     let packing = start_thread("packer", &supervisor, move || packer::run(own, jobs, watch))?;
     let (own, watch) = (shared.clone(), supervisor.clone());
     let loader = start_thread("loader", &supervisor, move || loading::run(own, loads, watch))?;
+    behind::end_leases(&shared);
+    supervisor.spawn_vital("write-behind", behind::run(shared.clone(), begun, supervisor.clone()));
     supervisor.spawn_vital("memory", memory::watch(shared.clone()));
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
     if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
@@ -123,6 +132,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         let (shared, due) = (shared.clone(), workers.iter().map(|worker| worker.maintenance.clone()).collect());
         async move { keep_maintained(&shared, due).await }
     });
+    let mut patience = DRAIN_LEAST;
     let accepting = accept(&listeners, &shared, &workers);
     tokio::select! {
         () = accepting => {}
@@ -132,9 +142,10 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
             terminate.recv().await;
             // Another sidecar goes on with the duties while this one still serves its app.
             coordination.iter().for_each(Running::leave);
-            drain(&shared, start.grace).await;
+            patience = drain(&shared, start.grace).await.max(DRAIN_LEAST);
         } => {}
     }
+    shared.behinds.drain(patience).await;
     if let Some(coordination) = coordination {
         coordination.end().await;
     }
@@ -213,7 +224,8 @@ async fn accept(listeners: &Listeners, shared: &Shared, workers: &[WorkerThread]
     }
 }
 
-async fn drain(shared: &Shared, grace: Duration) {
+/// Serves until the last app is gone; what is left of the grace.
+async fn drain(shared: &Shared, grace: Duration) -> Duration {
     tracing::info!(sessions = shared.session_count(), ?grace, "terminating: serving until the last app is gone");
     let started = tokio::time::Instant::now();
     let mut quiet_since = started;
@@ -223,6 +235,7 @@ async fn drain(shared: &Shared, grace: Duration) {
             quiet_since = tokio::time::Instant::now();
         }
     }
+    grace.saturating_sub(started.elapsed())
 }
 
 /// Runs what `make` gives on a thread of its own.

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     auth::Auth,
+    behind::Behinds,
     cache::{TierKey, Waiter},
     coordination::Coordination,
     envelope::Envelopes,
@@ -33,7 +34,7 @@ use crate::{
     guards,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
-    loading::{Loading, StoreConfigError, Stores},
+    loading::{Loading, Stores},
     locks::Locks,
     memory::Memory,
     metrics::Metrics,
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) status: Status,
     pub(crate) locks: Locks,
     pub(crate) loading: Loading,
+    pub(crate) behinds: Behinds,
     pub(crate) envelopes: Envelopes,
     /// Which invalidations by pattern are in force.
     pub(crate) ranges: Ranges,
@@ -106,6 +108,17 @@ pub(crate) struct KeyspaceStats {
 pub(crate) const MEMORIES: [(&str, f64); 4] =
     [("hit_ratio_0.5x", 0.5), ("hit_ratio_1x", 1.0), ("hit_ratio_2x", 2.0), ("hit_ratio_4x", 4.0)];
 
+/// Why a new configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReconfigureError {
+    /// A store of it.
+    #[error(transparent)]
+    Store(#[from] crate::loading::StoreConfigError),
+    /// A log of it.
+    #[error(transparent)]
+    Behind(#[from] crate::behind::BehindSetupError),
+}
+
 /// The tier behind the sidecar.
 pub(crate) enum L3 {
     /// In this process.
@@ -122,6 +135,7 @@ impl Shared {
         hub: mpsc::UnboundedSender<Addition>,
         packer: Packer,
         loading: Loading,
+        behinds: Behinds,
     ) -> Result<Arc<Self>, KernelError> {
         let room = files::room_for_apps(config.limits.max_connections);
         let cache = Cache::new(cache_config(&config));
@@ -146,7 +160,7 @@ impl Shared {
         let domain = Domain::new(&config.cluster.domain);
         let shared = Arc::new(Self {
             clock: BootClock,
-            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, &loading.stores(), None)),
+            keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, &loading.stores(), &behinds, None)),
             names,
             tally: Tally::default(),
             packer,
@@ -159,6 +173,7 @@ impl Shared {
             status: Status::new(is_embedded),
             locks,
             loading,
+            behinds,
             envelopes: Envelopes::default(),
             ranges,
             events: Events::default(),
@@ -206,11 +221,12 @@ impl Shared {
     ///
     /// # Errors
     /// A store of it cannot be set up; all stays as it was.
-    pub(crate) fn reconfigure(&self, config: Config) -> Result<(), StoreConfigError> {
+    pub(crate) fn reconfigure(&self, config: Config) -> Result<(), ReconfigureError> {
         let stores = Stores::new(&config, &self.loading.stores())?;
+        self.behinds.reconfigure(&config, &stores)?;
         self.kernel().set_max_staleness(config.consistency.max_staleness);
         let alike = keyspaces::keep_alike(&self.config(), &config);
-        let keyspaces = Keyspaces::new(&config, &self.names, &stores, Some(&self.keyspaces()));
+        let keyspaces = Keyspaces::new(&config, &self.names, &stores, &self.behinds, Some(&self.keyspaces()));
         self.loading.set_stores(stores);
         self.keyspaces.store(Arc::new(keyspaces));
         self.locks.reconfigure(&config);

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::{
+    behind::Storing,
     cache::{Cached, Read, TierKey, Waiter},
     envelope::Decoded,
     errands::Errand,
@@ -95,6 +96,8 @@ pub(crate) enum Tag {
     Forward,
     /// A look at generations.
     Learn(Box<Learn>),
+    /// A write that goes to a store, too.
+    Store(Box<Storing>),
     /// A look at the index of invalidations by pattern.
     Look(Box<Look>),
     /// A request of one of the sidecar's own tasks.
@@ -214,11 +217,12 @@ impl Handler for Upstream {
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(probe) => probe.replies.push(frame),
             Tag::Learn(learn) => learn.replies.push(frame),
+            Tag::Store(storing) if index == storing.index => storing.reply = Some(frame),
             Tag::Look(look) => look.reply = Some(frame),
             Tag::Errand(errand) => errand.replies.push(frame),
             Tag::AboutServer if index == 0 => self.shared.commands.take(&frame),
             Tag::AboutServer => self.shared.status.memory_is(&frame),
-            Tag::Barrier(_) | Tag::Forward => {}
+            Tag::Barrier(_) | Tag::Forward | Tag::Store(_) => {}
         }
     }
 
@@ -245,6 +249,7 @@ impl Handler for Upstream {
             (Tag::Errand(errand), outcome) => errand.finish(outcome),
             (Tag::Learn(learn), Ok(())) => learn.finish(),
             (Tag::Learn(learn), Err(loss)) => learn.lost(&loss.to_string()),
+            (Tag::Store(storing), outcome) => storing.finish(&self.shared, outcome),
             (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::AboutServer, _) => {}
         }
     }
@@ -424,7 +429,7 @@ fn invalidate_later(shared: Arc<Shared>, source: SourceId, database: u32, frame:
 }
 
 /// What an app is told about a command that Redis did not answer.
-fn error_reply(loss: &Loss) -> Bytes {
+pub(crate) fn error_reply(loss: &Loss) -> Bytes {
     let mut out = Vec::new();
     match loss {
         Loss::NotSent(error) => match &**error {

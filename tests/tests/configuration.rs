@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use caddy_contract::{
     RawAuth, RawCompression, RawConfig, RawEmbedded, RawHeader, RawHttpStore, RawKeyspace, RawKubernetes, RawL3,
-    RawLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser,
+    RawLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser, RawWriteBehind,
 };
 use serde_json::{Value, json};
 
@@ -55,7 +55,11 @@ fn every_field_of_the_file_is_documented_with_its_default() {
     let everything = RawConfig {
         stores: vec![store],
         l3: RawL3 { embedded: Some(RawEmbedded {}), redis: Some(redis) },
-        keyspaces: vec![RawKeyspace { compression: Some(RawCompression::default()), ..RawKeyspace::default() }],
+        keyspaces: vec![RawKeyspace {
+            compression: Some(RawCompression::default()),
+            write_behind: Some(RawWriteBehind::default()),
+            ..RawKeyspace::default()
+        }],
         kubernetes: Some(RawKubernetes::default()),
         auth: RawAuth { users: vec![RawUser::default()], ..RawAuth::default() },
         ..RawConfig::default()

@@ -7,7 +7,7 @@ mod stores;
 mod tiers;
 
 pub use bounds::{RawLimits, RawLockLimits, RawLocks};
-pub use keyspaces::{CacheMode, KeyspaceMode, RawKeyspace, Strategy};
+pub use keyspaces::{CacheMode, Durability, KeyspaceMode, RawKeyspace, RawWriteBehind, Strategy, WRITE_BEHIND_DIR};
 pub use l3::{RawEmbedded, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls};
 pub use stores::{RawBreaker, RawHeader, RawHttpStore, RawPostgresStore, RawStore};
 pub use tiers::{Algorithm, L2Policy, RawCompression, RawL1, RawL2, RawTiering};

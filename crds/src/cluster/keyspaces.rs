@@ -1,7 +1,7 @@
 //! `spec.keyspaces`: rules for keys.
 
 use super::Compression;
-use crate::quantity::Period;
+use crate::quantity::{Period, Size};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,9 @@ pub struct Keyspace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_ttl: Option<Period>,
     /// What the cache has to do with the store. `CacheAside`: nothing, the app reads its database itself. `ReadThrough`: GET
-    /// and MGET of a key that no tier has load it, once in the cluster, and keep it in Redis.
+    /// and MGET of a key that no tier has load it, once in the cluster, and keep it in Redis. `WriteThrough`: the same, and
+    /// writes of whole values and deletions go to the store first, then to Redis. `WriteBehind`: the same, and writes go to
+    /// Redis at once and to the store in batches. Both need a Redis that is no Cluster, and a store that can be written to.
     #[serde(default)]
     pub strategy: Strategy,
     /// Name of one of `stores`.
@@ -60,6 +62,9 @@ pub struct Keyspace {
     #[serde(default = "jitter_percent")]
     #[schemars(range(min = 0, max = 50))]
     pub jitter_percent: i32,
+    /// With `strategy: WriteBehind`: how writes wait for the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_behind: Option<WriteBehind>,
     /// How its values are kept small; absent means as `l2.compression` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
@@ -73,6 +78,67 @@ pub enum Strategy {
     CacheAside,
     /// What no tier has is loaded.
     ReadThrough,
+    /// Writes go to the store before they go to Redis.
+    WriteThrough,
+    /// Writes go to Redis at once, and to the store in batches.
+    WriteBehind,
+}
+
+/// How writes wait for the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WriteBehind {
+    /// What a write survives that was acknowledged and that the store does not have yet. `Memory`: outages of the store; it
+    /// is lost with the sidecar's process. `Pod`: also the end of that process, however it comes: it is written to a log,
+    /// on a volume of the pod's, before it is acknowledged. It takes effect in new pods, which get that volume.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Records of one call to the store, 1 to 5000.
+    #[serde(default = "batch_size")]
+    #[schemars(range(min = 1, max = 5000))]
+    pub batch_size: i32,
+    /// How long a record waits for others to share its batch, 1ms to 24h.
+    #[serde(default = "flush_interval")]
+    pub flush_interval: Period,
+    /// Records that may wait in a pod; then writes are slowed down to what the store takes, and refused after `maxWait`.
+    #[serde(default = "max_records")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_records: i32,
+    /// The same in bytes of keys and values. Adds to the sidecar's memory, and for `Pod` sizes its volume (three times as
+    /// much and 64Mi).
+    #[serde(default = "max_bytes")]
+    pub max_bytes: Size,
+    /// How long a write waits for room, 1ms to 24h.
+    #[serde(default = "max_wait")]
+    pub max_wait: Period,
+    /// How often a record that the store refuses is offered to it before it is put aside as a dead letter.
+    #[serde(default = "max_attempts")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: i32,
+}
+
+impl Default for WriteBehind {
+    fn default() -> Self {
+        Self {
+            durability: Durability::default(),
+            batch_size: batch_size(),
+            flush_interval: flush_interval(),
+            max_records: max_records(),
+            max_bytes: max_bytes(),
+            max_wait: max_wait(),
+            max_attempts: max_attempts(),
+        }
+    }
+}
+
+/// What a write survives that was acknowledged and is not stored yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Durability {
+    /// Outages of the store.
+    #[default]
+    Memory,
+    /// Also the end of the sidecar's process.
+    Pod,
 }
 
 /// What the copies of a keyspace's keys are for.
@@ -93,6 +159,30 @@ pub enum Cache {
     Auto,
     /// Everything is relayed.
     Off,
+}
+
+fn batch_size() -> i32 {
+    500
+}
+
+fn flush_interval() -> Period {
+    "100ms".into()
+}
+
+fn max_records() -> i32 {
+    100_000
+}
+
+fn max_bytes() -> Size {
+    "64Mi".into()
+}
+
+fn max_wait() -> Period {
+    "1s".into()
+}
+
+fn max_attempts() -> i32 {
+    5
 }
 
 fn hard_timeout() -> Period {

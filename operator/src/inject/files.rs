@@ -9,6 +9,8 @@ use caddy_crds::{
 };
 use serde_json::{Value, json};
 
+use crate::plan::write_behind_volume;
+
 /// Readable by the sidecar's user, which owns none of the files.
 const MODE: i32 = 0o444;
 
@@ -22,7 +24,16 @@ pub(super) struct Files {
 pub(super) fn of(cluster: &CacheCluster) -> Vec<Files> {
     let redis = cluster.spec.l3.redis.as_ref().map(of_redis).unwrap_or_default();
     let stores = cluster.spec.stores.iter().filter_map(of_store);
-    redis.into_iter().chain(cluster.spec.auth.as_ref().map(users)).chain(stores).collect()
+    redis.into_iter().chain(cluster.spec.auth.as_ref().map(users)).chain(stores).chain(logs(cluster)).collect()
+}
+
+/// Of the sidecar's own, on the node's disk: what waits for a store has to survive the process.
+fn logs(cluster: &CacheCluster) -> Option<Files> {
+    let size = write_behind_volume(cluster)?;
+    Some(Files {
+        volume: json!({"name": names::WRITE_BEHIND_VOLUME, "emptyDir": {"sizeLimit": size.to_string()}}),
+        mount: json!({"name": names::WRITE_BEHIND_VOLUME, "mountPath": caddy_contract::WRITE_BEHIND_DIR}),
+    })
 }
 
 fn of_redis(redis: &Redis) -> Vec<Files> {

@@ -6,9 +6,10 @@
 mod stores;
 
 use caddy_contract::{
-    Algorithm, ByteSize, CacheMode, Coherence, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth, RawCluster,
-    RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2, RawL3, RawLimits,
-    RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser, RedisMode, SentinelTls, Strategy,
+    Algorithm, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth,
+    RawCluster, RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2,
+    RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser, RawWriteBehind,
+    RedisMode, SentinelTls, Strategy,
 };
 use caddy_crds::{
     CacheCluster,
@@ -110,7 +111,24 @@ fn memory_fault(cluster: &CacheCluster) -> Option<String> {
 pub fn needed_memory(cluster: &CacheCluster) -> ByteSize {
     let bytes = |size: &Size| size.0.parse::<ByteSize>().map_or(0, ByteSize::bytes);
     let tiers = bytes(&cluster.spec.l1.max_bytes).saturating_add(bytes(&cluster.spec.l2.max_bytes));
-    ByteSize::new(tiers.saturating_add(ByteSize::mebi(40).bytes()))
+    let behind = cluster.spec.keyspaces.iter().filter(|keyspace| keyspace.strategy == cluster::Strategy::WriteBehind);
+    let waiting = behind.map(|keyspace| keyspace.write_behind.clone().unwrap_or_default().max_bytes);
+    let waiting = waiting.map(|size| bytes(&size)).fold(0, u64::saturating_add);
+    ByteSize::new(tiers.saturating_add(waiting).saturating_add(ByteSize::mebi(40).bytes()))
+}
+
+/// Bytes of the volume for logs of keyspaces that write behind with durability `Pod`; none: none does. A log is tidied when
+/// it is twice as long as what is needed of it.
+pub fn write_behind_volume(cluster: &CacheCluster) -> Option<ByteSize> {
+    let logged = |keyspace: &&cluster::Keyspace| {
+        let behind = keyspace.write_behind.as_ref();
+        keyspace.strategy == cluster::Strategy::WriteBehind
+            && behind.is_some_and(|behind| behind.durability == cluster::Durability::Pod)
+    };
+    let sizes = cluster.spec.keyspaces.iter().filter(logged).filter_map(|keyspace| keyspace.write_behind.as_ref());
+    let sizes = sizes.map(|behind| behind.max_bytes.0.parse::<ByteSize>().map_or(0, ByteSize::bytes));
+    let of_one = |bytes: u64| bytes.saturating_mul(3).saturating_add(ByteSize::mebi(64).bytes());
+    sizes.map(of_one).reduce(u64::saturating_add).map(ByteSize::new)
 }
 
 /// The spec in the contract's words, unchecked.
@@ -277,6 +295,8 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
         strategy: match keyspace.strategy {
             cluster::Strategy::CacheAside => Strategy::CacheAside,
             cluster::Strategy::ReadThrough => Strategy::ReadThrough,
+            cluster::Strategy::WriteThrough => Strategy::WriteThrough,
+            cluster::Strategy::WriteBehind => Strategy::WriteBehind,
         },
         store: keyspace.store.clone().unwrap_or_default(),
         soft_timeout: text(keyspace.soft_timeout.as_ref()),
@@ -284,7 +304,24 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
         stale_if_error: text(keyspace.stale_if_error.as_ref()),
         refresh_at_percent: keyspace.refresh_at_percent.unsigned_abs(),
         jitter_percent: keyspace.jitter_percent.unsigned_abs(),
+        write_behind: keyspace.write_behind.as_ref().map(raw_write_behind),
         compression: keyspace.compression.as_ref().map(raw_compression),
+    }
+}
+
+fn raw_write_behind(behind: &cluster::WriteBehind) -> RawWriteBehind {
+    RawWriteBehind {
+        durability: match behind.durability {
+            cluster::Durability::Memory => Durability::Memory,
+            cluster::Durability::Pod => Durability::Pod,
+        },
+        batch_size: behind.batch_size.unsigned_abs(),
+        flush_interval: behind.flush_interval.0.clone(),
+        max_records: behind.max_records.unsigned_abs(),
+        max_bytes: behind.max_bytes.0.clone(),
+        max_wait: behind.max_wait.0.clone(),
+        max_attempts: behind.max_attempts.unsigned_abs(),
+        ..RawWriteBehind::default()
     }
 }
 

@@ -8,6 +8,6 @@ pub mod identity;
 pub mod pods;
 pub mod status;
 
-pub use config::{InvalidSpec, config_map, members_hint, needed_memory, raw_config};
+pub use config::{InvalidSpec, config_map, members_hint, needed_memory, raw_config, write_behind_volume};
 pub use pods::{PodTally, tally};
 pub use status::{Note, NoteKind, Outcome, World, notes, status};

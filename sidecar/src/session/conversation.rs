@@ -74,6 +74,8 @@ pub(crate) enum Pending {
     Selecting(u32),
     /// LOCK.*: nothing is taken before its answer. Whether it may wait for somebody else.
     Locking { waits: bool },
+    /// A write that waits for its store, or for room on the way there: nothing is taken before its answer.
+    Storing,
     /// EXEC: what its reply has to be looked at for.
     Executing(Box<Outcome>),
     /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
@@ -133,6 +135,8 @@ pub(super) fn refusal_text(args: Args<'_>, hint: &str) -> String {
 pub(super) enum Stream {
     Tracked(u32),
     Relay(u32, Protocol),
+    /// Writes of a database that go to a store, too.
+    Stored(u32),
     Pinned,
 }
 
@@ -236,7 +240,8 @@ impl Conversation {
     fn take(&mut self, args: Args<'_>) -> Flow {
         if self.replies.waiting() == 0 {
             self.mixed = false;
-        } else if self.mixed || matches!(self.replies.last_pending(), Some(Pending::Locking { .. })) {
+        } else if self.mixed || matches!(self.replies.last_pending(), Some(Pending::Locking { .. } | Pending::Storing))
+        {
             return Flow::Hold;
         }
         let mut row = commands::lookup_request(args.len(), |index| args.get(index));
@@ -257,6 +262,12 @@ impl Conversation {
         }
         if self.pinned.is_some() {
             self.unpin_if_clean();
+        }
+        if let Some(flow) = self.store_write(row, args) {
+            return flow;
+        }
+        if self.is_behind_store_write() {
+            return Flow::Hold;
         }
         if self.pinned.is_some() {
             return self.pinned_request(row, args);

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddy_engine::{Currency, Verdict, Weigh as _, Why};
+use caddy_engine::{Currency, Moment, Verdict, Weigh as _, Why};
 use caddy_remote::ranges::Access;
 use caddy_resp::encode;
 
 use super::{args::Args, conversation::Conversation};
 use crate::{
+    behind::Behind,
     cache::{KeyRef, Read},
     ranges::ActiveRange,
     shared::{L3, MEMORIES},
@@ -18,6 +19,7 @@ impl Conversation {
     pub(super) fn cache_command(&mut self, name: &str, args: Args<'_>) {
         match name {
             "cache.why" => self.why(args.get(1)),
+            "cache.deadletters" => self.dead_letters(args),
             "cache.stats" => match args.len() {
                 1 => self.stats(),
                 2 => self.keyspace_stats(args.get(1)),
@@ -129,6 +131,9 @@ impl Conversation {
         fields.push(("compression_ratio", format!("{:.2}", stats.counts.compression_ratio()).into()));
         fields.push(("compression_saved_bytes", number(saved)));
         fields.extend([("l2_entries", stats.size.entries.into()), ("l2_bytes", stats.size.bytes.into())]);
+        if let Some(behind) = self.worker.shared.behinds.get(&stats.name) {
+            fields.extend(waiting(&behind, self.worker.shared.now()));
+        }
         let samples = stats.with_memory.iter().flatten().map(|estimate| estimate.samples).next().unwrap_or(0);
         for ((memory, _), estimate) in MEMORIES.iter().zip(stats.with_memory) {
             let ratio = estimate.map_or_else(|| "unknown".to_owned(), |known| format!("{:.4}", known.hit_ratio));
@@ -148,6 +153,33 @@ impl Conversation {
             }
         });
     }
+}
+
+/// What waits for the store of a keyspace that writes behind.
+fn waiting(behind: &Behind, now: Moment) -> Vec<(&'static str, Field)> {
+    let stats = behind.stats();
+    let backlog = stats.backlog;
+    let number = |count: u64| Field::Number(count.cast_signed());
+    let age = backlog.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
+    let lost = if behind.is_logged() { 0 } else { backlog.records };
+    vec![
+        ("behind_records", backlog.records.into()),
+        ("behind_bytes", backlog.bytes.into()),
+        ("behind_age_ms", millis(age).into()),
+        ("behind_lost_with_the_process", lost.into()),
+        ("behind_dead_letters", backlog.dead_letters.into()),
+        ("behind_failures_in_a_row", number(backlog.failures.into())),
+        ("behind_taken", number(stats.taken)),
+        ("behind_stored", number(stats.stored)),
+        ("behind_coalesced", number(stats.coalesced)),
+        ("behind_flushes", number(stats.flushes)),
+        ("behind_failures", number(stats.failures)),
+        ("behind_waited", number(stats.waited)),
+        ("behind_refused", number(stats.refused)),
+        ("behind_unlogged", number(stats.unkept)),
+        ("behind_log_bytes", number(behind.log_stats().map_or(0, |log| log.bytes))),
+        ("behind_last_error", stats.last_error.as_deref().unwrap_or_default().into()),
+    ]
 }
 
 enum Field {

@@ -127,6 +127,11 @@ impl Conversation {
         })
     }
 
+    /// Whether the session's own connection is kept by nothing but what is unanswered.
+    pub(super) fn is_about_to_unpin(&self) -> bool {
+        self.pinned.as_ref().is_some_and(Pinned::is_clean) && self.replies.waiting() > 0
+    }
+
     /// Whether a command may be for another node than what is under way on the session's own connection, which nothing else
     /// keeps.
     fn leaves_its_node(&self, row: &Row) -> bool {

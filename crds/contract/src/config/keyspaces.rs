@@ -2,9 +2,10 @@
 
 use super::reader::Reader;
 use crate::{
-    Algorithm, ByteSize, CacheMode, KeyspaceMode, RawCompression, RawConfig, RawKeyspace, Strategy, parse_duration,
+    Algorithm, ByteSize, CacheMode, Durability, KeyspaceMode, RawCompression, RawConfig, RawKeyspace, RawPostgresStore,
+    RawStore, RawWriteBehind, RedisMode, Strategy, parse_duration,
 };
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 /// Levels of ZSTD: above 19 a compressor takes hundreds of megabytes.
 const LEVELS: std::ops::RangeInclusive<i32> = -7..=19;
@@ -62,6 +63,35 @@ pub struct Loading {
     pub refresh_at_percent: Option<u32>,
     /// By how much lives are shortened at random, percent at most.
     pub jitter_percent: u32,
+    /// With [`Strategy::WriteBehind`]: how writes wait for the store.
+    pub behind: Option<Behind>,
+}
+
+/// How writes wait for the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// What a write survives that was acknowledged and is not stored yet.
+    pub durability: Durability,
+    /// Records of one call to the store, at least 1.
+    pub batch_size: usize,
+    /// How long a record waits for others to share its batch.
+    pub flush_interval: Duration,
+    /// Records that may wait.
+    pub max_records: usize,
+    /// Their bytes.
+    pub max_bytes: ByteSize,
+    /// How long a write waits for room.
+    pub max_wait: Duration,
+    /// How often a record that the store refuses is offered to it, at least 1.
+    pub max_attempts: u32,
+    /// Where the logs are.
+    pub directory: PathBuf,
+}
+
+impl Default for Behind {
+    fn default() -> Self {
+        Reader::default().behind("", &RawWriteBehind::default())
+    }
 }
 
 /// How long it counts that a store has no such key, where nothing is said.
@@ -130,6 +160,7 @@ impl Reader {
                 ("softTimeout", !raw.soft_timeout.is_empty()),
                 ("staleIfError", !raw.stale_if_error.is_empty()),
                 ("refreshAtPercent", raw.refresh_at_percent != 0),
+                ("writeBehind", raw.write_behind.is_some()),
             ];
             for (field, _) in needs_a_store.iter().filter(|(_, is_set)| *is_set) {
                 self.check(false, &at(field), "is of use with a store only; write e.g. strategy: ReadThrough");
@@ -151,6 +182,29 @@ impl Reader {
             &at("strategy"),
             format!("{:?} needs cache: Auto and mode: Serve", raw.strategy),
         );
+        let writes = matches!(raw.strategy, Strategy::WriteThrough | Strategy::WriteBehind);
+        let is_cluster = config.l3.redis.as_ref().is_some_and(|redis| redis.mode == RedisMode::Cluster);
+        self.check(
+            !writes || !is_cluster,
+            &at("strategy"),
+            format!("{:?} needs l3.redis.mode Standalone or Sentinel", raw.strategy),
+        );
+        let read_only = |store: &&RawStore| {
+            let is_read_only = |sql: &RawPostgresStore| sql.store.is_empty() || sql.delete.is_empty();
+            store.name == raw.store && store.postgres.as_ref().is_some_and(is_read_only)
+        };
+        self.check(
+            !writes || !config.stores.iter().any(|store| read_only(&store)),
+            &at("store"),
+            format!("{:?} is read-only: strategy {:?} needs its statements store and delete", raw.store, raw.strategy),
+        );
+        self.check(
+            raw.write_behind.is_none() || raw.strategy == Strategy::WriteBehind,
+            &at("writeBehind"),
+            "is of use with strategy: WriteBehind only",
+        );
+        let behind = (raw.strategy == Strategy::WriteBehind)
+            .then(|| self.behind(&at("writeBehind"), &raw.write_behind.clone().unwrap_or_default()));
         let ttl = unjudged(&raw.ttl);
         let negative = unjudged(&raw.negative_ttl);
         let soft_timeout = (!raw.soft_timeout.is_empty()).then(|| self.time(&at("softTimeout"), &raw.soft_timeout, 1));
@@ -187,7 +241,23 @@ impl Reader {
             stale_if_error,
             refresh_at_percent: (refresh != 0).then_some(refresh),
             jitter_percent: self.within(&at("jitterPercent"), raw.jitter_percent, 0, 50),
+            behind,
         })
+    }
+
+    fn behind(&mut self, path: &str, raw: &RawWriteBehind) -> Behind {
+        let at = |field: &str| format!("{path}.{field}");
+        self.check(raw.directory.starts_with('/'), &at("directory"), "must be an absolute path");
+        Behind {
+            durability: raw.durability,
+            batch_size: self.within(&at("batchSize"), raw.batch_size, 1, 5_000) as usize,
+            flush_interval: self.time(&at("flushInterval"), &raw.flush_interval, 1),
+            max_records: self.within(&at("maxRecords"), raw.max_records, 1, 10_000_000) as usize,
+            max_bytes: self.size_from(&at("maxBytes"), &raw.max_bytes, ByteSize::mebi(1)),
+            max_wait: self.time(&at("maxWait"), &raw.max_wait, 1),
+            max_attempts: self.within(&at("maxAttempts"), raw.max_attempts, 1, 1_000),
+            directory: raw.directory.clone().into(),
+        }
     }
 }
 

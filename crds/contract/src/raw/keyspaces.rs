@@ -1,6 +1,6 @@
 //! The section `keyspaces`.
 
-use super::RawCompression;
+use super::{RawCompression, text};
 use serde::{Deserialize, Serialize};
 
 /// A rule for the keys that match.
@@ -35,6 +35,9 @@ pub struct RawKeyspace {
     pub refresh_at_percent: u32,
     /// By how much the life of what is loaded is shortened at random, percent at most.
     pub jitter_percent: u32,
+    /// With strategy `WriteBehind`: how writes wait for the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_behind: Option<RawWriteBehind>,
     /// How its values are kept small; absent means as `l2.compression` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<RawCompression>,
@@ -58,7 +61,62 @@ pub enum Strategy {
     CacheAside,
     /// What no tier has is loaded from the store.
     ReadThrough,
+    /// The same, and writes go to the store before they go to Redis.
+    WriteThrough,
+    /// The same, and writes go to Redis at once and to the store in batches.
+    WriteBehind,
 }
+
+/// How writes wait for the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawWriteBehind {
+    /// What a write survives that was acknowledged and is not stored yet.
+    pub durability: Durability,
+    /// Records of one call to the store.
+    pub batch_size: u32,
+    /// How long a record waits for others to share its batch.
+    pub flush_interval: String,
+    /// Records that may wait; then writes are slowed down, and refused after `maxWait`.
+    pub max_records: u32,
+    /// The same in bytes.
+    #[serde(deserialize_with = "text")]
+    pub max_bytes: String,
+    /// How long a write waits for room.
+    pub max_wait: String,
+    /// How often a record that the store refuses is offered to it before it becomes a dead letter.
+    pub max_attempts: u32,
+    /// With durability `Pod`: where the logs are, each in a directory of its own.
+    pub directory: String,
+}
+
+/// What a write survives that was acknowledged and is not stored yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Durability {
+    /// Nothing but the store's outages: it is lost with the sidecar's process.
+    #[default]
+    Memory,
+    /// The end of the sidecar's process, however it comes: it is in a log on a disk of the pod's.
+    Pod,
+}
+
+impl Default for RawWriteBehind {
+    fn default() -> Self {
+        Self {
+            durability: Durability::default(),
+            batch_size: 500,
+            flush_interval: "100ms".into(),
+            max_records: 100_000,
+            max_bytes: "64Mi".into(),
+            max_wait: "1s".into(),
+            max_attempts: 5,
+            directory: WRITE_BEHIND_DIR.into(),
+        }
+    }
+}
+
+/// Where the logs of keyspaces that write behind are.
+pub const WRITE_BEHIND_DIR: &str = "/var/lib/caddy/write-behind";
 
 impl Default for RawKeyspace {
     fn default() -> Self {
@@ -76,6 +134,7 @@ impl Default for RawKeyspace {
             stale_if_error: String::new(),
             refresh_at_percent: 0,
             jitter_percent: 10,
+            write_behind: None,
             compression: None,
         }
     }

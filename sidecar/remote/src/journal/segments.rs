@@ -124,8 +124,12 @@ impl Segments {
             return Err(io::Error::other("no segment is open"));
         };
         if let Err(error) = file.write_all(bytes) {
-            let end = segment.bytes;
+            let (end, is_needed) = (segment.bytes, segment.needed > 0);
             self.cut(end);
+            if !is_needed {
+                // The next goes into another file, so that this one can be deleted: the room may be in there.
+                self.file = None;
+            }
             return Err(error);
         }
         segment.bytes += bytes.len() as u64;

@@ -45,6 +45,7 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     harmless("echo", 2).class(Class::Local),
     read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
     harmless("cache.stats", -1).class(Class::Local).since("caddy"),
+    harmless("cache.deadletters", -2).class(Class::Local).since("caddy"),
     caching(container("cache.invalidate", -2, INVALIDATE)),
     caching(harmless("cache.invalidations", 1)),
     caching(write("cache.set", -3, Positions::ONE)),

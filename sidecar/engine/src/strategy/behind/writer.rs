@@ -19,7 +19,7 @@ use super::{Backlog, Batch, BehindConfig, DeadLetter, Done, Journal, JournalErro
 use crate::clock::Moment;
 use crate::store::{BackingStore, StoreError};
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::timer::Timer;
+use crate::timer::{Sleep, Timer};
 use crate::weigh::Weigh;
 
 /// Why a write was not taken.
@@ -314,7 +314,9 @@ where
             let work = inner.work.notified();
             let (batches, due) = self.next();
             flights.extend(batches.into_iter().map(|batch| self.fly(batch)));
-            let sleep = inner.timer.sleep_until(due.unwrap_or(Moment::NEVER));
+            // With nothing to wait for no timer runs: an idle process sleeps.
+            let never = || -> Sleep { Box::pin(futures::future::pending()) };
+            let sleep = due.map_or_else(never, |due| inner.timer.sleep_until(due));
             let landed = async {
                 if flights.next().await.is_none() {
                     futures::future::pending::<()>().await;

@@ -1,0 +1,158 @@
+//! What a command writes, from its arguments and from what L3 answered. Pure.
+
+use bytes::Bytes;
+use caddy_engine::strategy::behind::Write;
+use caddy_resp::Value;
+
+use crate::session::args::Args;
+
+/// What a command in a keyspace with a store to write to is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// It writes values that are known.
+    Writes(StoreWrite),
+    /// It concerns L3's copy alone: how long it lives.
+    Nothing,
+    /// What it writes cannot be stored; what to do instead.
+    Refused(&'static str),
+}
+
+/// What is written, if L3's answer says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoreWrite {
+    when: When,
+    pub(crate) writes: Vec<(Bytes, Write<Bytes>)>,
+}
+
+/// Which answers say that it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// Every one that is no error.
+    Done,
+    /// `OK`.
+    Ok,
+    /// The same, if its condition held.
+    OkIf,
+    /// 1.
+    One,
+    /// SET with GET and NX: there was nothing before.
+    WasAbsent,
+    /// SET with GET and XX: there was something.
+    WasPresent,
+    /// Every one that is no error, and it is the value.
+    Value,
+}
+
+/// What to do instead of a command that reads and changes within Redis.
+const NO_VALUE: &str = "what it leaves under the key is known to Redis only and could not be stored; write whole values (SET, GETSET, MSET, INCR) or delete keys";
+const NO_CONDITION: &str = "its condition would be checked in Redis only, before the value is stored there; use LOCK.ACQUIRE, or strategy WriteBehind";
+const BAD_OPTION: &str = "this option is not known here; use NX, XX, GET, KEEPTTL, EX, PX, EXAT or PXAT";
+
+impl Wanted {
+    /// What the command `name`, as in the command table, wants.
+    pub(crate) fn of(name: &str, args: Args<'_>) -> Self {
+        let key = |at: usize| Bytes::copy_from_slice(args.get(at));
+        let put = |at: usize, value: usize| (key(at), Write::Put(key(value)));
+        let one = |when, write| Self::Writes(StoreWrite { when, writes: vec![write] });
+        match name {
+            "set" => match set_option(args) {
+                Some(when) => one(when, put(1, 2)),
+                None => Self::Refused(BAD_OPTION),
+            },
+            "setex" | "psetex" => one(When::Ok, put(1, 3)),
+            "setnx" => one(When::One, put(1, 2)),
+            "getset" => one(When::Done, put(1, 2)),
+            "getdel" => one(When::Done, (key(1), Write::Delete)),
+            // What is absent in L3 may be present in the store.
+            "del" | "unlink" => {
+                let writes = (1..args.len()).map(|at| (key(at), Write::Delete)).collect();
+                Self::Writes(StoreWrite { when: When::Done, writes })
+            }
+            "mset" | "msetnx" if args.len() % 2 == 1 => {
+                let when = if name == "mset" { When::Ok } else { When::One };
+                let writes = (1..args.len()).step_by(2).map(|at| put(at, at + 1)).collect();
+                Self::Writes(StoreWrite { when, writes })
+            }
+            "incr" | "decr" | "incrby" | "decrby" | "incrbyfloat" => {
+                one(When::Value, (key(1), Write::Put(Bytes::new())))
+            }
+            "expire" | "pexpire" | "expireat" | "pexpireat" | "persist" | "getex" => Self::Nothing,
+            _ => Self::Refused(NO_VALUE),
+        }
+    }
+
+    /// The same for a keyspace whose store is written before L3: nothing may depend on what L3 answers.
+    pub(crate) fn before_l3(self) -> Self {
+        match self {
+            Self::Writes(write) => match write.when {
+                When::Done | When::Ok => Self::Writes(write),
+                When::OkIf | When::One | When::WasAbsent | When::WasPresent => Self::Refused(NO_CONDITION),
+                When::Value => Self::Refused("its result is not known before Redis has it; use strategy WriteBehind"),
+            },
+            other => other,
+        }
+    }
+}
+
+/// When a SET has written, by its options; `None`: there is one that is not known.
+fn set_option(args: Args<'_>) -> Option<When> {
+    let (mut get, mut nx, mut xx) = (false, false, false);
+    let mut at = 3;
+    while at < args.len() {
+        let is = |word: &str| args.is(at, word);
+        if is("GET") {
+            get = true;
+        } else if is("NX") {
+            nx = true;
+        } else if is("XX") {
+            xx = true;
+        } else if ["EX", "PX", "EXAT", "PXAT"].into_iter().any(is) {
+            at += 1;
+        } else if !is("KEEPTTL") {
+            return None;
+        }
+        at += 1;
+    }
+    Some(match (get, nx, xx) {
+        (true, true, _) => When::WasAbsent,
+        (true, _, true) => When::WasPresent,
+        (true, ..) => When::Done,
+        (false, false, false) => When::Ok,
+        (false, ..) => When::OkIf,
+    })
+}
+
+impl StoreWrite {
+    /// What is to be stored, now that L3 has answered.
+    pub(crate) fn applied(self, reply: &[u8]) -> Vec<(Bytes, Write<Bytes>)> {
+        let Ok((value, _)) = Value::decode(reply) else { return Vec::new() };
+        let is_written = match self.when {
+            _ if value.as_error().is_some() => false,
+            When::Done | When::Value => true,
+            When::Ok | When::OkIf => value.as_bytes() == Some(b"OK"),
+            When::One => value.as_integer() == Some(1),
+            When::WasAbsent => value.as_bytes().is_none(),
+            When::WasPresent => value.as_bytes().is_some(),
+        };
+        if !is_written {
+            return Vec::new();
+        }
+        if self.when != When::Value {
+            return self.writes;
+        }
+        let number = value.as_integer().map(|number| Bytes::from(number.to_string()));
+        let text = number.or_else(|| value.as_bytes().map(Bytes::copy_from_slice));
+        let Some(text) = text else { return Vec::new() };
+        self.writes.into_iter().map(|(key, _)| (key, Write::Put(text.clone()))).collect()
+    }
+
+    /// Whether a SET answers what was there before.
+    pub(crate) fn returns_old(&self) -> bool {
+        !matches!(self.when, When::Ok | When::OkIf)
+    }
+
+    /// Whether all that is written are deletions, as of one command they all are or none.
+    pub(crate) fn deletes(&self) -> bool {
+        self.writes.iter().any(|(_, write)| *write == Write::Delete)
+    }
+}

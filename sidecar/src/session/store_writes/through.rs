@@ -1,0 +1,233 @@
+//! Writing through: the store first, then L3, so that what the cache has, the store has.
+//!
+//! A write takes the fill leases of its keys for its whole time: what others are loading meanwhile is not kept, and another
+//! sidecar's write of the same key shows. Two that overlap cannot know which of them the store took last; so both remove
+//! the key from L3, and the next read loads it. When the store has failed, L3 is as it was. When L3 fails behind the store,
+//! the key is removed from it as soon as it can be.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use caddy_engine::strategy::behind::Write;
+use caddy_remote::leases;
+use caddy_resp::{Protocol, Value, encode};
+
+use super::StoreWrite;
+use crate::{
+    behind::{error_text, translated},
+    commands::Row,
+    errands::{self, ErrandError},
+    keyspaces::Source,
+    mailbox::ReplyTo,
+    session::{
+        args::Args,
+        conversation::{Conversation, Flow, Pending, Stream, effect},
+    },
+    shared::{L3, Shared},
+    upstream::Effect,
+};
+
+/// How long a write may take before others may load its keys again.
+const LEASE_MILLIS: &str = "60000";
+/// How long L3 is tried again after it failed behind the store, and how often.
+const LONGEST_REPAIR: Duration = Duration::from_mins(10);
+const REPAIR_PAUSE: Duration = Duration::from_millis(500);
+/// Begins the id of a lease that a write has.
+const WRITER: u8 = b'w';
+
+/// `KEYS`: leases, then keys. `ARGV`: the id, how many leases, whether another write overlapped, the command. Executes the
+/// command if the leases are this write's still and no other's were found; else removes the keys.
+const FINISH: &str = "local n = tonumber(ARGV[2]) local alone = ARGV[3] == '0' \
+    for i = 1, n do if redis.call('GET', KEYS[i]) ~= ARGV[1] then alone = false end end \
+    local reply = false \
+    if alone then local command = {} for i = 4, #ARGV do command[i - 3] = ARGV[i] end reply = redis.call(unpack(command)) \
+    else reply = redis.call('DEL', unpack(KEYS, n + 1)) end \
+    for i = 1, n do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end \
+    return {alone and 1 or 0, reply}";
+
+/// `KEYS`: leases. `ARGV`: the id. Gives back those that have it.
+const GIVE_BACK: &str =
+    "for i = 1, #KEYS do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end return 1";
+
+impl Conversation {
+    pub(super) fn write_through(
+        &mut self,
+        row: &'static Row,
+        args: Args<'_>,
+        source: Arc<Source>,
+        write: StoreWrite,
+    ) -> Flow {
+        if self.replies.waiting() > 0 {
+            return Flow::Hold;
+        }
+        let shared = self.worker.shared.clone();
+        self.stream = Stream::Stored(self.client.database);
+        let place = self.expect(Pending::Storing);
+        let domain = &shared.config().cluster.domain;
+        let through = Through {
+            leases: write.writes.iter().map(|(key, _)| leases::name(domain, key, false)).collect(),
+            id: format!("{}{}", char::from(WRITER), leases::hex(leases::unique())),
+            command: args.iter().map(Bytes::copy_from_slice).collect(),
+            returns_old: matches!(row.name, "getset" | "getdel") || (row.name == "set" && write.returns_old()),
+            to: ReplyTo { mailbox: self.mailbox.clone(), place },
+            protocol: self.client.protocol,
+            database: self.client.database,
+            effect: effect(row, args),
+            shared: shared.clone(),
+            source,
+            write,
+        };
+        self.worker.supervisor.spawn_local("write through", through.run());
+        Flow::Done
+    }
+}
+
+/// A write under way.
+struct Through {
+    shared: Arc<Shared>,
+    source: Arc<Source>,
+    write: StoreWrite,
+    leases: Vec<Vec<u8>>,
+    id: String,
+    command: Vec<Bytes>,
+    /// Whether the command answers what was there before.
+    returns_old: bool,
+    to: ReplyTo,
+    protocol: Protocol,
+    database: u32,
+    effect: Effect,
+}
+
+impl Through {
+    async fn run(self) {
+        let shared = self.shared.clone();
+        let turns = shared.behinds.turns.of(&self.effect.keys).await;
+        let overlaps = match self.begin().await {
+            Ok(overlaps) => overlaps,
+            Err(error) => return self.to.reply(error_text(&format!("NOTREADY {error}; nothing was written"))),
+        };
+        if let Err(error) = self.store().await {
+            self.give_back().await;
+            let name = &self.source.store.name;
+            return self.to.reply(error_text(&format!("STOREERR store '{name}': {error}; the cache is as it was")));
+        }
+        let finished = self.finish(overlaps).await;
+        // Whatever the answer is, also a loss: it may have been executed.
+        self.effect.apply(&shared);
+        match finished {
+            Ok(reply) => self.to.reply(translated(reply, self.protocol)),
+            Err(error) => {
+                let text = "STOREERR the store has it, but Redis failed, and readers may see what was there before until \
+                            it answers again";
+                self.to.reply(error_text(&format!("{text}: {error}")));
+                drop(turns);
+                self.repair().await;
+            }
+        }
+    }
+
+    /// Takes the leases; whether another write has one.
+    async fn begin(&self) -> Result<bool, ErrandError> {
+        let mut bytes = Vec::new();
+        for lease in &self.leases {
+            let take: [&[u8]; 6] = [b"SET", lease, self.id.as_bytes(), b"PX", LEASE_MILLIS.as_bytes(), b"GET"];
+            encode::command(&mut bytes, take);
+        }
+        let replies = self.ask(bytes, self.leases.len() as u16).await?;
+        let is_writer = |reply: &Bytes| {
+            Value::decode(reply).is_ok_and(|(id, _)| id.as_bytes().is_some_and(|id| id.first() == Some(&WRITER)))
+        };
+        Ok(replies.iter().any(is_writer))
+    }
+
+    async fn store(&self) -> Result<(), caddy_engine::store::StoreError> {
+        let backing = &self.source.store.backing;
+        let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+        for (key, write) in &self.write.writes {
+            match write {
+                Write::Put(value) => puts.push((key.clone(), value.clone())),
+                Write::Delete => deletes.push(key.clone()),
+            }
+        }
+        if !puts.is_empty() {
+            backing.store_many(&puts).await?;
+        }
+        if !deletes.is_empty() {
+            backing.delete_many(&deletes).await?;
+        }
+        Ok(())
+    }
+
+    /// Executes the command in L3, or removes the keys; the command's reply.
+    async fn finish(&self, overlaps: bool) -> Result<Bytes, ErrandError> {
+        let (count, leases) = ((2 * self.leases.len()).to_string(), self.leases.len().to_string());
+        let mut command: Vec<&[u8]> = vec![b"EVAL", FINISH.as_bytes(), count.as_bytes()];
+        command.extend(self.leases.iter().map(Vec::as_slice));
+        command.extend(self.write.writes.iter().map(|(key, _)| &key[..]));
+        command.extend([self.id.as_bytes(), leases.as_bytes(), if overlaps { b"1" } else { b"0" }]);
+        command.extend(self.command.iter().map(|argument| &argument[..]));
+        let mut bytes = Vec::new();
+        encode::command(&mut bytes, command);
+        let reply = self.ask(bytes, 1).await?.pop().unwrap_or_default();
+        let unclear = || ErrandError::Lost("its reply cannot be read".to_owned());
+        let (value, _) = Value::decode(&reply).map_err(|_| unclear())?;
+        let Some([alone, own]) = value.as_elements() else { return Err(unclear()) };
+        let mut out = Vec::new();
+        if alone.as_integer() == Some(1) {
+            match own.as_bytes() {
+                Some(b"OK") if !self.returns_old => encode::ok(&mut out),
+                Some(bytes) => encode::bulk(&mut out, bytes),
+                None => match own.as_integer() {
+                    Some(number) => encode::integer(&mut out, number),
+                    None => encode::null(&mut out, Protocol::Resp2),
+                },
+            }
+        } else if self.returns_old {
+            encode::null(&mut out, Protocol::Resp2);
+        } else if self.write.deletes() {
+            encode::integer(&mut out, own.as_integer().unwrap_or(0));
+        } else {
+            encode::ok(&mut out);
+        }
+        Ok(out.into())
+    }
+
+    async fn give_back(&self) {
+        let count = self.leases.len().to_string();
+        let mut command: Vec<&[u8]> = vec![b"EVAL", GIVE_BACK.as_bytes(), count.as_bytes()];
+        command.extend(self.leases.iter().map(Vec::as_slice));
+        command.push(self.id.as_bytes());
+        let mut bytes = Vec::new();
+        encode::command(&mut bytes, command);
+        // Leases that cannot be given back run out.
+        let _ = self.ask(bytes, 1).await;
+    }
+
+    /// What L3 has is older than what the store has: it goes as soon as L3 answers.
+    async fn repair(&self) {
+        let begun = self.shared.now();
+        while self.shared.now().since(begun) < LONGEST_REPAIR {
+            tokio::time::sleep(REPAIR_PAUSE).await;
+            let mut bytes = Vec::new();
+            let keys = self.write.writes.iter().map(|(key, _)| &key[..]);
+            let all: Vec<&[u8]> =
+                std::iter::once(&b"DEL"[..]).chain(keys).chain(self.leases.iter().map(Vec::as_slice)).collect();
+            encode::command(&mut bytes, all);
+            let removed = self.ask(bytes, 1).await;
+            self.effect.apply(&self.shared);
+            if removed.is_ok() {
+                return;
+            }
+        }
+        tracing::error!(
+            store = %self.source.store.name,
+            "Redis did not answer for too long behind a write to a store: it may have an older value than the store"
+        );
+    }
+
+    async fn ask(&self, bytes: Vec<u8>, replies: u16) -> Result<Vec<Bytes>, ErrandError> {
+        let L3::Redis(redis) = &self.shared.l3 else { return Err(ErrandError::NoNode) };
+        let node = redis.only().ok_or(ErrandError::NoNode)?;
+        errands::ask(&self.shared, node, self.database, bytes, replies).await
+    }
+}

@@ -1,0 +1,72 @@
+//! Writing through: the store first, and the cache as it was when that fails.
+
+use anyhow::{Result, ensure};
+use caddy_tests::{e2e::eventually, world::SOON};
+
+use super::world::{World, client};
+
+const THROUGH: &str = "strategy: WriteThrough";
+
+#[test]
+fn what_the_cache_has_the_store_has() -> Result<()> {
+    let mut world = World::start()?;
+    let sidecar = world.sidecar(THROUGH)?;
+    let mut app = client(&sidecar)?;
+    for (command, answer) in [
+        ("SET user:a 1", "OK"),
+        ("SET user:a 2 EX 100", "OK"),
+        ("GETSET user:a 3", "2"),
+        ("SET user:a 4 GET", "3"),
+        ("MSET user:b 5 user:c 6", "OK"),
+        ("DEL user:c user:absent", "1"),
+        ("GETDEL user:d", "(nil)"),
+        ("GET user:a", "4"),
+    ] {
+        let found = app.ask(command)?;
+        ensure!(found == answer, "{command}: {found}");
+    }
+    ensure!(world.rows()? == ["user:a=4", "user:b=5"], "{:?}", world.rows()?);
+    for refused in ["SET user:a 1 NX", "SETNX user:z 1", "INCR user:a", "APPEND user:a x"] {
+        let found = app.ask(refused)?;
+        ensure!(found.contains("WriteThrough"), "{refused}: {found}");
+    }
+    // Refused by the table, and then by a database that is gone: the cache is as it was.
+    let refused = app.ask(&format!("SET user:a {}", "x".repeat(101)))?;
+    ensure!(refused.contains("STOREERR") && refused.contains("check constraint"), "{refused}");
+    ensure!(app.ask("GET user:a")? == "4");
+    world.postgres.stop()?;
+    let refused = app.ask("DEL user:a")?;
+    ensure!(refused.contains("STOREERR"), "{refused}");
+    ensure!(app.ask("GET user:a")? == "4");
+    world.postgres.restart()?;
+    ensure!(app.ask("DEL user:a")? == "1");
+    ensure!(app.ask("GET user:a")? == "(nil)");
+    Ok(())
+}
+
+#[test]
+fn after_writes_of_one_key_through_two_sidecars_cache_and_store_agree() -> Result<()> {
+    let world = World::start()?;
+    let sidecars = [world.sidecar(THROUGH)?, world.sidecar(THROUGH)?];
+    let mut apps = Vec::new();
+    for n in 0..4 {
+        apps.push(client(&sidecars[n % 2])?);
+    }
+    for round in 0..60 {
+        for (n, app) in apps.iter_mut().enumerate() {
+            app.send(&format!("SET user:hot {round}-{n}"))?;
+        }
+        for app in &mut apps {
+            ensure!(app.reply()? == "OK");
+        }
+        let row = world.postgres.execute("SELECT value FROM users WHERE key = 'user:hot'")?;
+        for app in &mut apps {
+            eventually("cache and store agree", SOON, || {
+                let read = app.ask("GET user:hot")?;
+                ensure!(read == row, "round {round}: the cache has {read}, the store {row}");
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}

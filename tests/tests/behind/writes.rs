@@ -1,0 +1,158 @@
+//! What is written behind: which commands, in which order, and what happens when the store is down, slow or refuses.
+
+use anyhow::{Result, ensure};
+use caddy_tests::world::Client;
+
+use super::world::{World, client, stat, stat_becomes};
+
+const BEHIND: &str = "strategy: WriteBehind, writeBehind: {flushInterval: 20ms}";
+
+#[test]
+fn every_write_of_a_whole_value_reaches_the_table() -> Result<()> {
+    let world = World::start()?;
+    let sidecar = world.sidecar(BEHIND)?;
+    let mut app = client(&sidecar)?;
+    for (command, answer) in [
+        ("SET user:a 1", "OK"),
+        ("SET user:a 2 NX", "(nil)"),
+        ("SET user:a 3 XX GET", "1"),
+        ("SET user:b 4 EX 100", "OK"),
+        ("SETEX user:c 100 5", "OK"),
+        ("SETNX user:c 6", "0"),
+        ("SETNX user:d 7", "1"),
+        ("GETSET user:d 8", "7"),
+        ("MSET user:e 9 user:f 10", "OK"),
+        ("INCR user:f", "11"),
+        ("INCRBYFLOAT user:e 0.5", "9.5"),
+        ("SET user:g 12", "OK"),
+        ("GETDEL user:g", "12"),
+        ("SET user:h 13", "OK"),
+        ("DEL user:h user:absent", "1"),
+        ("SET other 14", "OK"),
+        ("EXPIRE user:a 100", "1"),
+        ("GET user:a", "3"),
+    ] {
+        let found = app.ask(command)?;
+        ensure!(found == answer, "{command}: {found}");
+    }
+    world.rows_become(&["user:a=3", "user:b=4", "user:c=5", "user:d=8", "user:e=9.5", "user:f=11"])?;
+    for refused in ["APPEND user:a x", "SETRANGE user:a 0 x", "MSET user:a 1 other 2", "HSET user:z f v"] {
+        let found = app.ask(refused)?;
+        ensure!(found.contains("WriteBehind"), "{refused}: {found}");
+    }
+    ensure!(app.ask("MULTI")? == "OK");
+    let found = app.ask("SET user:a 15")?;
+    ensure!(found.contains("MULTI"), "{found}");
+    let found = app.ask("EXEC")?;
+    ensure!(found.contains("EXECABORT"), "{found}");
+    ensure!(app.ask("GET user:a")? == "3");
+    Ok(())
+}
+
+#[test]
+fn others_see_a_write_at_once_and_the_table_gets_batches() -> Result<()> {
+    let world = World::start()?;
+    let sidecars = [world.sidecar(BEHIND)?, world.sidecar(BEHIND)?];
+    let (mut one, mut other) = (client(&sidecars[0])?, client(&sidecars[1])?);
+    for n in 0..2_000 {
+        one.send(&format!("SET user:{n} {n}"))?;
+    }
+    for _ in 0..2_000 {
+        ensure!(one.reply()? == "OK");
+    }
+    ensure!(other.ask("GET user:1999")? == "1999");
+    stat_becomes(&mut one, "behind_records", 0)?;
+    ensure!(world.rows()?.len() == 2_000);
+    let flushes = stat(&mut one, "behind_flushes")?;
+    ensure!(flushes <= 200, "{flushes} statements for 2000 rows");
+    // What was deleted here is not loaded again, old, over there.
+    ensure!(one.ask("DEL user:7")? == "1");
+    ensure!(other.ask("GET user:7")? == "(nil)");
+    Ok(())
+}
+
+#[test]
+fn while_the_store_is_down_writes_queue_to_the_bound_and_nothing_is_lost() -> Result<()> {
+    let mut world = World::start()?;
+    let sidecar =
+        world.sidecar("strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxRecords: 50, maxWait: 50ms}")?;
+    let mut app = client(&sidecar)?;
+    ensure!(app.ask("SET user:0 0")? == "OK");
+    stat_becomes(&mut app, "behind_records", 0)?;
+    world.postgres.stop()?;
+    let (mut taken, mut refused) = (vec![0], 0);
+    for n in 1..80 {
+        match app.ask(&format!("SET user:{n} {n}"))? {
+            answer if answer == "OK" => taken.push(n),
+            answer => {
+                ensure!(answer.contains("STOREERR") && answer.contains("nothing was written"), "{answer}");
+                ensure!(app.ask(&format!("EXISTS user:{n}"))? == "0", "what is refused is not in Redis either");
+                refused += 1;
+            }
+        }
+        if refused > 2 {
+            break;
+        }
+    }
+    ensure!(taken.len() == 51 && refused == 3, "{} taken", taken.len());
+    ensure!(stat(&mut app, "behind_records")? == 50);
+    ensure!(stat(&mut app, "behind_lost_with_the_process")? == 50);
+    world.postgres.restart()?;
+    stat_becomes(&mut app, "behind_records", 0)?;
+    ensure!(world.rows()?.len() == taken.len());
+    Ok(())
+}
+
+#[test]
+fn poison_rows_become_dead_letters_and_do_not_hold_up_others() -> Result<()> {
+    let world = World::start()?;
+    let sidecar = world.sidecar("strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxAttempts: 1}")?;
+    let mut app = client(&sidecar)?;
+    let poison = "x".repeat(101);
+    for n in 0..50 {
+        let value = if n == 17 { poison.as_str() } else { "good" };
+        app.send(&format!("SET user:{n} {value}"))?;
+    }
+    for _ in 0..50 {
+        ensure!(app.reply()? == "OK");
+    }
+    stat_becomes(&mut app, "behind_dead_letters", 1)?;
+    stat_becomes(&mut app, "behind_records", 1)?;
+    ensure!(world.rows()?.len() == 49);
+    let listed = app.ask("CACHE.DEADLETTERS users")?;
+    ensure!(listed.contains("user:17") && listed.contains("check constraint"), "{listed}");
+    world.postgres.execute("ALTER TABLE users DROP CONSTRAINT users_value_check")?;
+    ensure!(app.ask("CACHE.DEADLETTERS users REPLAY")? == "1");
+    stat_becomes(&mut app, "behind_records", 0)?;
+    ensure!(world.rows()?.len() == 50);
+    Ok(())
+}
+
+#[test]
+fn the_end_of_a_sidecar_and_the_end_of_a_strategy_drain_first() -> Result<()> {
+    let world = World::start()?;
+    let slow = "strategy: WriteBehind, writeBehind: {flushInterval: 1h}";
+    let mut sidecar = world.sidecar(slow)?;
+    let mut app = client(&sidecar)?;
+    ensure!(app.ask("SET user:a 1")? == "OK");
+    ensure!(world.rows()?.is_empty(), "it waits for others");
+    let config = std::fs::read_to_string(sidecar.config())?;
+    sidecar.write_config(&config.replace(slow, "strategy: ReadThrough"))?;
+    world.rows_become(&["user:a=1"])?;
+    sidecar.write_config(&config)?;
+    let written = |app: &mut Client| -> Result<bool> {
+        Ok(app.ask("SET user:b 2")? == "OK" && stat(app, "behind_taken").is_ok())
+    };
+    caddy_tests::e2e::eventually("it writes behind again", caddy_tests::world::SOON, || {
+        ensure!(written(&mut app)?);
+        Ok(())
+    })?;
+    drop(app);
+    sidecar.terminate()?;
+    caddy_tests::e2e::eventually("it has ended", caddy_tests::world::SOON, || {
+        ensure!(sidecar.exited()?.is_some());
+        Ok(())
+    })?;
+    ensure!(world.rows()? == ["user:a=1", "user:b=2"], "{:?}", world.rows()?);
+    Ok(())
+}
