@@ -4,6 +4,8 @@
 //! acknowledged, the sidecar that did so serves nothing that was computed before it; another serves nothing such once its
 //! stream is empty. Each slip, and the engine's guard dropped, must break it.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -164,20 +166,24 @@ impl World {
         Self::wait(&slot)
     }
 
-    /// SET NX.
+    /// SET NX; whoever does so forgets what it knew.
     fn create_generation(&self, at: usize) {
         let sidecar = &self.sidecars[at];
-        let token = sidecar.cell.begin_read(sidecar.cache.kernel(), NOW);
-        let mut l3 = self.l3.lock().unwrap();
-        if l3.generation.is_none() {
-            l3.made += 1;
-            let value = GenerationValue([if self.slip == Some(Slip::NotUnique) { 1 } else { l3.made }; 16]);
-            l3.generation = Some(value);
-            l3.touch(GENERATION);
-            if self.slip == Some(Slip::CreatorInstalls) {
-                drop(l3);
-                sidecar.cell.report(sidecar.cache.kernel(), &token, Some((value, Bytes::new())), Moment::NEVER);
+        let kernel = sidecar.cache.kernel();
+        let value = {
+            let mut l3 = self.l3.lock().unwrap();
+            if l3.generation.is_none() {
+                l3.made += 1;
+                l3.generation =
+                    Some(GenerationValue([if self.slip == Some(Slip::NotUnique) { 1 } else { l3.made }; 16]));
+                l3.touch(GENERATION);
             }
+            l3.generation
+        };
+        kernel.bump(KeyHash::of(GENERATION));
+        if self.slip == Some(Slip::CreatorInstalls) {
+            let token = sidecar.cell.begin_read(kernel, NOW);
+            sidecar.cell.report(kernel, &token, value.map(|value| (value, Bytes::new())), Moment::NEVER);
         }
     }
 
@@ -228,6 +234,16 @@ impl World {
         }
     }
 
+    /// For some time.
+    fn wait_for_a_copy(&self, at: usize) {
+        for _ in 0..40 {
+            if self.sidecars[at].cache.peek(KeyHash::of(ENTRY).tier(0), &0).is_some() {
+                return;
+            }
+            thread::yield_now();
+        }
+    }
+
     fn served(&self, at: usize, value: u64, floor: u64) {
         if value < floor {
             let text = format!("sidecar {at} serves {value} behind the acknowledged invalidation of {floor}");
@@ -275,16 +291,30 @@ fn run(guards: Guards, slip: Option<Slip>) -> Option<String> {
         thread::spawn(move || body(&world, at))
     };
     let streams = [spawn(World::receive, 0), spawn(World::receive, 1)];
-    let reads: fn(&World, usize) = |world, at| (0..3).for_each(|_| world.read(at));
-    let fills: fn(&World, usize) = |world, at| (0..2).for_each(|_| world.fill(at));
+    // What dies has to be there before: invalidations come behind reads that have found something.
+    let reader: fn(&World, usize) = |world, at| (0..6).for_each(|_| world.read(at));
+    let filler: fn(&World, usize) = |world, at| {
+        world.fill(at);
+        (0..3).for_each(|_| world.read(at));
+    };
+    let invalidator: fn(&World, usize) = |world, at| {
+        world.wait_for_a_copy(at);
+        world.invalidate(at);
+        (0..3).for_each(|_| world.read(at));
+    };
     let actors = [
-        spawn(reads, 0),
-        spawn(reads, 1),
-        spawn(fills, 0),
-        spawn(fills, 1),
-        spawn(World::invalidate, 0),
-        spawn(World::invalidate, 1),
-        spawn(|world, _| world.delete_generation(), 0),
+        spawn(filler, 0),
+        spawn(reader, 0),
+        spawn(reader, 1),
+        spawn(invalidator, 1),
+        spawn(
+            |world, at| {
+                world.wait_for_a_copy(at);
+                world.delete_generation();
+                world.fill(at);
+            },
+            0,
+        ),
     ];
     for actor in actors {
         actor.join().expect("no thread of the world panics");
