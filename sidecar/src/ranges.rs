@@ -6,9 +6,10 @@
 //! from L3, and so from every tier. So nothing from before is served, what is written afterwards stays, and the sweep
 //! (`ranges/sweep.rs`) only has to find what nobody asks for.
 //!
-//! The knowledge is as current as a copy must be: older than `maxStaleness`, requests wait for another look. An index that
-//! is absent was lost: copies die, and whoever knows patterns enters them again. If the index cannot be read, what is
-//! known stays in force, and no copy is served as proven. It never decides about copies: those die by their stamps.
+//! The knowledge is as current as a copy must be: older than `maxStaleness`, requests wait for another look. There is an
+//! index since the first pattern: if it is absent later it was lost, copies die, and whoever knows patterns enters them
+//! again. If the index cannot be read, what is known stays in force, and no copy is served as proven. It never decides
+//! about copies: those die by their stamps.
 
 mod active;
 mod enter;
@@ -81,6 +82,8 @@ struct Held {
     recent: Vec<(Moment, Record)>,
     /// The connection that was followed is gone: a failover may have been the reason.
     was_lost: bool,
+    /// Since the last look somebody wrote to the index.
+    was_pushed: bool,
 }
 
 /// A look at the index that is under way.
@@ -185,17 +188,17 @@ impl Ranges {
         self.ask(shared, look, &[]);
     }
 
-    /// Sees to it that there is an index with these records in it, and reads it. The read comes last: what is written
-    /// before it is not pushed to this connection.
+    /// Sees to it that these records are in the index, and reads it. The read comes last: what is written before it is not
+    /// pushed to this connection.
     fn ask(&self, shared: &Arc<Shared>, mut look: Look, records: &[Record]) {
         let version = unique();
-        let mut bytes = wire::create(&self.names, &version);
+        let mut bytes = Vec::new();
         for record in records {
             tracing::warn!(id = record.id, "an invalidation by pattern was lost in L3; it is entered again");
             bytes.extend(wire::enter(&self.names, &version, record));
         }
         bytes.extend(wire::read(&self.names));
-        let replies = u16::try_from(records.len() + 2).unwrap_or(u16::MAX);
+        let replies = u16::try_from(records.len() + 1).unwrap_or(u16::MAX);
         let L3::Redis(redis) = &shared.l3 else { return };
         let Some(node) = redis.owner(&self.names.index) else {
             return self.failed(look, "the cluster's slot map is not known yet");
@@ -236,7 +239,7 @@ impl Ranges {
         }
     }
 
-    /// What has to be entered before the index is whole: `Some` also where it has to be made.
+    /// What has to be entered before the index is whole.
     fn missing(&self, look: &Look, index: Option<&Index>, now: Moment) -> Option<Vec<Record>> {
         let mut held = self.held.lock();
         held.recent.retain(|(at, _)| *at + FAILOVER_WINDOW > now);
@@ -245,7 +248,7 @@ impl Ranges {
         let is_done = |record: &Record| index.is_some_and(|index| index.done.contains(&record.id));
         let mut missing: Vec<Record> = Vec::new();
         if !hold(Guard::RangesRepeated) {
-            return index.is_none().then_some(missing);
+            return None;
         }
         if held.was_lost && look.follows.is_some() {
             let recent = held.recent.iter().map(|(_, record)| record);
@@ -256,11 +259,12 @@ impl Ranges {
             let known = table.iter().map(|range| &range.record).filter(|record| !is_there(record));
             missing.extend(known.filter(|record| !missing.contains(record)).cloned().collect::<Vec<_>>());
         }
-        (index.is_none() || !missing.is_empty()).then_some(missing)
+        (!missing.is_empty()).then_some(missing)
     }
 
     fn install(&self, shared: &Arc<Shared>, look: Look, index: Option<Index>) {
-        let Some(Index { version, records, .. }) = index else { return };
+        let (version, records) = index.map(|index| (index.version, index.records)).unzip();
+        let records = records.unwrap_or_default();
         let mut held = self.held.lock();
         if look.sent < held.floor {
             // Something newer is known, or was announced: whoever waits is served by the look that follows that.
@@ -273,7 +277,8 @@ impl Ranges {
         }
         held.floor = look.sent;
         let before = self.table.load_full();
-        let is_another = held.version.as_ref().is_some_and(|known| *known != version);
+        // Before the first pattern there is no index. That there was one in between shows in that it was pushed.
+        let is_another = held.version != version && held.version.is_some() || version.is_none() && held.was_pushed;
         let forgets = is_another || held.was_lost && look.follows.is_some();
         let known = if forgets { Vec::new() } else { before.to_vec() };
         let table: Vec<_> = records.into_iter().map(|record| ActiveRange::of(record, &known)).collect();
@@ -296,7 +301,8 @@ impl Ranges {
                 tracing::info!(id, origin, kind, "an invalidation by pattern is in force");
             }
         }
-        held.version = Some(version);
+        held.version = version;
+        held.was_pushed = false;
         held.follows = look.follows;
         held.was_lost &= look.follows.is_none();
         held.looking = None;
@@ -352,8 +358,13 @@ impl Ranges {
 // === what connections tell ===
 
 impl Ranges {
-    /// The index was changed, or may have been: what is known of it ends here, and it is looked at again.
+    /// The index was changed: what is known of it ends here, and it is looked at again.
     pub(crate) fn told(&self, shared: &Arc<Shared>) {
+        self.held.lock().was_pushed = true;
+        self.doubt(shared);
+    }
+
+    fn doubt(&self, shared: &Arc<Shared>) {
         if !hold(Guard::RangesFollow) {
             return;
         }
@@ -375,7 +386,7 @@ impl Ranges {
         let afresh = known.iter().map(|range| ActiveRange::of(range.record.clone(), &[])).collect();
         self.table.store(Arc::new(afresh));
         drop(held);
-        self.told(shared);
+        self.doubt(shared);
     }
 
     /// Whether a key that was pushed on the connection of `source` is the index.

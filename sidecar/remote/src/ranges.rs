@@ -1,8 +1,8 @@
 //! How invalidations by pattern stand in Redis: names of keys, records, scripts. Pure: it sends nothing.
 //!
-//! A domain has one *index*, a hash that always exists: a random version, and a record for each pattern that is being
-//! swept. Everybody reads it under tracking. That it is absent, or has another version than before, means that it was lost:
-//! never that there are no patterns. What was written since a pattern took effect is in the set of its slot
+//! A domain has one *index*, a hash that is there since the first pattern: a random version, and a record for each pattern
+//! that is being swept. Everybody reads it under tracking. That it is absent later, or has another version than before,
+//! means that it was lost: never that there are no patterns. What was written since a pattern took effect is in the set of its slot
 //! ([`Names::written`]), so that neither a reader nor the sweep takes it for older than it is. Each script declares its
 //! keys, and all of them are in one slot.
 
@@ -188,12 +188,7 @@ pub fn read(names: &Names) -> Vec<u8> {
     command(&[b"HGETALL", &names.index])
 }
 
-/// Makes the index if there is none; `version` is random.
-pub fn create(names: &Names, version: &str) -> Vec<u8> {
-    command(&[b"HSETNX", &names.index, VERSION, version.as_bytes()])
-}
-
-/// Lets a pattern take effect. Answers 1, or 0 if it has already; an error if there are [`MAX_ACTIVE`].
+/// Lets a pattern take effect; `version` is random, and the index's if it makes it. Answers 1, or 0 if it has already; an error if there are [`MAX_ACTIVE`].
 pub fn enter(names: &Names, version: &str, record: &Record) -> Vec<u8> {
     const SCRIPT: &str = "redis.call('HSETNX', KEYS[1], 'version', ARGV[1]) \
          if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 1 then return 0 end \
