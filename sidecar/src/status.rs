@@ -1,6 +1,6 @@
 //! What is known of L3 at this moment, in words for people: shown by INFO, CACHE.WHY, the log and the metrics.
 //!
-//! Changes are logged once, not at each retry; of many changes in a short time the first, with their number at the next.
+//! Changes are logged once, not at each retry; what changes to and fro many times in a short time, with its number later.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,12 @@ pub(crate) struct Status {
     /// A server that comes and goes many times a second is not worth a line each time.
     ups: Seldom,
     downs: Seldom,
+    /// The reasons told since `downs` was last due: each is told at once when it is new.
+    told: Mutex<Vec<String>>,
 }
+
+/// So many reasons are told at once each time; further ones in their turn.
+const REASONS: usize = 8;
 
 impl Status {
     pub(crate) fn new(embedded: bool) -> Self {
@@ -55,6 +60,7 @@ impl Status {
             eviction: ArcSwap::default(),
             ups: Seldom::default(),
             downs: Seldom::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -153,7 +159,7 @@ impl Status {
 
     fn change(&self, reason: &str, change: impl FnOnce(&mut L3Status)) {
         if self.get().reason != reason
-            && let Some(before) = self.downs.due(BootClock.now())
+            && let Some(before) = self.worth_a_line(reason)
         {
             tracing::warn!(reason, before, "L3 is not fully usable");
         }
@@ -161,6 +167,18 @@ impl Status {
             change(status);
             reason.clone_into(&mut status.reason);
         });
+    }
+
+    /// Whether a reason is to be told now, and how many were kept back before it.
+    fn worth_a_line(&self, reason: &str) -> Option<u64> {
+        let mut told = self.told.lock();
+        let is_new = told.len() < REASONS && !told.iter().any(|known| known == reason);
+        let before = if is_new { 0 } else { self.downs.due(BootClock.now())? };
+        if !is_new {
+            told.clear();
+        }
+        told.push(reason.to_owned());
+        Some(before)
     }
 
     fn change_quietly(&self, change: impl FnOnce(&mut L3Status)) {
