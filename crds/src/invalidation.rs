@@ -7,6 +7,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The greatest count: bounds are floating-point numbers to API servers, and above it these lie apart.
+const MAX_COUNT: i64 = (1 << 53) - 1;
+
 /// An invalidation: what it names is gone from the cache of a CacheCluster, in every pod and in Redis. It is executed once;
 /// to invalidate again, create another one.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -102,7 +105,7 @@ pub struct CacheInvalidationStatus {
 
     /// Entries removed from Redis. What tags invalidate is not counted: it stays there unread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = i64::MAX))]
+    #[schemars(range(min = 0, max = MAX_COUNT))]
     pub removed: Option<i64>,
 
     /// What is wrong, or was.

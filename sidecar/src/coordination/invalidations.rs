@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use caddy_contract::coordination::MEMBER_LABEL;
 use caddy_contract::invalidation::{
     GROUP_PATH, INVALIDATIONS, InvalidationPhase, InvalidationSpec, InvalidationStatus,
 };
@@ -57,6 +58,8 @@ struct Object {
 /// The API server, as far as it is asked here.
 trait Objects {
     async fn list(&self) -> Result<Vec<Object>, Refused>;
+    /// How many sidecars have reported lately.
+    async fn members(&self) -> Result<u32, Refused>;
     async fn report(&self, object: &Object, status: &InvalidationStatus) -> Result<(), Refused>;
     async fn delete(&self, object: &Object) -> Result<(), Refused>;
     /// Tells people; what comes of it does not matter.
@@ -67,7 +70,6 @@ trait Objects {
 trait Target {
     /// Why nothing can be invalidated for all; `None`: it can.
     fn refusal(&self) -> Option<&'static str>;
-    fn members(&self) -> u32;
     /// Removes keys; tells how many there were.
     async fn remove(&self, keys: &[String], note: &str) -> Result<u64, String>;
     /// Makes whatever carries one of the tags invalid.
@@ -173,7 +175,7 @@ impl Executor {
         }
         status.phase = Some(InvalidationPhase::Running);
         status.executor = Some(self.pod.clone());
-        status.members = Some(target.members());
+        status.members = Some(objects.members().await?.max(1));
         if object.status.phase.is_none() {
             // Told before it takes effect: it never does unseen.
             objects.report(object, &status).await?;
@@ -323,6 +325,14 @@ impl Objects for Kubernetes {
         }
     }
 
+    async fn members(&self) -> Result<u32, Refused> {
+        let path = format!("{}?labelSelector={MEMBER_LABEL}%3D{}", self.place.leases(), self.place.cluster);
+        let leases = self.ask(Method::GET, &path, None).await?;
+        let now = SystemTime::now();
+        let reporting = leases["items"].as_array().into_iter().flatten().filter(|lease| reports(&lease["spec"], now));
+        Ok(u32::try_from(reporting.count()).unwrap_or(u32::MAX))
+    }
+
     async fn report(&self, object: &Object, status: &InvalidationStatus) -> Result<(), Refused> {
         let mut fields = serde_json::to_value(status).unwrap_or_default();
         if status.message.is_none() {
@@ -371,6 +381,13 @@ impl Objects for Kubernetes {
     }
 }
 
+/// Whether a member's Lease was renewed within its duration. Times are all written alike, so they sort as text.
+fn reports(lease: &Value, now: SystemTime) -> bool {
+    let duration = Duration::from_secs(lease["leaseDurationSeconds"].as_u64().unwrap_or(0));
+    let earliest = now.checked_sub(duration).map(timestamp);
+    lease["renewTime"].as_str().zip(earliest).is_some_and(|(renewed, earliest)| renewed >= earliest.as_str())
+}
+
 /// An object as the API server has it; one that cannot be read is none of ours.
 fn object(value: &Value) -> Option<Object> {
     let metadata = &value["metadata"];
@@ -402,10 +419,6 @@ impl Target for Cache {
             ),
             L3::Redis(_) => None,
         }
-    }
-
-    fn members(&self) -> u32 {
-        self.0.config().kubernetes.as_ref().map_or(1, |kubernetes| kubernetes.members).max(1)
     }
 
     async fn remove(&self, keys: &[String], note: &str) -> Result<u64, String> {

@@ -14,12 +14,14 @@ struct Server {
     objects: RefCell<Vec<Object>>,
     told: RefCell<Vec<String>>,
     reports: Cell<usize>,
+    members: u32,
     is_down: Cell<bool>,
 }
 
 impl Server {
-    fn with(spec: InvalidationSpec) -> Self {
-        let server = Self::default();
+    /// Where so many sidecars report.
+    fn of(members: u32, spec: InvalidationSpec) -> Self {
+        let server = Self { members, ..Self::default() };
         let object =
             Object { name: "i".into(), uid: "u".into(), generation: 1, spec, status: InvalidationStatus::default() };
         server.objects.borrow_mut().push(object);
@@ -39,6 +41,10 @@ impl Objects for Server {
     async fn list(&self) -> Result<Vec<Object>, Refused> {
         self.answer()?;
         Ok(self.objects.borrow().clone())
+    }
+
+    async fn members(&self) -> Result<u32, Refused> {
+        self.answer().map(|()| self.members)
     }
 
     async fn report(&self, object: &Object, status: &InvalidationStatus) -> Result<(), Refused> {
@@ -65,7 +71,6 @@ impl Objects for Server {
 #[derive(Default)]
 struct Fake {
     refusal: Option<&'static str>,
-    members: Cell<u32>,
     acknowledged: Cell<u32>,
     is_down: Cell<bool>,
     removals: Cell<usize>,
@@ -75,12 +80,6 @@ struct Fake {
 }
 
 impl Fake {
-    fn of(members: u32) -> Self {
-        let fake = Self::default();
-        fake.members.set(members);
-        fake
-    }
-
     fn answer(&self) -> Result<(), String> {
         if self.is_down.get() { Err("NOTREADY".to_owned()) } else { Ok(()) }
     }
@@ -89,10 +88,6 @@ impl Fake {
 impl Target for Fake {
     fn refusal(&self) -> Option<&'static str> {
         self.refusal
-    }
-
-    fn members(&self) -> u32 {
-        self.members.get()
     }
 
     async fn remove(&self, keys: &[String], _: &str) -> Result<u64, String> {
@@ -153,7 +148,7 @@ fn at(seconds: u64) -> SystemTime {
 
 #[tokio::test]
 async fn an_object_is_executed_once_reported_and_deleted_when_its_time_is_over() {
-    let (server, cache) = (Server::with(spec()), Fake::of(2));
+    let (server, cache) = (Server::of(2, spec()), Fake::default());
     let mut executor = Executor::new("pod".into());
     executor.round(&server, &cache, at(0)).await.unwrap();
     let status = server.status();
@@ -189,7 +184,7 @@ async fn an_object_is_executed_once_reported_and_deleted_when_its_time_is_over()
 
 #[tokio::test]
 async fn another_holder_goes_on_and_does_not_sweep_twice() {
-    let (server, cache) = (Server::with(spec()), Fake::of(1));
+    let (server, cache) = (Server::of(1, spec()), Fake::default());
     Executor::new("first".into()).round(&server, &cache, at(0)).await.unwrap();
     cache.swept.borrow_mut().insert("object-u-0".to_owned(), 5);
     let mut second = Executor::new("second".into());
@@ -205,7 +200,7 @@ async fn another_holder_goes_on_and_does_not_sweep_twice() {
 #[tokio::test]
 async fn who_does_not_acknowledge_is_waited_for_a_while_and_told() {
     let keys = InvalidationSpec { patterns: Vec::new(), regexes: Vec::new(), ..spec() };
-    let (server, cache) = (Server::with(keys), Fake::of(3));
+    let (server, cache) = (Server::of(3, keys), Fake::default());
     cache.acknowledged.set(2);
     let mut executor = Executor::new("pod".into());
     executor.round(&server, &cache, at(0)).await.unwrap();
@@ -223,14 +218,14 @@ async fn what_cannot_succeed_fails_and_says_why() {
     let bad = InvalidationSpec { regexes: vec!["a(".into()], ..spec() };
     let nothing = InvalidationSpec { cluster: "shop".into(), ..InvalidationSpec::default() };
     for (server, said) in [
-        (Server::with(bad), "unclosed group"),
-        (Server::with(nothing), "at least one of"),
-        (Server::with(spec()), "cannot be: create another"),
+        (Server::of(1, bad), "unclosed group"),
+        (Server::of(1, nothing), "at least one of"),
+        (Server::of(1, spec()), "cannot be: create another"),
     ] {
         if said.starts_with("cannot") {
             changed(&server);
         }
-        let cache = Fake::of(1);
+        let cache = Fake::default();
         Executor::new("pod".into()).round(&server, &cache, at(0)).await.unwrap();
         let status = server.status();
         assert_eq!(status.phase, Some(InvalidationPhase::Failed));
@@ -238,14 +233,14 @@ async fn what_cannot_succeed_fails_and_says_why() {
         assert!(server.told.borrow()[0].starts_with("true InvalidationFailed"));
         assert!(cache.entered.borrow().is_empty() && cache.removals.get() == 0, "nothing was done");
     }
-    let (server, cache) = (Server::with(spec()), Fake { refusal: Some("embedded"), ..Fake::of(1) });
+    let (server, cache) = (Server::of(1, spec()), Fake { refusal: Some("embedded"), ..Fake::default() });
     Executor::new("pod".into()).round(&server, &cache, at(0)).await.unwrap();
     assert_eq!(server.status().phase, Some(InvalidationPhase::Failed));
 }
 
 #[tokio::test]
 async fn with_redis_or_the_api_server_away_it_is_tried_again() {
-    let (server, cache) = (Server::with(spec()), Fake::of(1));
+    let (server, cache) = (Server::of(1, spec()), Fake::default());
     let mut executor = Executor::new("pod".into());
     cache.is_down.set(true);
     executor.round(&server, &cache, at(0)).await.unwrap();
@@ -261,7 +256,7 @@ async fn with_redis_or_the_api_server_away_it_is_tried_again() {
 
 #[tokio::test]
 async fn the_marker_of_a_deleted_object_is_cleared_away() {
-    let (server, cache) = (Server::with(spec()), Fake::of(1));
+    let (server, cache) = (Server::of(1, spec()), Fake::default());
     let mut executor = Executor::new("pod".into());
     executor.round(&server, &cache, at(0)).await.unwrap();
     assert_eq!(cache.markers.borrow().len(), 1);
@@ -280,4 +275,12 @@ fn objects_are_read_as_the_api_server_writes_them() {
     let object = object(&value).unwrap();
     assert_eq!((object.spec.tags.len(), object.spec.ttl_seconds_after_finished), (1, Some(5)));
     assert_eq!((object.status.phase, object.status.members), (Some(InvalidationPhase::Running), Some(3)));
+}
+
+#[test]
+fn who_has_not_renewed_its_lease_in_time_is_not_waited_for() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let lease = |ago| json!({"leaseDurationSeconds": 42, "renewTime": timestamp(now - Duration::from_secs(ago))});
+    assert!(reports(&lease(0), now) && reports(&lease(42), now) && !reports(&lease(43), now));
+    assert!(!reports(&json!({}), now));
 }
