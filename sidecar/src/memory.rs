@@ -20,7 +20,7 @@ use crate::shared::Shared;
 /// How often it is looked: where half of the limit or more is in use, where less is, and where there is no limit (one may
 /// be set while we run).
 const INTERVAL: Duration = Duration::from_millis(250);
-const ROOMY: Duration = Duration::from_secs(2);
+const ROOMY: Duration = Duration::from_secs(1);
 const UNLIMITED: Duration = Duration::from_secs(5);
 /// Shares of the limit, in percent: above the one L2 shrinks, below the other it grows again.
 const HIGH: u64 = 82;
