@@ -1,8 +1,8 @@
 //! The guards of the session and of the connections by name, so that a test can show what each one is for.
 //!
 //! In a normal build every guard holds, as a constant. A build with the feature `mutations`, which only tests make,
-//! drops the one that the environment variable `CADDY_DROP_GUARD` names (an engine guard likewise), and some promise
-//! breaks.
+//! drops those that the environment variable `CADDY_DROP_GUARD` names, with commas between them (engine guards likewise), and
+//! some promise breaks.
 
 /// One rule that coherence rests on, beyond the engine's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +81,13 @@ mod build {
 
     static DROPPED: LazyLock<String> = LazyLock::new(|| std::env::var("CADDY_DROP_GUARD").unwrap_or_default());
 
+    fn is_dropped(guard: impl std::fmt::Debug) -> bool {
+        let name = format!("{guard:?}");
+        DROPPED.split(',').any(|dropped| dropped == name)
+    }
+
     pub(crate) fn hold(guard: Guard) -> bool {
-        *DROPPED != format!("{guard:?}")
+        !is_dropped(guard)
     }
 
     /// A compressed copy with a bit of it flipped, if the environment variable `CADDY_DAMAGE_COPIES` is set.
@@ -109,7 +114,7 @@ mod build {
             JoinerAgeLimit,
             ProofFromSending,
         ];
-        let dropped = guards.into_iter().find(|guard| *DROPPED == format!("{guard:?}"));
+        let dropped = guards.into_iter().find(|guard| is_dropped(guard));
         dropped.map_or_else(caddy_engine::Guards::default, caddy_engine::Guards::without)
     }
 }

@@ -1,10 +1,12 @@
 //! Records as bytes: length, checksum, body. Pure.
 //!
-//!     segment  records; its salt stands in its file's name
-//!     record   length of the body (4), CRC-32C over salt, length and body (4), body; all little-endian
-//!     body     1 seq(8) key length(4) key value   a value for a key
-//!              2 seq(8) key length(4) key         no value for a key
-//!              3 seq(8)…                          these are stored
+//! ```text
+//! segment  records; its salt stands in its file's name
+//! record   length of the body (4), CRC-32C over salt, length and body (4), body; all little-endian
+//! body     1 seq(8) key length(4) key value   a value for a key
+//!          2 seq(8) key length(4) key         no value for a key
+//!          3 seq(8)…                          these are stored
+//! ```
 
 use bytes::{BufMut, Bytes};
 use caddy_engine::strategy::behind::{Record, Write};
