@@ -48,7 +48,7 @@ use crate::{
 const FAILOVER_WINDOW: Duration = Duration::from_secs(30);
 /// For how long a look is waited for before another one is sent.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
-/// How often one look may be followed by another, because the index had to be made or patterns repeated.
+/// How often one look may be followed by another, because patterns had to be entered again.
 const MAX_ROUNDS: u8 = 3;
 
 /// See the module.
