@@ -119,6 +119,16 @@ impl Calls {
         self.pair.read().clone()
     }
 
+    /// The connections; just after the start, as soon as it is known where the locks are, if that takes not too long.
+    async fn found(&self) -> Option<Arc<Pair>> {
+        if let Some(pair) = self.pair() {
+            return Some(pair);
+        }
+        let mut servers = self.common.servers.subscribe();
+        let _ = tokio::time::timeout(MOVE, servers.wait_for(|server| *server > 0)).await;
+        self.pair()
+    }
+
     /// Which connection there is now.
     pub(super) fn link(&self) -> u64 {
         self.pair().map_or(0, |pair| pair.known.link.load(Ordering::Acquire))
@@ -167,7 +177,7 @@ impl Calls {
         let ended = || BackendError("the sidecar is shutting down".into());
         let (done, answer) = oneshot::channel();
         let tag = Call { replies: Vec::with_capacity(usize::from(replies)), done: Some(done) };
-        let Some(pair) = self.pair() else {
+        let Some(pair) = self.found().await else {
             return Err(BackendError("it is not known yet which node of the cluster has the locks; try again".into()));
         };
         pair.commands.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
