@@ -78,8 +78,7 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
   accepted and changes nothing. Towards Redis the sidecar's user is what the app gets.
 * `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket; `INFO` has a `# Caddy` section at
   its end; `HELLO` lists no modules.
-* `HELLO` with arguments is an error while the session watches keys, and after it subscribed, tracked, or changed its protocol
-  within `MULTI`; `RESET` ends all of that.
+* `HELLO` with arguments is an error while the session watches keys, and after it subscribed or tracked; `RESET` ends all of that.
 * Within `MULTI`, `HELLO` takes the protocol only, subscriptions take one channel each and RESP2 (Redis's own reply to `EXEC` cannot
   be read otherwise), and `CLIENT REPLY` is refused; `EXEC` then aborts.
 * `WAIT` and `WAITAOF` are about all that the session wrote, over whichever connection: in front of them the sidecar writes the key

@@ -42,6 +42,8 @@ pub(crate) struct Pinned {
     pub(super) watching: bool,
     /// Subscribed or tracking at some time: kept until the session ends.
     pub(super) for_good: bool,
+    /// It may no longer be what it was made as: once the session needs it no more it closes, and nobody else gets it.
+    pub(super) stained: bool,
     /// RESP2 and subscribed, or about to be or to end it: every frame is a message, nothing is counted.
     pub(super) subscribed_resp2: bool,
     /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, and our own answers
@@ -99,6 +101,7 @@ impl Conversation {
             transaction: None,
             watching: false,
             for_good: false,
+            stained: false,
             subscribed_resp2: false,
             confirming: 0,
             subscriptions: 0,
@@ -223,6 +226,7 @@ impl Conversation {
             "watch" => pinned.watching = true,
             "unwatch" => pinned.watching = false,
             "tracking" | "caching" => pinned.for_good = true,
+            _ if row.class == Class::Pinned(Pin::Connection) => pinned.stained = true,
             "select" => return self.select_pinned(row, args),
             // The connection goes back once all is answered.
             "hello" if args.len() > 1 && pinned.is_clean() && self.replies.waiting() > 0 => return Flow::Hold,
@@ -358,7 +362,7 @@ impl Conversation {
     pub(super) fn unpin_if_clean(&mut self) {
         if self.replies.waiting() == 0
             && let Some(pinned) = self.pinned.take_if(|pinned| pinned.is_clean())
-            && let Some(lane) = pinned.lane
+            && let Some(lane) = pinned.lane.filter(|_| !pinned.stained)
         {
             self.worker.clone().unpin(lane, self.client.database);
         }

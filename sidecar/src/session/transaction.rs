@@ -36,6 +36,8 @@ pub(super) struct Transaction {
     queued: usize,
     /// A HELLO with a protocol is among them.
     switches: bool,
+    /// A CLIENT TRACKING is among them.
+    tracks: bool,
     outcome: Outcome,
 }
 
@@ -134,14 +136,13 @@ impl Conversation {
         }
         let stand_in = stand_in(row, args);
         let changes_connection = matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection));
-        if (changes_connection && stand_in.is_none() && row.name != "select") || row.name == "hello" {
-            // EXEC then leaves the connection otherwise than it was: nobody else may get it.
-            pinned.for_good = true;
-        }
+        // EXEC may leave the connection otherwise than it was.
+        pinned.stained |= (changes_connection && stand_in.is_none() && row.name != "select") || row.name == "hello";
         match (row.name, &mut pinned.transaction) {
             ("exec", transaction) => {
-                let Transaction { mut effect, outcome, .. } = transaction.take().unwrap_or_default();
+                let Transaction { mut effect, tracks, outcome, .. } = transaction.take().unwrap_or_default();
                 effect.is_exec = true;
+                pinned.for_good |= tracks;
                 pinned.watching = false;
                 self.note_write(row);
                 return self.send_with(args.to_bytes(), effect, Pending::Executing(Box::new(outcome)));
@@ -152,8 +153,9 @@ impl Conversation {
             }
             // Answered at once, by an error.
             ("multi" | "watch", _) | (_, None) => {}
-            (name, Some(Transaction { effect: whole, queued, switches, outcome })) => {
+            (name, Some(Transaction { effect: whole, queued, switches, tracks, outcome })) => {
                 *switches |= name == "hello" && args.len() > 1;
+                *tracks |= row.class == Class::Pinned(Pin::Tracking);
                 if name == "select"
                     && let Some(database) = database(args)
                 {

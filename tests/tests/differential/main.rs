@@ -70,9 +70,11 @@ fn differ(program: &std::path::Path, workers: u32) {
     let mut streams = 0;
     loop {
         let steps = plan(seed, LENGTH, &world.known);
-        if let Some(difference) = world.replay(&steps).unwrap() {
+        let stream = format!("CADDY_SEED={seed}, {workers} worker(s), {}", program.display());
+        let difference = world.replay(&steps).unwrap_or_else(|error| panic!("{stream}: {error:#}"));
+        if let Some(difference) = difference {
             let report = report(&mut world, steps, &difference, clock.now());
-            panic!("CADDY_SEED={seed}, {workers} worker(s), {}: {report}", program.display());
+            panic!("{stream}: {report}\nThe sidecar said:\n{}", world.log());
         }
         streams += 1;
         if given.is_some() || clock.now().since(started) >= budget {
@@ -83,7 +85,7 @@ fn differ(program: &std::path::Path, workers: u32) {
     let (gets, hits) = (world.gets, world.hits().unwrap());
     println!("{streams} streams up to seed {seed}, {} requests, {gets} GETs, {hits} hits", world.requests);
     // Else nothing was compared but Redis with itself.
-    assert!(hits * 3 >= gets, "only {hits} of {gets} reads were answered from copies");
+    assert!(hits * 3 >= gets, "up to seed {seed} only {hits} of {gets} reads were answered from copies");
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -104,7 +106,7 @@ fn report(world: &mut World, mut steps: Vec<Step>, first: &Difference, started: 
             }
             let mut fewer = steps.clone();
             fewer.drain(at..(at + size).min(fewer.len()));
-            match world.replay(&fewer).unwrap() {
+            match world.replay(&fewer).ok().flatten() {
                 Some(difference) => {
                     fewer.truncate(difference.step + 1);
                     (steps, last) = (fewer, difference);
@@ -132,7 +134,7 @@ fn thin(world: &mut World, steps: &mut Vec<Step>, last: &mut Difference, started
                 break;
             }
             requests.remove(number);
-            match world.replay(&fewer).unwrap() {
+            match world.replay(&fewer).ok().flatten() {
                 Some(difference) => (*steps, *last) = (fewer, difference),
                 None => number += 1,
             }

@@ -181,6 +181,7 @@ impl Dice<'_> {
                     }
                 }
             }
+            lasting(&mut request);
         }
         if self.below(4) == 0 {
             request[0].make_ascii_lowercase();
@@ -265,10 +266,11 @@ impl Dice<'_> {
             let argument = if self.below(2) == 0 { self.key('k') } else { self.word() };
             request.push(argument);
         }
+        lasting(&mut request);
         request
     }
 
-    /// An argument: a number, an option, a value. No number is a short time to live.
+    /// An argument: a number, an option, a value.
     fn word(&mut self) -> Vec<u8> {
         match self.below(4) {
             0 => self.value(),
@@ -380,6 +382,20 @@ impl Dice<'_> {
             2 => Vec::new(),
             3..6 => self.below(20).to_string().into(),
             _ => vec![b'a' + self.below(5) as u8],
+        }
+    }
+}
+
+/// Makes no argument a short time to live: whether the key is still there when it is asked for would be the clock's to say.
+fn lasting(request: &mut Args) {
+    const EXPIRING: &[&str] = &["set", "setex", "psetex", "getex", "expire", "pexpire", "restore", "restore-asking"];
+    if !EXPIRING.iter().any(|name| request[0].eq_ignore_ascii_case(name.as_bytes())) {
+        return;
+    }
+    for argument in request.iter_mut().skip(2) {
+        let number: Option<u64> = std::str::from_utf8(argument).ok().and_then(|text| text.parse().ok());
+        if number.is_some_and(|number| (1..60_000).contains(&number)) {
+            *argument = b"70000".to_vec();
         }
     }
 }

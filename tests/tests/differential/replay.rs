@@ -70,6 +70,10 @@ impl World {
         self.sidecar.metric("caddy_hits_total")
     }
 
+    pub(crate) fn log(&self) -> String {
+        self.sidecar.log()
+    }
+
     fn pair(&self) -> Result<Pair> {
         Ok(Pair { ours: self.sidecar.connect()?, theirs: self.direct.connect()?, queued: None })
     }

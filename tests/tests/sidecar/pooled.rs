@@ -111,6 +111,10 @@ fn what_a_transaction_does_to_the_session_is_done_to_it() -> Result<()> {
         // The protocol: nil is written in each one's way.
         "MULTI\r\nHELLO 4\r\nHELLO abc\r\nGET k\r\nEXEC\r\nGET k\r\n",
         "SET k v\r\nWATCH k\r\nMULTI\r\nCLIENT SETNAME a\r\nSET k w\r\nEXEC\r\nMULTI\r\nPING\r\nEXEC\r\n",
+        // What a transaction did, or would have done, to its connection is no obstacle to the next HELLO.
+        "MULTI\r\nHELLO 3\r\nDISCARD\r\nHELLO 4\r\nGET k\r\n",
+        "MULTI\r\nCLIENT NO-EVICT maybe\r\nINFO nothing\r\nEXEC\r\nHELLO 4\r\nHELLO abc x\r\n",
+        "MULTI\r\nCLIENT TRACKING ON\r\nDISCARD\r\nHELLO 4\r\n",
         // A subscription ends what RESP2 can say, and RESP3 goes on.
         "MULTI\r\nSUBSCRIBE a\r\nGET k\r\nEXEC\r\nGET k\r\nPING\r\nUNSUBSCRIBE a\r\nGET k\r\n",
         "MULTI\r\nPSUBSCRIBE a*\r\nPUBLISH ab hello\r\nEXEC\r\nPUNSUBSCRIBE a*\r\nGET k\r\n",
@@ -135,6 +139,11 @@ fn what_a_transaction_does_to_the_session_is_done_to_it() -> Result<()> {
         let replies = said(&sidecar, &format!("{before}SUBSCRIBE a\r\nEXEC\r\nPING\r\n"))?;
         ensure!(replies.contains("and RESP2; send it") && replies.contains("-EXECABORT"), "{replies}");
     }
+    // Of a transaction that changed the protocol: the session keeps it, its connection is nobody else's, HELLO changes it again.
+    let replies = said(&sidecar, "MULTI\r\nHELLO 3\r\nEXEC\r\nGET no\r\nHELLO 2\r\nGET no\r\n")?;
+    ensure!(replies.contains("\r\n_\r\n*14\r\n") && replies.ends_with("$-1\r\n"), "{replies}");
+    let next = said(&sidecar, "MULTI\r\nGET no\r\nEXEC\r\n")?;
+    ensure!(next == "+OK\r\n+QUEUED\r\n*1\r\n$-1\r\n", "the next session got {next}");
     // HELLO tells the session's own number.
     let replies = said(&sidecar, "MULTI\r\nGET no\r\nHELLO 3\r\nGET no\r\nCLIENT ID\r\nEXEC\r\nGET no\r\n")?;
     ensure!(replies.contains("*4\r\n$-1\r\n%7\r\n") && replies.ends_with("_\r\n"), "each in its protocol: {replies}");
