@@ -9,6 +9,11 @@ use std::{borrow::Cow, fmt};
 #[serde(transparent)]
 pub struct Size(pub String);
 
+/// A size, or a share of the sidecar's memory limit such as `50%` (up to 75).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Budget(pub String);
+
 /// A duration such as `500ms`, `1s`, `5m` or `1h`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -30,6 +35,21 @@ impl JsonSchema for Size {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "maxLength": 20, "pattern": "^[0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?$"})
+    }
+}
+
+impl JsonSchema for Budget {
+    fn schema_name() -> Cow<'static, str> {
+        "Budget".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let pattern = "^([0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?|([1-9]|[1-6][0-9]|7[0-5])%)$";
+        json_schema!({"type": "string", "maxLength": 20, "pattern": pattern})
     }
 }
 
@@ -93,6 +113,12 @@ impl<'de> Deserialize<'de> for Amount {
 }
 
 impl From<&str> for Size {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<&str> for Budget {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
     }

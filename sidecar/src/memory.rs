@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use caddy_contract::{Budget, ByteSize};
+
 use crate::shared::Shared;
 
 /// How often it is looked: where half of the limit or more is in use, where less is, and where there is no limit (one may
@@ -32,6 +34,9 @@ const PRESSURE: u64 = 10;
 const STEP: u64 = 32;
 const LEAST: u64 = 4;
 
+/// What L2 has where its budget is a share of a limit that does not exist: the default.
+const UNSHARED: ByteSize = ByteSize::mebi(64);
+
 /// What the metrics show; zero where there is no limit.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -42,13 +47,15 @@ pub(crate) struct Memory {
 /// Watches until the sidecar ends.
 pub(crate) async fn watch(shared: Arc<Shared>) {
     let Some(cgroup) = Cgroup::own() else { return std::future::pending().await };
+    // Another one is for new pods, whose limit goes with it.
+    let of = shared.config().l2.max_bytes;
     loop {
         let mut pause = UNLIMITED;
         if let Some(seen) = cgroup.look() {
             pause = if seen.used < seen.limit / 2 { ROOMY } else { INTERVAL };
             shared.memory.limit.store(seen.limit, Ordering::Relaxed);
             shared.memory.used.store(seen.used, Ordering::Relaxed);
-            let configured = shared.config().l2.max_bytes.bytes();
+            let configured = budget(of, Some(seen.limit));
             let (entries, now) = (shared.cache.stats().l2_bytes as u64, shared.cache.l2_max_bytes() as u64);
             let next = next_budget(seen, entries, now, configured);
             if next != now {
@@ -65,6 +72,20 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     }
 }
 
+/// The bytes that L2 may have, at most, under this limit. A share of nothing is what L2 has by default.
+fn budget(of: Budget, limit: Option<u64>) -> u64 {
+    of.under(limit.map(ByteSize::new)).unwrap_or(UNSHARED).bytes().max(1 << 20)
+}
+
+/// The bytes that L2 may have when the sidecar starts.
+pub(crate) fn first_budget(of: Budget) -> usize {
+    let limit = Cgroup::own().and_then(|cgroup| cgroup.look()).map(|seen| seen.limit);
+    if limit.is_none() && matches!(of, Budget::Share(_)) {
+        tracing::warn!("l2.maxBytes is a share of the memory limit, but there is none: L2 has {UNSHARED}");
+    }
+    usize::try_from(budget(of, limit)).unwrap_or(usize::MAX)
+}
+
 /// What a cgroup says at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
@@ -78,6 +99,8 @@ struct Seen {
 /// The budget of L2 from now on, which holds `entries` bytes and may hold `now`.
 fn next_budget(seen: Seen, entries: u64, now: u64, configured: u64) -> u64 {
     let at = |percent: u64| seen.limit / 100 * percent;
+    // The limit may have become smaller, and a share of it with it.
+    let now = now.min(configured);
     let step = configured / STEP;
     if seen.used > at(HIGH) || seen.pressure > PRESSURE && seen.used > at(LOW) {
         // A budget that is not filled gives nothing back by becoming smaller.
@@ -196,6 +219,16 @@ mod tests {
         assert_eq!(next_budget(seen(75, 0), full, 30 * MI, configured), 30 * MI);
         assert_eq!(next_budget(seen(70, 0), full, 30 * MI, configured), 32 * MI);
         assert_eq!(next_budget(seen(70, 0), full, configured, configured), configured);
+    }
+
+    #[test]
+    fn a_share_follows_the_limit() {
+        assert_eq!(budget(Budget::Share(50), Some(100 * MI)), 50 * MI);
+        assert_eq!(budget(Budget::Share(1), Some(10 * MI)), MI, "too little to be a tier");
+        assert_eq!(budget(Budget::Share(50), None), 64 * MI);
+        assert_eq!(budget(Budget::Size(ByteSize::mebi(8)), None), 8 * MI);
+        let seen = Seen { limit: 100 * MI, used: 75 * MI, pressure: 0 };
+        assert_eq!(next_budget(seen, MI, 64 * MI, 50 * MI), 50 * MI, "the limit was lowered");
     }
 
     #[test]

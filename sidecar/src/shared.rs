@@ -36,7 +36,7 @@ use crate::{
     keyspaces::{self, Keyspaces, Names},
     loading::{Loading, Stores},
     locks::Locks,
-    memory::Memory,
+    memory::{self, Memory},
     metrics::Metrics,
     nodes::RedisL3,
     packer::Packer,
@@ -408,7 +408,7 @@ fn cache_config(config: &Config) -> CacheConfig {
             max_bytes: config.l1.max_bytes.as_usize() / workers,
         },
         l2: L2Config {
-            max_bytes: config.l2.max_bytes.as_usize(),
+            max_bytes: memory::first_budget(config.l2.max_bytes),
             policy: match config.l2.policy {
                 caddy_contract::L2Policy::Adaptive => PolicyKind::Adaptive,
                 caddy_contract::L2Policy::S3Fifo => PolicyKind::S3Fifo,

@@ -9,7 +9,7 @@ pub use keyspaces::{Behind, Compression, Keyspace, Loading};
 pub use l3::{Endpoint, L3, Redis, Sentinel, Tls};
 pub use stores::{HttpStore, PostgresStore, Store, StoreKind};
 
-use crate::{Auth, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency};
+use crate::{Auth, Budget, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency};
 use reader::Reader;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -130,8 +130,8 @@ pub struct L1 {
 /// The tier that the workers of a sidecar share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct L2 {
-    /// Bytes of keys, values and metadata.
-    pub max_bytes: ByteSize,
+    /// Bytes of keys, values and metadata, or which share of the memory limit they may take.
+    pub max_bytes: Budget,
     /// Which entries leave when it is full.
     pub policy: L2Policy,
     /// How values are kept small, where their keyspace does not say otherwise.
@@ -217,7 +217,7 @@ impl RawConfig {
                 max_bytes: read.size("l1.maxBytes", &self.l1.max_bytes),
             },
             l2: L2 {
-                max_bytes: read.size_from("l2.maxBytes", &self.l2.max_bytes, L2_MIN),
+                max_bytes: read.budget_from("l2.maxBytes", &self.l2.max_bytes, L2_MIN),
                 policy: self.l2.policy,
                 compression: read.compression("l2.compression", &self.l2.compression),
             },

@@ -9,12 +9,12 @@
 //! by hand it is a fault, since there it is a typing mistake. `golden/` keeps a file of every released contract.
 //!
 //! ```
-//! let parsed = caddy_contract::parse("l2: {maxBytes: 32Mi}").unwrap();
-//! assert_eq!(parsed.config.l2.max_bytes.bytes(), 32 << 20);
+//! let parsed = caddy_contract::parse("l1: {maxBytes: 32Mi}").unwrap();
+//! assert_eq!(parsed.config.l1.max_bytes.bytes(), 32 << 20);
 //!
 //! let faults = caddy_contract::parse("l2: {maxBytes: 64Mx}\nworkers: many").unwrap_err();
 //! assert_eq!(faults.len(), 2);
-//! assert!(faults.to_string().contains(r#"l2.maxBytes: "64Mx" is not a size; write e.g. 64Mi"#));
+//! assert!(faults.to_string().contains(r#"l2.maxBytes: "64Mx" is neither a size nor"#));
 //! ```
 
 mod auth;
@@ -32,7 +32,7 @@ pub use config::{
     LEASE_MIN_MILLIS, Limits, Listen, Loading, Locks, PostgresStore, Redis, Sentinel, Store, StoreKind, Tiering, Tls,
 };
 pub use fault::{Fault, Faults};
-pub use quantity::{ByteSize, QuantityError, parse_duration};
+pub use quantity::{Budget, ByteSize, QuantityError, parse_duration};
 pub use raw::{
     Algorithm, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawBreaker, RawCluster,
     RawCompression, RawConfig, RawConsistency, RawEmbedded, RawHeader, RawHttpStore, RawKeyspace, RawKubernetes, RawL1,

@@ -27,6 +27,9 @@ pub enum QuantityError {
     /// Not a whole number with a known suffix, or more than 64 bits of milliseconds.
     #[error("{0:?} is not a duration; write e.g. 500ms, 1s, 5m or 1h")]
     Duration(String),
+    /// Neither a size nor a whole number from 1 to 75 with `%`.
+    #[error("{0:?} is neither a size nor a share of the memory limit; write e.g. 64Mi, or 1% to 75%")]
+    Budget(String),
 }
 
 /// A number of bytes, written as Kubernetes writes memory: `64Mi`, `1Gi`, `500k`, `1024`.
@@ -74,6 +77,52 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// How much memory something may take: a size, or a share of the memory limit that the process runs under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// So many bytes, whatever the limit is.
+    Size(ByteSize),
+    /// So many percent of the limit.
+    Share(u8),
+}
+
+impl Budget {
+    /// The greatest share; the process needs memory beside what it shares out.
+    pub const MOST: u8 = 75;
+
+    /// The budget under this limit; none if it is a share of one that does not exist.
+    ///
+    /// ```
+    /// use caddy_contract::{Budget, ByteSize};
+    ///
+    /// let half: Budget = "50%".parse()?;
+    /// assert_eq!(half.under(Some(ByteSize::mebi(512))), Some(ByteSize::mebi(256)));
+    /// assert_eq!(half.under(None), None);
+    /// # Ok::<(), caddy_contract::QuantityError>(())
+    /// ```
+    pub fn under(self, limit: Option<ByteSize>) -> Option<ByteSize> {
+        match self {
+            Self::Size(size) => Some(size),
+            Self::Share(percent) => {
+                limit.map(|limit| ByteSize((u128::from(limit.0) * u128::from(percent) / 100) as u64))
+            }
+        }
+    }
+}
+
+impl FromStr for Budget {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some(percent) = text.strip_suffix('%') else {
+            return text.parse().map(Self::Size).map_err(|_| QuantityError::Budget(text.to_owned()));
+        };
+        let share = scaled(percent, &[("", 1)]).and_then(|percent| u8::try_from(percent).ok());
+        let share = share.filter(|share| (1..=Self::MOST).contains(share));
+        share.map(Self::Share).ok_or_else(|| QuantityError::Budget(text.to_owned()))
+    }
+}
+
 /// Reads a duration: a whole number followed by `ms`, `s`, `m` or `h`.
 ///
 /// # Errors
@@ -108,6 +157,15 @@ mod tests {
     fn what_is_not_a_size_is_refused() {
         for text in ["", "Mi", "64Mx", "64 Mi", "-1", "+1", "1.5Gi", "64mi", "99999999999999999999", "99999999Ti"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_size_or_a_share() {
+        assert_eq!("64Mi".parse(), Ok(Budget::Size(ByteSize::mebi(64))));
+        assert_eq!("75%".parse(), Ok(Budget::Share(75)));
+        for text in ["", "%", "0%", "76%", "-5%", "50 %", "1.5%", "256%", "half", "50%%"] {
+            assert_eq!(text.parse::<Budget>(), Err(QuantityError::Budget(text.to_owned())), "{text:?}");
         }
     }
 

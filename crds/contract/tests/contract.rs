@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use caddy_contract::{
-    Algorithm, ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L2Policy, L3, OnUncertain, RawConfig,
-    RedisMode, StoreKind, Strategy, parse,
+    Algorithm, Budget, ByteSize, CacheMode, Coherence, Config, Endpoint, KeyspaceMode, L2Policy, L3, OnUncertain,
+    RawConfig, RedisMode, StoreKind, Strategy, parse,
 };
 use std::{fs, path::Path, time::Duration};
 
@@ -38,7 +38,7 @@ fn the_first_contract_still_means_what_it_meant() {
     assert_eq!(config.listen.tcp_port, Some(6380));
     assert_eq!(config.admin.address.to_string(), "0.0.0.0");
     assert_eq!((config.workers, config.l1.max_entries), (2, 2000));
-    assert_eq!((config.l1.max_bytes, config.l2.max_bytes), (ByteSize::mebi(16), ByteSize::mebi(128)));
+    assert_eq!((config.l1.max_bytes, config.l2.max_bytes), (ByteSize::mebi(16), Budget::Size(ByteSize::mebi(128))));
     assert_eq!(config.l2.policy, L2Policy::S3Fifo);
     let L3::Redis(redis) = &config.l3 else { panic!("{:?}", config.l3) };
     assert_eq!(redis.endpoints, [Endpoint::Tcp { host: "redis.shop".into(), port: 6379 }]);
@@ -131,7 +131,7 @@ fn all_faults_come_at_once_with_their_paths() {
         "keyspaces[1].cache: unknown variant `Sometimes`",
         "lisen: unknown field",
         "l1.maxByte: unknown field",
-        r#"l2.maxBytes: "64Mx" is not a size; write e.g. 64Mi"#,
+        r#"l2.maxBytes: "64Mx" is neither a size nor a share of the memory limit; write e.g. 64Mi, or 1% to 75%"#,
         "l3: has both embedded and redis",
         "consistency.maxStaleness: 1ms is out of range; write 10ms to 24h",
         r#"keyspaces[1].name: "a" is taken"#,

@@ -1,6 +1,6 @@
 //! `spec.l1`, `spec.l2` and `spec.tiering`: the tiers of one sidecar.
 
-use crate::quantity::{Period, Size};
+use crate::quantity::{Budget, Period, Size};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,8 @@ pub struct L1 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct L2 {
-    /// Bytes of keys, values and metadata; at least 1Mi.
-    pub max_bytes: Size,
+    /// Bytes of keys, values and metadata, at least 1Mi; or a share of `resources.limits.memory`, such as `50%` (up to 75 %).
+    pub max_bytes: Budget,
     /// Which entries leave when it is full. `Adaptive`: follows the load, by simulating the others on a sample of the keys.
     /// `S3Fifo`: what is read once leaves soon. `Lru`: what was not read for longest leaves.
     pub policy: L2Policy,

@@ -6,10 +6,10 @@
 mod stores;
 
 use caddy_contract::{
-    Algorithm, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawAuth,
-    RawCluster, RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1, RawL2,
-    RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser, RawWriteBehind,
-    RedisMode, SentinelTls, Strategy,
+    Algorithm, Budget, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin,
+    RawAuth, RawCluster, RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1,
+    RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser,
+    RawWriteBehind, RedisMode, SentinelTls, Strategy,
 };
 use caddy_crds::{
     CacheCluster,
@@ -93,9 +93,12 @@ fn checked(cluster: &CacheCluster, members: u32) -> Result<RawConfig, InvalidSpe
 /// A memory limit under which the sidecar would be killed once its tiers are full, or under its own request. No rule of
 /// the API: CEL compares quantities only since 1.29.
 fn memory_fault(cluster: &CacheCluster) -> Option<String> {
-    let resources = cluster.spec.resources.as_ref()?;
-    let memory = |amounts: &Option<cluster::Amounts>| amounts.as_ref()?.memory.as_ref()?.0.parse::<ByteSize>().ok();
-    let limit = memory(&resources.limits)?;
+    let Some(limit) = memory_limit(cluster) else {
+        let shares = matches!(cluster.spec.l2.max_bytes.0.parse(), Ok(Budget::Share(_)));
+        let fault = "spec.l2.maxBytes: a share is one of spec.resources.limits.memory, which is not set; set it, or write a \
+                     size such as 64Mi";
+        return shares.then(|| fault.to_owned());
+    };
     let needed = needed_memory(cluster);
     if limit < needed {
         return Some(format!(
@@ -103,14 +106,23 @@ fn memory_fault(cluster: &CacheCluster) -> Option<String> {
              lower l1.maxBytes and l2.maxBytes"
         ));
     }
-    let request = memory(&resources.requests).filter(|request| *request > limit)?;
+    let request = memory(cluster.spec.resources.as_ref()?.requests.as_ref()).filter(|request| *request > limit)?;
     Some(format!("spec.resources.requests.memory: {request} is more than the limit of {limit}"))
+}
+
+fn memory(amounts: Option<&cluster::Amounts>) -> Option<ByteSize> {
+    amounts?.memory.as_ref()?.0.parse().ok()
+}
+
+fn memory_limit(cluster: &CacheCluster) -> Option<ByteSize> {
+    memory(cluster.spec.resources.as_ref()?.limits.as_ref())
 }
 
 /// L1 + L2 and what the process needs beside them.
 pub fn needed_memory(cluster: &CacheCluster) -> ByteSize {
     let bytes = |size: &Size| size.0.parse::<ByteSize>().map_or(0, ByteSize::bytes);
-    let tiers = bytes(&cluster.spec.l1.max_bytes).saturating_add(bytes(&cluster.spec.l2.max_bytes));
+    let l2 = cluster.spec.l2.max_bytes.0.parse::<Budget>().ok().and_then(|budget| budget.under(memory_limit(cluster)));
+    let tiers = bytes(&cluster.spec.l1.max_bytes).saturating_add(l2.map_or(0, ByteSize::bytes));
     let behind = cluster.spec.keyspaces.iter().filter(|keyspace| keyspace.strategy == cluster::Strategy::WriteBehind);
     let waiting = behind.map(|keyspace| keyspace.write_behind.clone().unwrap_or_default().max_bytes);
     let waiting = waiting.map(|size| bytes(&size)).fold(0, u64::saturating_add);
@@ -362,7 +374,7 @@ mod tests {
         assert_eq!((config.config_generation, config.cluster.domain.as_str()), (3, "shop.web"));
         assert_eq!(config.listen.tcp_port, Some(6380));
         assert_eq!(config.admin.address.to_string(), "0.0.0.0");
-        assert_eq!(config.l2.max_bytes, caddy_contract::ByteSize::mebi(128));
+        assert_eq!(config.l2.max_bytes, Budget::Size(ByteSize::mebi(128)));
         assert_eq!(config.l2.policy, L2Policy::Lru);
         assert_eq!(config.consistency.on_uncertain, OnUncertain::Fail);
         assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
@@ -477,5 +489,22 @@ mod tests {
         let told = |result: Result<ConfigMap, InvalidSpec>| result.unwrap_err().to_string();
         assert!(told(with("111Mi", "64Mi")).contains("111Mi is less than the sidecar needs, l1 + l2 + 40Mi = 112Mi"));
         assert!(told(with("200Mi", "1Gi")).contains("1Gi is more than the limit of 200Mi"));
+    }
+
+    #[test]
+    fn a_share_needs_a_limit_and_leaves_room() {
+        let with = |share: &str, limit: Option<&str>| {
+            let resources = limit.map(|limit| json!({"limits": {"memory": limit}}));
+            let spec = json!({"l3": {"embedded": {}}, "l2": {"maxBytes": share}, "resources": resources});
+            config_map(&cluster_with(&spec), 50).map_err(|error| error.to_string())
+        };
+        let map = with("50%", Some("256Mi")).unwrap();
+        assert!(
+            map.data.unwrap().values().any(|file| file.contains("maxBytes: 50%")),
+            "the sidecar sees the limit itself"
+        );
+        assert!(with("50%", None).unwrap_err().contains("spec.resources.limits.memory, which is not set"));
+        assert!(with("75%", Some("128Mi")).unwrap_err().contains("l1 + l2 + 40Mi = "));
+        assert!(with("76%", Some("1Gi")).unwrap_err().contains("76%"));
     }
 }

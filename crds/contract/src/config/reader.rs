@@ -1,6 +1,6 @@
 //! Reading single values: each method notes what is wrong, so that all faults of a file are told at once.
 
-use crate::{ByteSize, Faults, QuantityError, parse_duration};
+use crate::{Budget, ByteSize, Faults, QuantityError, parse_duration};
 use std::{net::IpAddr, time::Duration};
 
 /// Reads values and notes what is wrong with them; a faulty value's stand-in never leaves [`crate::RawConfig::parse`].
@@ -36,6 +36,18 @@ impl Reader {
             format!("{text} is too small; write at least {least}"),
         );
         size
+    }
+
+    /// A share is what the limit makes of it, however little.
+    pub(super) fn budget_from(&mut self, path: &str, text: &str, least: ByteSize) -> Budget {
+        match text.parse() {
+            Ok(Budget::Size(_)) => Budget::Size(self.size_from(path, text, least)),
+            Ok(share) => share,
+            Err(error) => {
+                self.faults.add(path, error.to_string());
+                Budget::Size(least)
+            }
+        }
     }
 
     pub(super) fn time(&mut self, path: &str, text: &str, least_millis: u64) -> Duration {
