@@ -103,6 +103,7 @@ mod build {
     pub(crate) fn engine() -> caddy_engine::Guards {
         use caddy_engine::Guard::{
             Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
+            ReadsOvertake,
         };
         let guards = [
             Bump,
@@ -113,6 +114,7 @@ mod build {
             JoinOnlyLiveFlights,
             JoinerAgeLimit,
             ProofFromSending,
+            ReadsOvertake,
         ];
         let dropped = guards.into_iter().find(|guard| is_dropped(guard));
         dropped.map_or_else(caddy_engine::Guards::default, caddy_engine::Guards::without)

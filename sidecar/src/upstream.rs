@@ -449,7 +449,8 @@ pub(crate) fn error_reply(loss: &Loss) -> Bytes {
 }
 
 fn finish_fill(shared: &Arc<Shared>, fill: Fill) {
-    let (Some(reply), Some(landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
+    let (Some(reply), Some(mut landed)) = (fill.reply, shared.flights.land(fill.flight)) else { return };
+    shared.kernel().landed(&mut landed.token);
     resume_fill(shared, FillLanded { landed, keep: fill.keep, reply, pttl: fill.pttl }, Ok(Vec::new()));
 }
 
@@ -501,7 +502,8 @@ fn is_elsewhere(shared: &Shared, error: &[u8]) -> bool {
     redis.cluster().is_some() && [&b"-MOVED "[..], b"-ASK ", b"-TRYAGAIN "].iter().any(|kind| error.starts_with(kind))
 }
 
-fn finish_fill_many(shared: &Arc<Shared>, many: FillMany) {
+fn finish_fill_many(shared: &Arc<Shared>, mut many: FillMany) {
+    many.keys.iter_mut().for_each(|(_, token)| shared.kernel().landed(token));
     resume_fill_many(shared, many, Ok(Vec::new()));
 }
 

@@ -1,8 +1,16 @@
-//! A random run: clients on several sidecars and one beside them, faults between them and Redis, and a history of what
+//! A random run: clients on several sidecars and some beside them, faults between them and Redis, and a history of what
 //! all of them saw.
 //!
-//! The seed decides what each client asks and which faults come when; how they interleave is the machine's. A violation
-//! is reported with the seed, the part of the history that shows it, and the file with all of it.
+//! Where it takes place is its [`Ground`]: [`Alone`], one server behind proxies that delay, stall and cut; [`Watched`],
+//! servers behind Sentinels that fail over; [`Sharded`], a cluster whose slots and roles change hands. The seed decides
+//! what each client asks and which faults come when; how they interleave is the machine's. No fault here loses what Redis
+//! acknowledged: what C3 and C4 promise is then promised without exception. A violation is reported with the seed, the
+//! part of the history that shows it, and the file with all of it.
+
+mod alone;
+mod commands;
+mod sharded;
+mod watched;
 
 use std::{
     env,
@@ -15,15 +23,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use caddy_engine::{BootClock, Clock as _, Moment};
-use caddy_resp::{Value, encode};
 use parking_lot::Mutex;
 
+use self::commands::Command;
+pub use self::{alone::Alone, sharded::Sharded, watched::Watched};
 use crate::{
     e2e::eventually,
     history::{Barrier, Event, History, Op, Promises, Through},
-    proxy::{Class, Direction},
     random::Random,
-    world::{Client, Pod, SOON, Subject, Violation, World, show},
+    sidecar::Sidecar,
+    world::{Client, SOON, Violation, show},
 };
 
 /// How a run is made.
@@ -50,60 +59,93 @@ pub struct Summary {
     pub stale: usize,
 }
 
-const SIDECARS: usize = 2;
-/// The same names in several databases: servers do not tell in which one a key was written.
-const DATABASES: usize = 2;
-const CLIENTS_PER_SIDECAR: usize = 3;
-/// Few, so that everybody meets.
-const KEYS: usize = 8;
-/// Those of them that most writes go to; copies of the others live longer.
+/// What there is to read and write.
+#[derive(Clone, Debug)]
+pub struct Terrain {
+    /// Few, so that everybody meets. Most writes go to the first [`BUSY`] of them; copies of the others live longer. The
+    /// last one is seldom written, and read by a client that reads nothing else: it is not held up by fills, and so sees
+    /// every copy that is served for too long.
+    pub keys: Vec<String>,
+    /// The same names in several databases: servers do not tell in which one a key was written.
+    pub databases: usize,
+    /// Whether one command may name keys of several slots, and a script keys that it does not declare.
+    pub is_one_server: bool,
+    /// `consistency.maxStaleness` of the sidecars.
+    pub max_staleness: Duration,
+}
+
+/// Where a run takes place.
+pub trait Ground: Sync {
+    /// What there is to read and write.
+    fn terrain(&self) -> &Terrain;
+
+    /// The sidecars.
+    fn sidecars(&self) -> Vec<&Sidecar>;
+
+    /// A command that no sidecar sees, as a good client of these servers sends it; an error if it is not answered.
+    fn foreign(&self, database: usize, command: &str) -> Result<String>;
+
+    /// Something goes wrong, and is healed.
+    fn fault(&self, random: &mut Random) -> Result<()>;
+
+    /// Whether what this ground is there for has happened.
+    fn was_used(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Sidecars of every ground; each has two workers, or now and then one.
+const SIDECARS: usize = 3;
+const CLIENTS_PER_SIDECAR: usize = 2;
+const FOREIGN_WRITERS: usize = 2;
 const BUSY: usize = 3;
-/// Seldom written, and read by a client that reads nothing else: it is not held up by fills, and so sees every copy that
-/// is served for too long.
-const LONELY: usize = KEYS;
-const BOUND: Duration = Duration::from_millis(300);
-const TIMEOUT: Duration = Duration::from_millis(600);
 /// The clock is one and the same for all, and the moments are taken outside the operations: only its own grain remains.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// What the threads of a run share.
-struct Stage<'a> {
-    world: &'a World,
-    history: Mutex<History>,
-    over: AtomicBool,
-    sessions: AtomicUsize,
-    errors: AtomicUsize,
-    faults: AtomicUsize,
+fn workers(seed: u64) -> u32 {
+    if seed.is_multiple_of(4) { 1 } else { 2 }
 }
 
-/// Whose operation it is, and on which data.
-#[derive(Clone, Copy, Debug)]
-struct Who {
-    session: usize,
-    through: Through,
-    database: usize,
+/// Runs with new seeds until `CADDY_SOAK_SECONDS` are over, or one; `CADDY_SEED` is the first seed.
+pub fn runs<G: Ground>(duration: Duration, prepare: impl Fn(u64) -> Result<G>) -> Result<()> {
+    let clock = BootClock;
+    let soak = Duration::from_secs(number("CADDY_SOAK_SECONDS")?.unwrap_or(0));
+    let mut seed = number("CADDY_SEED")?.unwrap_or_else(|| clock.now().as_nanos() % 1_000_000);
+    let started = clock.now();
+    loop {
+        let told = || format!("seed {seed} (CADDY_SEED)");
+        let ground = prepare(seed).with_context(told)?;
+        let summary = play(&ground, Run { seed, duration }).with_context(told)?;
+        println!("seed {seed}: {summary:?}");
+        ensure!(summary.operations > 500, "{}: too little happened to mean anything: {summary:?}", told());
+        ensure!(summary.hits > 100, "{}: too few copies were served to mean anything: {summary:?}", told());
+        ground.was_used().with_context(told)?;
+        seed += 1;
+        if clock.now().since(started) >= soak {
+            return Ok(());
+        }
+    }
+}
+
+fn number(variable: &str) -> Result<Option<u64>> {
+    let text = env::var(variable).ok();
+    text.map(|text| text.parse().with_context(|| format!("{variable}={text} is not a number"))).transpose()
 }
 
 /// Makes one run and judges it.
-pub fn play(subject: &Subject, run: Run) -> Result<Summary> {
-    let world = World::with(subject, SIDECARS, |options| {
-        options
-            .workers(1 + run.seed as u32 % 2)
-            .max_staleness(BOUND)
-            .timeout(TIMEOUT)
-            .consistency("onUncertain: ServeStale")
-    })?;
+pub fn play(ground: &dyn Ground, run: Run) -> Result<Summary> {
     let stage = Stage {
-        world: &world,
+        ground,
+        terrain: ground.terrain(),
+        sidecars: ground.sidecars(),
         history: Mutex::default(),
         over: AtomicBool::new(false),
         sessions: AtomicUsize::new(0),
         errors: AtomicUsize::new(0),
-        faults: AtomicUsize::new(0),
     };
     let mut seeds = Random::new(run.seed);
     let mut random = || Random::new(seeds.next_u64());
-    thread::scope(|scope| {
+    let faults = thread::scope(|scope| {
         for client in 0..SIDECARS * CLIENTS_PER_SIDECAR {
             let (stage, random) = (&stage, random());
             scope.spawn(move || stage.client(client % SIDECARS, random));
@@ -112,38 +154,41 @@ pub fn play(subject: &Subject, run: Run) -> Result<Summary> {
             let stage = &stage;
             scope.spawn(move || stage.watcher(sidecar));
         }
-        let (stage, writer) = (&stage, random());
-        scope.spawn(move || stage.foreign_writer(writer));
+        for _ in 0..FOREIGN_WRITERS {
+            let (stage, writer) = (&stage, random());
+            scope.spawn(move || stage.foreign_writer(writer));
+        }
         let faults = stage.make_faults(random(), BootClock.now() + run.duration);
         stage.over.store(true, Ordering::Relaxed);
         faults
     })?;
     let history = stage.history.into_inner();
-    if let Err(broken) = history.check(Promises { max_staleness: BOUND, slack: SLACK }) {
+    let promises = Promises { max_staleness: stage.terrain.max_staleness, slack: SLACK };
+    if let Err(broken) = history.check(promises) {
         let file = keep(&history, run.seed)?;
         let mut message = format!("seed {} (CADDY_SEED); the whole history: {file}\n", run.seed);
         broken.iter().try_for_each(|broken| write!(message, "{broken}"))?;
         return Err(Violation(message).into());
     }
-    world.pods.iter().try_for_each(|pod| recovers(&world, pod))?;
-    let hits: Result<u64> = world.pods.iter().map(|pod| pod.sidecar.metric("caddy_hits_total")).sum();
+    stage.sidecars.iter().try_for_each(|sidecar| recovers(ground, sidecar))?;
+    let hits: Result<u64> = stage.sidecars.iter().map(|sidecar| sidecar.metric("caddy_hits_total")).sum();
     Ok(Summary {
         operations: history.events.len(),
         errors: stage.errors.into_inner(),
-        faults: stage.faults.into_inner(),
+        faults,
         hits: hits?,
         stale: history.events.iter().filter(|event| matches!(event.op, Op::StaleRead(_))).count(),
     })
 }
 
 /// Without faults a sidecar comes back by itself, with copies and with the present values.
-fn recovers(world: &World, pod: &Pod) -> Result<()> {
-    pod.wait_until_coherent()?;
+fn recovers(ground: &dyn Ground, sidecar: &Sidecar) -> Result<()> {
     eventually("the sidecar serves again by itself", SOON, || {
-        let mut client = pod.connect()?;
-        for key in (0..=LONELY).map(name) {
-            let value = world.foreign(&format!("GET {key}"))?;
-            client.hold(&key, &value)?;
+        ensure!(sidecar.metric("caddy_coherent")? == 1, "caddy_coherent is 0: {}", sidecar.log());
+        let mut client = Client(sidecar.connect()?);
+        for key in &ground.terrain().keys {
+            let value = ground.foreign(0, &format!("GET {key}"))?;
+            client.hold(key, &value)?;
         }
         Ok(())
     })?;
@@ -163,113 +208,23 @@ fn keep(history: &History, seed: u64) -> Result<String> {
     Ok(file.display().to_string())
 }
 
-/// The key of a write.
-fn written(random: &mut Random) -> String {
-    name(match random.below(100) {
-        0 => LONELY,
-        1..10 => random.below(KEYS),
-        _ => random.below(BUSY),
-    })
+/// What the threads of a run share.
+struct Stage<'a> {
+    ground: &'a dyn Ground,
+    terrain: &'a Terrain,
+    sidecars: Vec<&'a Sidecar>,
+    history: Mutex<History>,
+    over: AtomicBool,
+    sessions: AtomicUsize,
+    errors: AtomicUsize,
 }
 
-fn name(key: usize) -> String {
-    format!("register:{key}")
-}
-
-// === what clients do ===
-
-/// One command of a pipeline.
-#[derive(Clone, Debug)]
-enum Command {
-    /// A read that may be answered from a copy.
-    Get(String),
-    /// Two of them at one moment.
-    Mget(String, String),
-    /// The same state as another command reads it.
-    Getrange(String),
-    /// A read that is always relayed: what the key has in common with itself.
-    Lcs(String),
-    /// A write.
-    Incr(String),
-    /// A write that nobody can see in the command.
-    Script(String),
-    /// A read and a write on a connection of the session's own.
-    Transaction(String, String),
-    /// Lets the sidecar catch up.
-    Barrier,
-}
-
-impl Command {
-    fn draw(random: &mut Random) -> Self {
-        let (key, other) = (name(random.below(KEYS)), name(random.below(KEYS)));
-        let written = written(random);
-        match random.below(100) {
-            0..60 => Self::Get(key),
-            60..68 => Self::Mget(key, other),
-            68..71 => Self::Getrange(key),
-            71..74 => Self::Lcs(key),
-            74..86 => Self::Incr(written),
-            86..90 => Self::Script(written),
-            90..95 => Self::Transaction(key, written),
-            _ => Self::Barrier,
-        }
-    }
-
-    /// Appends the request; tells how many replies it has.
-    fn encode(&self, out: &mut Vec<u8>) -> usize {
-        match self {
-            Self::Get(key) => encode::command(out, ["GET", key]),
-            Self::Mget(key, other) => encode::command(out, ["MGET", key, other]),
-            Self::Getrange(key) => encode::command(out, ["GETRANGE", key, "0", "-1"]),
-            Self::Lcs(key) => encode::command(out, ["LCS", key, key]),
-            Self::Incr(key) => encode::command(out, ["INCR", key]),
-            Self::Script(key) => encode::command(out, ["EVAL", "return redis.call('INCR', ARGV[1])", "0", key]),
-            Self::Barrier => encode::command(out, ["EVAL", "return 1", "0"]),
-            Self::Transaction(read, written) => {
-                encode::command(out, ["MULTI"]);
-                encode::command(out, ["GET", read]);
-                encode::command(out, ["INCR", written]);
-                encode::command(out, ["EXEC"]);
-                return 4;
-            }
-        }
-        1
-    }
-
-    /// What the last of its replies shows; `None`: an error.
-    fn observed(&self, reply: &[u8]) -> Option<Vec<(String, Op)>> {
-        let (first, length) = Value::decode(reply).ok()?;
-        if let Value::Attribute(_) = first {
-            let version = version(&Value::decode(&reply[length..]).ok()?.0)?;
-            let (Self::Get(key) | Self::Getrange(key)) = self else { return None };
-            return Some(vec![(key.clone(), Op::StaleRead(version))]);
-        }
-        let elements = || first.as_elements().filter(|elements| elements.len() == 2);
-        Some(match self {
-            Self::Get(key) | Self::Getrange(key) | Self::Lcs(key) => vec![(key.clone(), Op::Read(version(&first)?))],
-            Self::Incr(key) | Self::Script(key) => vec![(key.clone(), Op::Write(version(&first)?))],
-            Self::Mget(key, other) => {
-                let values = elements()?;
-                vec![(key.clone(), Op::Read(version(&values[0])?)), (other.clone(), Op::Read(version(&values[1])?))]
-            }
-            Self::Transaction(read, written) => {
-                let values = elements()?;
-                vec![(read.clone(), Op::Read(version(&values[0])?)), (written.clone(), Op::Write(version(&values[1])?))]
-            }
-            Self::Barrier => {
-                version(&first)?;
-                Vec::new()
-            }
-        })
-    }
-}
-
-/// A register's value: absent is 0, also as the empty string that GETRANGE and LCS have for it.
-fn version(value: &Value<'_>) -> Option<u64> {
-    match value {
-        Value::Null | Value::Bulk(b"") => Some(0),
-        other => u64::try_from(other.as_integer()?).ok(),
-    }
+/// Whose operation it is, and on which data.
+#[derive(Clone, Copy, Debug)]
+struct Who {
+    session: usize,
+    through: Through,
+    database: usize,
 }
 
 impl Stage<'_> {
@@ -277,33 +232,40 @@ impl Stage<'_> {
         self.over.load(Ordering::Relaxed)
     }
 
+    fn new_session(&self) -> usize {
+        self.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn failed(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    // === what clients do ===
+
     /// One client: sessions one after the other, each until it breaks or has had enough.
     fn client(&self, sidecar: usize, mut random: Random) {
         while !self.is_over() {
-            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-            if self.session(sidecar, session, &mut random).is_err() {
-                self.errors.fetch_add(1, Ordering::Relaxed);
+            if self.session(sidecar, &mut random).is_err() {
+                self.failed();
                 thread::sleep(Duration::from_millis(5));
             }
         }
     }
 
-    fn session(&self, sidecar: usize, session: usize, random: &mut Random) -> Result<()> {
-        let mut client = self.world.pods[sidecar].connect()?;
+    fn session(&self, sidecar: usize, random: &mut Random) -> Result<()> {
+        let mut client = Client(self.sidecars[sidecar].connect()?);
         if random.below(2) == 0 {
             client.ask("HELLO 3")?;
         }
-        let database = random.below(DATABASES);
+        let database = random.below(self.terrain.databases);
         ensure!(client.ask(&format!("SELECT {database}"))? == "OK", "SELECT");
-        let who = Who { session, through: Through::Sidecar(sidecar), database };
+        let who = Who { session: self.new_session(), through: Through::Sidecar(sidecar), database };
         for _ in 0..200 + random.below(400) {
             if self.is_over() {
                 break;
             }
-            let commands: Vec<Command> = match random.below(5) {
-                0 => (0..2 + random.below(4)).map(|_| Command::draw(random)).collect(),
-                _ => vec![Command::draw(random)],
-            };
+            let length = if random.below(5) == 0 { 2 + random.below(5) } else { 1 };
+            let commands: Vec<Command> = (0..length).map(|_| Command::draw(self.terrain, random)).collect();
             self.pipeline(&mut client, &commands, who)?;
             if random.below(4) == 0 {
                 thread::sleep(Duration::from_micros(200 + random.below(3000) as u64));
@@ -314,22 +276,41 @@ impl Stage<'_> {
 
     /// Reads the lonely key all the time.
     fn watcher(&self, sidecar: usize) {
+        let Some(lonely) = self.terrain.keys.last() else { return };
         while !self.is_over() {
-            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-            let who = Who { session, through: Through::Sidecar(sidecar), database: 0 };
-            let Ok(mut client) = self.world.pods[sidecar].connect() else { continue };
-            while !self.is_over() {
-                if self.pipeline(&mut client, &[Command::Get(name(LONELY))], who).is_err() {
-                    break;
-                }
+            let who = Who { session: self.new_session(), through: Through::Sidecar(sidecar), database: 0 };
+            let Ok(wire) = self.sidecars[sidecar].connect() else { continue };
+            let mut client = Client(wire);
+            while !self.is_over() && self.pipeline(&mut client, &[Command::Get(lonely.clone())], who).is_ok() {
                 thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+
+    /// Writes that no sidecar sees, now and then in another database.
+    fn foreign_writer(&self, mut random: Random) {
+        while !self.is_over() {
+            let database = random.below(self.terrain.databases);
+            let who = Who { session: self.new_session(), through: Through::Redis, database };
+            for _ in 0..50 {
+                if self.is_over() {
+                    return;
+                }
+                let key = commands::written(self.terrain, &mut random);
+                let invoked = BootClock.now();
+                let reply = self.ground.foreign(database, &format!("INCR {key}"));
+                let completed = BootClock.now();
+                match reply.ok().and_then(|reply| reply.parse().ok()) {
+                    Some(version) => self.record(vec![(key, Op::Write(version))], who, invoked, completed),
+                    None => self.failed(),
+                }
+                thread::sleep(Duration::from_micros(500 + random.below(8000) as u64));
             }
         }
     }
 
     /// Sends commands in one write and records what each showed.
     fn pipeline(&self, client: &mut Client, commands: &[Command], who: Who) -> Result<()> {
-        let Who { session, through, database } = who;
         let mut request = Vec::new();
         let replies: Vec<usize> = commands.iter().map(|command| command.encode(&mut request)).collect();
         let invoked = BootClock.now();
@@ -342,92 +323,36 @@ impl Stage<'_> {
             let completed = BootClock.now();
             let Some(observed) = command.observed(&reply) else {
                 ensure!(reply.starts_with(b"-"), "{command:?} is answered {}", show(&reply));
-                self.errors.fetch_add(1, Ordering::Relaxed);
+                self.failed();
                 continue;
             };
-            let mut history = self.history.lock();
             if matches!(command, Command::Barrier) {
-                history.barriers.push(Barrier { through, invoked, completed });
+                self.history.lock().barriers.push(Barrier { through: who.through, invoked, completed });
             }
-            let events = observed.into_iter().map(|(key, op)| {
-                let key = format!("{key} in database {database}");
-                Event { session, through, key, invoked, completed, op }
-            });
-            history.events.extend(events);
+            self.record(observed, who, invoked, completed);
         }
         Ok(())
     }
 
-    /// Writes that no sidecar sees.
-    fn foreign_writer(&self, mut random: Random) {
-        while !self.is_over() {
-            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-            let Ok(wire) = self.world.redis.connect() else { continue };
-            let mut client = Client(wire);
-            let database = random.below(DATABASES);
-            if client.ask(&format!("SELECT {database}")).is_err() {
-                continue;
-            }
-            let who = Who { session, through: Through::Redis, database };
-            // Now and then in the other database.
-            for _ in 0..50 {
-                let command = Command::Incr(written(&mut random));
-                if self.is_over() || self.pipeline(&mut client, &[command], who).is_err() {
-                    break;
-                }
-                thread::sleep(Duration::from_micros(500 + random.below(6000) as u64));
-            }
-        }
+    fn record(&self, observed: Vec<(String, Op)>, who: Who, invoked: Moment, completed: Moment) {
+        let Who { session, through, database } = who;
+        let events = observed.into_iter().map(|(key, op)| {
+            let key = format!("{key} in database {database}");
+            Event { session, through, key, invoked, completed, op }
+        });
+        self.history.lock().events.extend(events);
     }
 
     // === what goes wrong ===
 
     /// One fault after the other, each healed before the next.
-    fn make_faults(&self, mut random: Random, until: Moment) -> Result<()> {
+    fn make_faults(&self, mut random: Random, until: Moment) -> Result<usize> {
+        let mut faults = 0;
         while BootClock.now() < until {
-            thread::sleep(Duration::from_millis(50 + random.below(250) as u64));
-            self.fault(&mut random)?;
-            self.faults.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(50 + random.below(200) as u64));
+            self.ground.fault(&mut random)?;
+            faults += 1;
         }
-        Ok(())
-    }
-
-    fn fault(&self, random: &mut Random) -> Result<()> {
-        let pod = &self.world.pods[random.below(SIDECARS)];
-        let class = if random.below(3) == 0 { Class::Relay } else { Class::Tracked };
-        let direction = if random.below(2) == 0 { Direction::ToServer } else { Direction::ToClient };
-        let time = Duration::from_millis(20 + random.below(800) as u64);
-        match random.below(10) {
-            0 | 1 => pod.proxy.delay(class, direction, Duration::from_millis(1 + random.below(60) as u64)),
-            2 | 3 => pod.proxy.stall(class, direction),
-            4 => pod.proxy.cut(class),
-            9 => {
-                // Slow, then not at all.
-                pod.proxy.delay(class, Direction::ToClient, Duration::from_millis(100 + random.below(150) as u64));
-                thread::sleep(time);
-                pod.proxy.stall(class, Direction::ToClient);
-            }
-            5 => {
-                pod.proxy.refuse(class);
-                pod.proxy.cut(class);
-            }
-            6 => {
-                self.world.redis.sigstop()?;
-                thread::sleep(time);
-                return self.world.redis.sigcont();
-            }
-            7 => {
-                pod.sidecar.suspend()?;
-                thread::sleep(time);
-                return pod.sidecar.resume();
-            }
-            _ => {
-                self.world.foreign("CLIENT KILL TYPE normal SKIPME yes")?;
-                return Ok(());
-            }
-        }
-        thread::sleep(time);
-        pod.proxy.heal();
-        Ok(())
+        Ok(faults)
     }
 }

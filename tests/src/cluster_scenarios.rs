@@ -88,6 +88,7 @@ pub fn a_dropped_slot_is_read_at_its_new_owner(subject: &Subject) -> Result<()> 
 /// A node that has lost its cluster proves nothing, though it answers PING and HELLO.
 pub fn a_node_without_its_cluster_proves_nothing(subject: &Subject) -> Result<()> {
     let mut story = Story::begin(subject, "v0", |options| options.max_staleness(BOUND))?;
+    story.cluster.be_impatient()?;
     story.cluster.nodes[2].server.kill()?;
     let get = format!("GET {}", story.key);
     eventually("the cluster is down", SOON, || {

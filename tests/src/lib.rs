@@ -2,7 +2,6 @@
 
 pub mod certificates;
 pub mod chaos;
-pub mod cluster_chaos;
 pub mod cluster_scenarios;
 pub mod e2e;
 pub mod history;

@@ -1,22 +1,26 @@
-//! A real Redis Cluster of a test's own: primaries on loopback, with replicas if asked for.
+//! A real Redis Cluster of a test's own: primaries on loopback, with replicas and TLS if asked for.
 //!
 //! Owns its servers and knows who is where; follows redirections as a cluster's client does, so that tests can read and
 //! write beside a sidecar. Slots and roles are changed by the test, with the commands that administrators use.
 
-use std::{net::TcpListener, thread, time::Duration};
+use std::{net::TcpListener, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use caddy_remote::cluster::{SLOTS, slot_of};
+use tempfile::TempDir;
 
 use crate::{
+    certificates::Authority,
     e2e::eventually,
     random::Random,
-    redis::RedisServer,
+    redis::{self, RedisServer},
     world::{SOON, show},
 };
 
-/// How long a node may be silent before the others hold it for failed.
-pub const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a node may be silent before the others hold it for failed, where a replica is there to replace it.
+const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The same where none is: a node that a busy machine forgets for a while is not missed.
+const PATIENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Redirections that one command may follow; while a slot changes hands two nodes may point at each other.
 const MAX_HOPS: usize = 200;
 
@@ -26,6 +30,41 @@ pub struct RedisCluster {
     /// Primaries first, in the order of their slots; then the replicas, in the order of their primaries.
     pub nodes: Vec<Member>,
     primaries: usize,
+    secrets: Option<Secrets>,
+}
+
+/// What a cluster that speaks TLS only has in files.
+#[derive(Debug)]
+struct Secrets {
+    directory: TempDir,
+}
+
+impl Secrets {
+    fn create() -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("caddy-secrets").tempdir().context("make a directory")?;
+        let authority = Authority::create()?;
+        authority.write(&directory.path().join("ca.crt"))?;
+        // The names that the nodes tell of each other.
+        authority.issue(&directory.path().join("node"), &["127.0.0.1"])?;
+        Ok(Self { directory })
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+}
+
+/// How a cluster is made.
+#[derive(Debug)]
+pub struct Plan {
+    /// The servers' program.
+    pub program: PathBuf,
+    /// So many share the slots evenly.
+    pub primaries: usize,
+    /// Each primary has one.
+    pub replicas: bool,
+    /// Clients and nodes speak TLS only.
+    pub tls: bool,
 }
 
 /// One node.
@@ -35,6 +74,8 @@ pub struct Member {
     pub server: RedisServer,
     /// Where other nodes and clients find it on 127.0.0.1.
     pub port: u16,
+    /// Where other nodes speak of the cluster.
+    bus: u16,
     /// Its name in the cluster.
     pub id: String,
 }
@@ -42,25 +83,28 @@ pub struct Member {
 impl RedisCluster {
     /// So many primaries that share the slots evenly, without replicas.
     pub fn start(primaries: usize) -> Result<Self> {
-        Self::start_with(primaries, false)
+        Self::with_plan(&Plan { program: redis::program()?, primaries, replicas: false, tls: false })
     }
 
     /// The same, each with a replica.
     pub fn with_replicas(primaries: usize) -> Result<Self> {
-        Self::start_with(primaries, true)
+        Self::with_plan(&Plan { program: redis::program()?, primaries, replicas: true, tls: false })
     }
 
-    fn start_with(primaries: usize, replicas: bool) -> Result<Self> {
-        let count = if replicas { 2 * primaries } else { primaries };
-        let nodes = (0..count).map(|_| Member::start()).collect::<Result<Vec<_>>>()?;
-        let cluster = Self { nodes, primaries };
+    /// Starts one.
+    pub fn with_plan(plan: &Plan) -> Result<Self> {
+        let primaries = plan.primaries;
+        let secrets = plan.tls.then(Secrets::create).transpose()?;
+        let count = if plan.replicas { 2 * primaries } else { primaries };
+        let nodes = (0..count).map(|_| Member::start(plan, secrets.as_ref())).collect::<Result<Vec<_>>>()?;
+        let cluster = Self { nodes, primaries, secrets };
         for (index, node) in cluster.nodes.iter().enumerate() {
             node.ok(&format!("CLUSTER SET-CONFIG-EPOCH {}", index + 1))?;
             if index < primaries {
                 let bound = |index: usize| index * usize::from(SLOTS) / primaries;
                 node.ok(&format!("CLUSTER ADDSLOTSRANGE {} {}", bound(index), bound(index + 1) - 1))?;
             }
-            cluster.nodes[0].ok(&format!("CLUSTER MEET 127.0.0.1 {} {}", node.port, node.bus_port()?))?;
+            cluster.nodes[0].ok(&format!("CLUSTER MEET 127.0.0.1 {} {}", node.port, node.bus))?;
         }
         cluster.settle()?;
         for index in 0..count - primaries {
@@ -74,7 +118,26 @@ impl RedisCluster {
                 Ok(())
             })?;
         }
+        if !plan.replicas {
+            cluster.be_patient(PATIENT_TIMEOUT)?;
+        }
         Ok(cluster)
+    }
+
+    /// Lets a node that does not answer be missed soon, whatever the plan said.
+    pub fn be_impatient(&self) -> Result<()> {
+        self.be_patient(NODE_TIMEOUT)
+    }
+
+    fn be_patient(&self, timeout: Duration) -> Result<()> {
+        let command = format!("CONFIG SET cluster-node-timeout {}", timeout.as_millis());
+        self.nodes.iter().try_for_each(|node| node.ok(&command))
+    }
+
+    /// The fields of `l3.redis` of a sidecar in front of it.
+    pub fn l3(&self) -> String {
+        let tls = self.secrets.as_ref().map(|secrets| format!(", tls: {{caFile: {}}}", secrets.file("ca.crt")));
+        format!("mode: Cluster, endpoints: {:?}{}", self.endpoints(), tls.unwrap_or_default())
     }
 
     /// Waits until every node that runs knows all others and the same owners.
@@ -214,7 +277,7 @@ impl RedisCluster {
 }
 
 impl Member {
-    fn start() -> Result<Self> {
+    fn start(plan: &Plan, secrets: Option<&Secrets>) -> Result<Self> {
         let seed = thread::current().id();
         let mut random = Random::new(std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), seed));
         let mut last = None;
@@ -223,27 +286,11 @@ impl Member {
             if ports[0] == ports[1] || ports.iter().any(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
                 continue;
             }
-            let [port, bus] = ports.map(|port| port.to_string());
-            let timeout = NODE_TIMEOUT.as_millis().to_string();
-            let started = RedisServer::start_with(&[
-                "--port",
-                &port,
-                "--bind",
-                "127.0.0.1",
-                "--cluster-enabled",
-                "yes",
-                "--cluster-port",
-                &bus,
-                "--cluster-node-timeout",
-                &timeout,
-                "--cluster-replica-validity-factor",
-                "0",
-                "--repl-diskless-sync-delay",
-                "0",
-            ]);
-            match started {
+            let arguments = arguments(ports, secrets);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            match RedisServer::start_program_with(&plan.program, &arguments) {
                 Ok(server) => {
-                    let mut member = Self { server, port: ports[0], id: String::new() };
+                    let mut member = Self { server, port: ports[0], bus: ports[1], id: String::new() };
                     member.id = member.ask("CLUSTER MYID")?;
                     return Ok(member);
                 }
@@ -256,12 +303,6 @@ impl Member {
     /// `host:port`.
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.port)
-    }
-
-    fn bus_port(&self) -> Result<String> {
-        let reply = self.ask("CONFIG GET cluster-port")?;
-        let port = reply.trim_matches(['[', ']']).rsplit(", ").next().map(str::to_owned);
-        port.with_context(|| format!("no port in {reply}"))
     }
 
     /// A command to this node, whoever has the key.
@@ -289,6 +330,26 @@ impl Member {
         owners.sort();
         Ok(owners.join("; "))
     }
+}
+
+/// A node's command line: its port, that of its bus, and its secrets if it speaks TLS.
+fn arguments([port, bus]: [u16; 2], secrets: Option<&Secrets>) -> Vec<String> {
+    let clients = match secrets {
+        None => format!("--port {port}"),
+        Some(secrets) => {
+            let [certificate, key, ca] = ["node.crt", "node.key", "ca.crt"].map(|name| secrets.file(name));
+            format!(
+                "--tls-port {port} --tls-cluster yes --tls-replication yes --tls-auth-clients no \
+                 --tls-cert-file {certificate} --tls-key-file {key} --tls-ca-cert-file {ca}"
+            )
+        }
+    };
+    let arguments = format!(
+        "{clients} --bind 127.0.0.1 --cluster-enabled yes --cluster-port {bus} --cluster-node-timeout {} \
+         --cluster-replica-validity-factor 0 --repl-diskless-sync-delay 0",
+        NODE_TIMEOUT.as_millis()
+    );
+    arguments.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Where a redirection leads: its kind and the port.

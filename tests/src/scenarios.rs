@@ -412,6 +412,18 @@ pub fn an_untold_script_write_is_read_back(subject: &Subject) -> Result<()> {
     a_script_write_is_read_back(&subject.clone().consistency("coherence: Ttl"))
 }
 
+/// Where nothing is announced: a read of another kind shows what somebody wrote, then the first one is repeated.
+pub fn no_step_back_behind_an_untold_read_of_another_kind(subject: &Subject) -> Result<()> {
+    let subject = subject.clone().consistency("coherence: Ttl");
+    let world = World::calm(&subject)?;
+    let mut client = world.cached("k", "v0")?;
+    ensure!(world.foreign("SET k v1")? == "OK", "a foreign SET");
+    let shown = client.ask("GETRANGE k 0 -1")?;
+    ensure!(shown == "v1", "GETRANGE answers {shown}");
+    let then = client.ask("GET k")?;
+    must(then == "v1", format!("GETRANGE was answered {shown}, then GET {then}"))
+}
+
 /// The primary's own word is not enough behind Sentinels.
 pub fn without_a_majority_of_the_sentinels_nothing_is_proved(subject: &Subject) -> Result<()> {
     const BOUND: Duration = Duration::from_millis(500);

@@ -28,6 +28,9 @@ pub const NAME: &str = "shop";
 /// How long a failover, with everything that the Sentinels wait for, may take on a busy machine.
 pub const FAILOVER: Duration = Duration::from_mins(1);
 
+/// How long a server may be silent before a Sentinel holds it for down: longer than a busy machine forgets a process.
+const DOWN_AFTER: Duration = Duration::from_millis(2500);
+
 /// One Sentinel.
 #[derive(Debug)]
 pub struct Sentinel {
@@ -151,10 +154,11 @@ impl Sentinel {
         let file = directory.path().join("sentinel.conf");
         let text = format!(
             "port {port}\nbind 127.0.0.1\ndir {}\nlogfile {}\n\
-             sentinel monitor {NAME} 127.0.0.1 {primary} 2\nsentinel down-after-milliseconds {NAME} 1000\n\
+             sentinel monitor {NAME} 127.0.0.1 {primary} 2\nsentinel down-after-milliseconds {NAME} {}\n\
              sentinel failover-timeout {NAME} 5000\nsentinel parallel-syncs {NAME} 2\n{lines}\n",
             directory.path().display(),
             directory.path().join("log").display(),
+            DOWN_AFTER.as_millis(),
         );
         fs::write(&file, text).context("write a Sentinel's configuration")?;
         let child = Command::new(program()?)

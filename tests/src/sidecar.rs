@@ -54,11 +54,6 @@ impl SidecarOptions {
         Self::over(fields.to_owned())
     }
 
-    /// In front of a Redis Cluster, of which these nodes are asked first.
-    pub fn cluster(seeds: &[String]) -> Self {
-        Self::over(format!("mode: Cluster, endpoints: {seeds:?}"))
-    }
-
     /// With its own data.
     pub fn embedded() -> Self {
         Self::over(String::new())

@@ -180,7 +180,7 @@ impl Subject {
 
     /// The same in front of a cluster.
     pub fn cluster_options(&self, cluster: &RedisCluster) -> SidecarOptions {
-        self.set(SidecarOptions::cluster(&cluster.endpoints()))
+        self.set(SidecarOptions::l3_redis(&cluster.l3()))
     }
 
     /// These options, with all that makes the subject.
@@ -261,7 +261,16 @@ impl World {
 
     /// Several pods with the same options.
     pub fn with(subject: &Subject, pods: usize, set: impl Fn(SidecarOptions) -> SidecarOptions) -> Result<Self> {
-        let redis = RedisServer::start()?;
+        Self::on(RedisServer::start()?, subject, pods, set)
+    }
+
+    /// The same in front of this server.
+    pub fn on(
+        redis: RedisServer,
+        subject: &Subject,
+        pods: usize,
+        set: impl Fn(SidecarOptions) -> SidecarOptions,
+    ) -> Result<Self> {
         if let Some(user) = &subject.user {
             redis.command(user)?;
         }

@@ -7,11 +7,12 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use caddy_tests::{
-    chaos::{self, Run},
+    chaos::{self, Alone, Run, Sharded, Watched},
     cluster_scenarios,
     e2e::eventually,
     load_scenarios,
-    redis::RedisServer,
+    redis::{self, RedisServer},
+    redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
     world::{Client, Subject, Violation},
 };
@@ -86,6 +87,7 @@ mutations! {
     currency_check: "CurrencyCheck" => scenarios::a_half_open_link_keeps_the_bound;
     proof_from_sending: "ProofFromSending" => scenarios::a_late_proof_counts_from_its_sending;
     sentinel_opinion: "SentinelOpinion" => scenarios::without_a_majority_of_the_sentinels_nothing_is_proved;
+    reads_overtake: "ReadsOvertake" => scenarios::no_step_back_behind_an_untold_read_of_another_kind;
     flush_untracked: "FlushUntracked" => scenarios::an_untold_script_write_is_read_back;
     ranges_clear: "RangesClear" => scenarios::a_pattern_takes_effect_at_once;
     ranges_follow: "RangesFollow" => scenarios::a_pattern_is_known_to_the_other_pod;
@@ -153,15 +155,48 @@ fn a_damaged_copy_is_a_miss_and_never_another_value() -> Result<()> {
     Ok(())
 }
 
-/// The random runs and their checker are no decoration: they find what the scenarios force.
-#[test]
-fn random_runs_find_planted_bugs() -> Result<()> {
-    let run = |seed| Run { seed, duration: Duration::from_secs(4) };
-    chaos::play(&mutant(None), run(1))?;
-    for guard in ["BumpBeforeAnswer", "TrackedFill", "ReadsFollowRelay"] {
-        let caught =
-            (2..7).any(|seed| chaos::play(&mutant(Some(guard)), run(seed)).is_err_and(|error| error.is::<Violation>()));
-        ensure!(caught, "five random runs found nothing without {guard}");
+/// The random runs and their checker are no decoration: on every ground they find what the scenarios force.
+fn random_runs_find<G: chaos::Ground>(guards: &[&str], prepare: impl Fn(&Subject, u64) -> Result<G>) -> Result<()> {
+    let play =
+        |subject: &Subject, seed| chaos::play(&prepare(subject, seed)?, Run { seed, duration: Duration::from_secs(4) });
+    play(&mutant(None), 1)?;
+    for guard in guards {
+        let dropped = with_seconds(guard);
+        let caught = (2..8).any(|seed| play(&mutant(Some(&dropped)), seed).is_err_and(|error| error.is::<Violation>()));
+        ensure!(caught, "six random runs found nothing without {guard}");
     }
     Ok(())
+}
+
+#[test]
+fn random_runs_find_planted_bugs() -> Result<()> {
+    let server = redis::program()?;
+    let guards = ["BumpBeforeAnswer", "TrackedFill", "ReadsFollowRelay", "FlushOnLoss"];
+    random_runs_find(&guards, |subject, seed| Alone::start(subject, &server, seed))
+}
+
+#[test]
+fn random_runs_find_planted_bugs_under_broadcast() -> Result<()> {
+    let server = redis::program()?;
+    let prepare =
+        |subject: &Subject, seed| Alone::start(&subject.clone().consistency("coherence: Broadcast"), &server, seed);
+    random_runs_find(&["BumpBeforeAnswer", "FlushOnLoss"], prepare)
+}
+
+#[test]
+fn random_runs_find_planted_bugs_under_ttl() -> Result<()> {
+    let server = redis::program()?;
+    let prepare = |subject: &Subject, seed| Alone::start(&subject.clone().consistency("coherence: Ttl"), &server, seed);
+    random_runs_find(&["ReadsOvertake", "FlushUntracked", "Expiry"], prepare)
+}
+
+#[test]
+fn random_runs_find_planted_bugs_behind_sentinels() -> Result<()> {
+    random_runs_find(&["SentinelOpinion"], |subject, seed| Ok(Watched::start(subject, seed)?.asleep()))
+}
+
+#[test]
+fn random_runs_find_planted_bugs_in_a_cluster() -> Result<()> {
+    let prepare = |subject: &Subject, seed| Sharded::start(subject, RedisCluster::with_replicas(3)?, seed);
+    random_runs_find(&["BumpBeforeAnswer", "TrackedFill"], prepare)
 }

@@ -26,6 +26,8 @@ pub enum Guard {
     CurrencyBeforeStamp,
     /// A copy is never served at or past its deadline.
     Expiry,
+    /// Where writes are not announced, the reply to a read kills the copies that other reads of the key left.
+    ReadsOvertake,
     /// A copy is served only while the generations that it depends on are in force.
     GenerationCheck,
     /// Evicting, replacing or removing an L2 entry kills the workers' L1 slots that point to it.

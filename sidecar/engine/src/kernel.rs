@@ -302,11 +302,17 @@ impl Kernel {
     /// The single invalidation path: invalidation pushes and own writes both end here.
     pub fn bump(&self, key: KeyHash) {
         if self.guards.hold(Guard::Bump) {
-            let stamp = self.stamps.bump(self.stamps.stripe(key));
-            if stamp % STAMP_LAP >= STAMP_LAP - LAP_END {
-                self.flush_all(FlushCause::Overwritten);
-            }
+            self.bump_stripe(self.stamps.stripe(key));
         }
+    }
+
+    /// The new stamp.
+    fn bump_stripe(&self, stripe: u32) -> u64 {
+        let stamp = self.stamps.bump(stripe);
+        if stamp % STAMP_LAP >= STAMP_LAP - LAP_END {
+            self.flush_all(FlushCause::Overwritten);
+        }
+        stamp
     }
 
     /// Only under the source's lock. The number of the flush, which every copy from before it is dead by.
@@ -442,6 +448,21 @@ impl Kernel {
     fn basis(&self, id: SourceId, stripe: u32) -> Basis {
         let flushes = self.source(id).flushes.load(Ordering::Acquire);
         Basis::new(id, stripe, self.stamps.read(stripe), flushes)
+    }
+
+    /// The reply to the read that `token` was taken for is in, and about to be shown.
+    ///
+    /// Where nobody announces writes, it may be newer than copies of the key that other reads left, which nothing else
+    /// would kill: they die here, and the key's other fills in flight with them. The token stays current if it was. Where
+    /// writes are announced that has happened by the time the reply is here, and this does nothing.
+    pub fn landed(&self, token: &mut FillToken) {
+        let is_timed = *self.source(token.basis.source()).owner.lock() == Some(SourceKind::Timed);
+        if is_timed && self.guards.hold(Guard::ReadsOvertake) {
+            let stamp = self.bump_stripe(token.basis.stripe()) as u32;
+            if stamp == token.basis.stamp.wrapping_add(1) {
+                token.basis.stamp = stamp;
+            }
+        }
     }
 
     /// Whether nothing has moved since the token was taken.

@@ -1,48 +1,12 @@
 //! Slots move, primaries die and are replaced: the promises are kept, and the sidecar finds its way by itself.
-//!
-//! `CADDY_SEED` repeats a random run, `CADDY_SOAK_SECONDS` makes one after the other.
 
-use std::{env, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use caddy_engine::{BootClock, Clock as _};
+use anyhow::{Result, ensure};
 use caddy_remote::cluster::slot_of;
-use caddy_tests::{
-    chaos::Run,
-    cluster_chaos,
-    e2e::eventually,
-    redis_cluster::RedisCluster,
-    world::{SOON, Subject},
-};
+use caddy_tests::{e2e::eventually, redis_cluster::RedisCluster, world::SOON};
 
 use super::Shop;
-
-/// How long a random run takes, and how long a soak goes on with one after the other.
-const RUN: Duration = Duration::from_secs(12);
-
-fn number(variable: &str) -> Result<Option<u64>> {
-    let text = env::var(variable).ok();
-    text.map(|text| text.parse().with_context(|| format!("{variable}={text} is not a number"))).transpose()
-}
-
-#[test]
-fn nothing_is_violated_while_slots_and_roles_change_hands() -> Result<()> {
-    let clock = BootClock;
-    let soak = Duration::from_secs(number("CADDY_SOAK_SECONDS")?.unwrap_or(0));
-    let mut seed = number("CADDY_SEED")?.unwrap_or_else(|| clock.now().as_nanos() % 1_000_000);
-    let started = clock.now();
-    loop {
-        let summary = cluster_chaos::play(&Subject::good(), Run { seed, duration: RUN })?;
-        println!("seed {seed}: {summary:?}");
-        ensure!(summary.operations > 500, "too little happened to mean anything: {summary:?}");
-        ensure!(summary.hits > 100, "too little was answered from copies to mean anything: {summary:?}");
-        ensure!(summary.redirections > 10, "too few slots moved to mean anything: {summary:?}");
-        seed += 1;
-        if clock.now().since(started) >= soak {
-            return Ok(());
-        }
-    }
-}
 
 #[test]
 fn a_killed_primary_is_replaced_and_its_keys_are_served_again() -> Result<()> {

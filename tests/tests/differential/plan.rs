@@ -181,7 +181,7 @@ impl Dice<'_> {
                     }
                 }
             }
-            lasting(&mut request);
+            tame(&mut request);
         }
         if self.below(4) == 0 {
             request[0].make_ascii_lowercase();
@@ -266,7 +266,7 @@ impl Dice<'_> {
             let argument = if self.below(2) == 0 { self.key('k') } else { self.word() };
             request.push(argument);
         }
-        lasting(&mut request);
+        tame(&mut request);
         request
     }
 
@@ -363,12 +363,13 @@ impl Dice<'_> {
         }
     }
 
+    /// None begins with the byte 0: `SORT … ALPHA` compares up to the first one, and equals stand as in a hash table.
     fn value(&mut self) -> Vec<u8> {
         match self.below(10) {
             0 => Vec::new(),
-            1 => b"\0\r\n$-1\r\n\xfe\xff".to_vec(),
+            1 => b"\r\n\0$-1\r\n\xfe\xff".to_vec(),
             2 => b"3.0e1".to_vec(),
-            3 => (0..=self.below(2000)).map(|_| self.random.next_u64() as u8).collect(),
+            3 => std::iter::once(b'r').chain((0..=self.below(2000)).map(|_| self.random.next_u64() as u8)).collect(),
             4 => vec![b'z'; self.below(3000)],
             5 => b"hello world".to_vec(),
             _ => self.below(2000).to_string().into(),
@@ -377,7 +378,7 @@ impl Dice<'_> {
 
     fn member(&mut self) -> Vec<u8> {
         match self.below(12) {
-            0 => b"\0\xff\r\n".to_vec(),
+            0 => b"\xff\0\r\n".to_vec(),
             1 => vec![b'm'; 80],
             2 => Vec::new(),
             3..6 => self.below(20).to_string().into(),
@@ -386,15 +387,20 @@ impl Dice<'_> {
     }
 }
 
-/// Makes no argument a short time to live: whether the key is still there when it is asked for would be the clock's to say.
-fn lasting(request: &mut Args) {
+/// Makes no argument a short time to live: whether the key is still there when it is asked for would be the clock's to
+/// say; nor a far offset: the limits of what the sidecar buffers for a slow reader are no subject here.
+fn tame(request: &mut Args) {
     const EXPIRING: &[&str] = &["set", "setex", "psetex", "getex", "expire", "pexpire", "restore", "restore-asking"];
-    if !EXPIRING.iter().any(|name| request[0].eq_ignore_ascii_case(name.as_bytes())) {
-        return;
-    }
+    const FAR: &[&str] = &["setbit", "bitfield"];
+    let is_any = |names: &[&str]| names.iter().any(|name| request[0].eq_ignore_ascii_case(name.as_bytes()));
+    let unwanted = match (is_any(EXPIRING), is_any(FAR)) {
+        (true, _) => 1..60_000,
+        (_, true) => 1_000_000..u64::MAX,
+        _ => return,
+    };
     for argument in request.iter_mut().skip(2) {
         let number: Option<u64> = std::str::from_utf8(argument).ok().and_then(|text| text.parse().ok());
-        if number.is_some_and(|number| (1..60_000).contains(&number)) {
+        if number.is_some_and(|number| unwanted.contains(&number)) {
             *argument = b"70000".to_vec();
         }
     }

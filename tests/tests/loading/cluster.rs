@@ -18,8 +18,7 @@ fn keys_of_all_slots_are_loaded_stored_and_removed() -> Result<()> {
     let store = format!("stores: [{{name: users, http: {{url: \"{}/{{key}}\", timeout: 20s}}}}]", origin.url());
     let rule =
         "keyspaces: [{name: users, match: \"*\", strategy: ReadThrough, store: users, ttl: 1h, hardTimeout: 1m}]";
-    let sidecar =
-        SidecarOptions::cluster(&cluster.endpoints()).max_staleness(LONG).section(&store).section(rule).start()?;
+    let sidecar = SidecarOptions::l3_redis(&cluster.l3()).max_staleness(LONG).section(&store).section(rule).start()?;
     let mut client = Client(sidecar.connect()?);
     let mut keys: Vec<String> = (0..9).map(|n| cluster.key_of(n % 3, n)).collect();
     keys.extend(["{tag}rest", "a}b", "{}x"].map(str::to_owned));

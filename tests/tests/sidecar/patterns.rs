@@ -328,7 +328,7 @@ fn alone(client: &mut Client, session: usize) -> Result<()> {
 #[test]
 fn in_a_cluster_every_script_touches_one_slot_and_every_primary_is_swept() -> Result<()> {
     let cluster = RedisCluster::start(3)?;
-    let sidecar = SidecarOptions::cluster(&cluster.endpoints()).workers(2).start()?;
+    let sidecar = SidecarOptions::l3_redis(&cluster.l3()).workers(2).start()?;
     let mut client = session(&sidecar)?;
     for n in 0..300 {
         cluster.ask(&format!("SET k:{n} v"))?;

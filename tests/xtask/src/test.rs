@@ -131,7 +131,7 @@ fn mutations(place: &Place, log: &mut Log) -> Result<Outcome> {
 /// Random runs, one after the other with new seeds, for `CADDY_SOAK_SECONDS` each.
 fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
     let mut command =
-        cargo(place, &["test", "--workspace", "--test", "coherence", "--test", "differential", "--test", "fuzz"]);
+        cargo(place, &["test", "--workspace", "--test", "random_runs", "--test", "differential", "--test", "fuzz"]);
     with_parts(&mut command, place);
     let seconds = std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned());
     command.env("CADDY_SOAK_SECONDS", seconds);

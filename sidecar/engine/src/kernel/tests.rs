@@ -131,6 +131,24 @@ fn a_timed_source_needs_no_proof_but_its_copies_live_no_longer_than_the_bound() 
 }
 
 #[test]
+fn where_nothing_is_announced_a_read_that_lands_ends_the_copies_of_other_reads() {
+    let (kernel, tracked) = kernel();
+    let timed = kernel.register(SourceKind::Timed).unwrap();
+    let older = kernel.settle(&kernel.begin_fill(timed, KEY, NOW), Moment::NEVER).unwrap().0;
+    let (mut first, mut second) = (kernel.begin_fill(timed, KEY, NOW), kernel.begin_fill(timed, KEY, NOW));
+    kernel.landed(&mut first);
+    assert!(kernel.is_current(&first), "what it brings may be kept");
+    assert_eq!(kernel.verdict(&older, later(1000), NOW), Verdict::Invalidated);
+    kernel.landed(&mut second);
+    assert!(!kernel.is_current(&second), "it was sent before the other was shown");
+    assert!(!kernel.is_current(&first), "and is newer than it");
+    let mut token = kernel.begin_fill(tracked, KEY, NOW);
+    let before = token;
+    kernel.landed(&mut token);
+    assert!(kernel.is_current(&before), "pushes have done it");
+}
+
+#[test]
 fn a_row_given_back_starts_from_nothing() {
     let (kernel, source) = kernel();
     kernel.register(SourceKind::Local).unwrap();
