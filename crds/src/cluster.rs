@@ -8,6 +8,7 @@ mod keyspaces;
 mod redis;
 mod stores;
 mod tiers;
+mod warming;
 
 pub use auth::{Auth, AuthUser, PasswordKey};
 pub use bounds::{Amounts, Limits, LockLimits, Locks, Resources};
@@ -15,6 +16,7 @@ pub use keyspaces::{Cache, Durability, Keyspace, KeyspaceMode, Strategy, WriteBe
 pub use redis::{CaKey, Embedded, L3, Mode, Redis, RedisTls, SecretKey, SecretName, Sentinel, SentinelTls};
 pub use stores::{Breaker, HttpHeader, HttpStore, PostgresStore, Store};
 pub use tiers::{Algorithm, Compression, L1, L2, L2Policy, Tiering};
+pub use warming::Warming;
 
 use crate::{quantity::Period, status::CacheClusterStatus};
 use kube::CustomResource;
@@ -81,6 +83,10 @@ pub struct CacheClusterSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub stores: Vec<Store>,
+
+    /// What a sidecar that starts reads before it is asked, so that a new pod begins with a warm cache.
+    #[serde(default)]
+    pub warming: Warming,
 
     /// Locks that apps of this CacheCluster take on the socket (LOCK.ACQUIRE).
     #[serde(default)]

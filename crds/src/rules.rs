@@ -115,6 +115,27 @@ pub const RULES: &[Rule] = &[
         holds: |cluster| within(&cluster.spec.tiering.maintenance_interval.0, 100),
     },
     Rule {
+        at: &["spec", "warming"],
+        cel: "duration(self.startupDeadline) >= duration('1s') && duration(self.startupDeadline) <= duration('10m')",
+        message: "startupDeadline must be 1s to 10m",
+        holds: |cluster| {
+            let range = Duration::from_secs(1)..=Duration::from_mins(10);
+            parse_duration(&cluster.spec.warming.startup_deadline.0).is_ok_and(|time| range.contains(&time))
+        },
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!self.warming.enabled || has(self.l3.redis)",
+        message: "warming needs l3.redis: what is read most is written down there",
+        holds: |cluster| !cluster.spec.warming.enabled || redis(cluster).is_some(),
+    },
+    Rule {
+        at: &["spec", "warming"],
+        cel: "self.enabled || self.startupShare == 0",
+        message: "startupShare is of use with enabled: true only",
+        holds: |cluster| cluster.spec.warming.enabled || cluster.spec.warming.startup_share == 0,
+    },
+    Rule {
         at: &["spec", "locks"],
         cel: "duration(self.lease) >= duration('100ms') && duration(self.lease) <= duration('24h')",
         message: "lease must be 100ms to 24h",

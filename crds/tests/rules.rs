@@ -75,6 +75,9 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
                 {"masterName": "m", "username": "a", "authSecretRef": {"name": "s", "usernameKey": "u"}}}}}),
             ),
         ),
+        ("startupDeadline must be", object("n", &json!({"l3": l3, "warming": {"startupDeadline": "11m"}}))),
+        ("warming needs l3.redis", object("n", &json!({"l3": {"embedded": {}}, "warming": {"enabled": true}}))),
+        ("startupShare is of use", object("n", &json!({"l3": l3, "warming": {"startupShare": 50}}))),
         ("with coherence Broadcast only", object("n", &json!({"l3": l3, "consistency": {"broadcastPrefixes": ["a"]}}))),
         (
             "both name the authorities",

@@ -7,7 +7,7 @@ use hyper::{Method, Request, Response, StatusCode, body::Bytes, header, service:
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use crate::{metrics, shared::Shared, supervisor::Supervisor};
+use crate::{metrics, shared::Shared, supervisor::Supervisor, warm};
 
 /// What an HTTP client may have open at a time; scrapes and probes need one or two.
 const MAX_CONNECTIONS: usize = 32;
@@ -65,12 +65,18 @@ fn answer<B>(request: &Request<B>, shared: &Shared, supervisor: &Supervisor) -> 
         },
         // The port opens after the socket does.
         "/readyz" => text(StatusCode::OK, "ok\n".to_owned()),
+        // What only the startup probe waits for.
+        "/startupz" if warm::has_started(shared) => text(StatusCode::OK, "ok\n".to_owned()),
+        "/startupz" => {
+            let said = format!("{} percent of what is to be read first is read\n", shared.warming.percent());
+            text(StatusCode::SERVICE_UNAVAILABLE, said)
+        }
         "/metrics" => respond(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             metrics::render(shared, supervisor),
         ),
-        _ => text(StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "try /healthz, /readyz, /startupz or /metrics\n".to_owned()),
     }
 }
 

@@ -80,6 +80,14 @@ impl<'a> KeyRef<'a> {
         }
     }
 
+    /// The request that it stands for, its name in lower case.
+    pub(crate) fn words(&self) -> SmallVec<[&'a [u8]; 4]> {
+        match self.read {
+            Read::Get => SmallVec::from_slice(&[b"get", self.name]),
+            Read::Request => words_of_request(self.name).unwrap_or_default(),
+        }
+    }
+
     /// The hash that the tiers find it under.
     pub(crate) fn tier_hash(&self) -> TierHash {
         self.tier_hash_of(KeyHash::of(self.name))
@@ -129,8 +137,26 @@ pub(crate) fn request_name<'a>(command: &str, args: impl Iterator<Item = &'a [u8
 /// The first argument of the request that a name stands for.
 fn key_of_request(name: &[u8]) -> Option<&[u8]> {
     let (command, rest) = name.split_first()?;
-    let (length, rest) = rest.get(usize::from(*command)..)?.split_first_chunk()?;
-    rest.get(..u32::from_le_bytes(*length) as usize)
+    argument(rest.get(usize::from(*command)..)?).map(|(key, _)| key)
+}
+
+/// The whole request that a name stands for.
+fn words_of_request(name: &[u8]) -> Option<SmallVec<[&[u8]; 4]>> {
+    let (length, rest) = name.split_first()?;
+    let (command, mut rest) = rest.split_at_checked(usize::from(*length))?;
+    let mut words = SmallVec::from_slice(&[command]);
+    while !rest.is_empty() {
+        let (word, behind) = argument(rest)?;
+        words.push(word);
+        rest = behind;
+    }
+    Some(words)
+}
+
+/// An argument in a name, and what is behind it.
+fn argument(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = name.split_first_chunk()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
 }
 
 impl Weigh for TierKey {
@@ -305,6 +331,9 @@ mod tests {
         let key_of = |name: &[u8]| KeyRef { database: 0, read: Read::Request, name }.key().to_vec();
         assert_eq!(key_of(&name("hget", &[b"ab", b"c"])), b"ab");
         assert_eq!(key_of(&name("smembers", &[b""])), b"");
+        let request = name("hget", &[b"ab", b""]);
+        let words = KeyRef { database: 0, read: Read::Request, name: &request }.words();
+        assert_eq!(words.as_slice(), [&b"hget"[..], b"ab", b""]);
     }
 
     #[test]

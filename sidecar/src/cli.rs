@@ -31,6 +31,10 @@ pub enum Command {
         /// Keep trying for so long, e.g. 30s.
         #[arg(long, value_parser = duration, default_value = "0s")]
         wait: Duration,
+        /// Succeed only when it has read ahead as far as warming.startupShare says, or warming.startupDeadline is over; its
+        /// admin port may be given [default: 9464].
+        #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "9464")]
+        startup: Option<u16>,
     },
     /// Read a configuration file and say all that is wrong with it.
     CheckConfig {

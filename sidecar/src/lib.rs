@@ -22,6 +22,7 @@ mod events;
 mod files;
 mod generations;
 mod guards;
+mod heat;
 mod hub;
 mod keyspaces;
 mod listener;
@@ -48,6 +49,7 @@ mod stored;
 mod supervisor;
 mod tally;
 mod upstream;
+mod warm;
 mod worker;
 
 pub use behind::BehindSetupError;

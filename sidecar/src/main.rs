@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Some(Command::Ping { socket, wait }) => caddy_sidecar::ping(socket, wait),
+        Some(Command::Ping { socket, wait, startup }) => caddy_sidecar::ping(socket, wait, startup),
         Some(Command::CheckConfig { file }) => {
             let parsed = caddy_sidecar::read_config(&file)?;
             for path in parsed.ignored {

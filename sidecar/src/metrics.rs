@@ -108,6 +108,12 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     let undecodable: Counter = Counter::default();
     undecodable.inc_by(shared.envelopes.failures());
     registry.register("l3_undecodable", "Values in L3 that could not be opened: misses", undecodable);
+    let warming = &shared.warming;
+    let warmed = Family::<Vec<(&str, &str)>, Counter>::default();
+    for (outcome, counted) in [("pulled", &warming.pulled), ("skipped", &warming.skipped)] {
+        warmed.get_or_create(&vec![("outcome", outcome)]).inc_by(counted.load(Ordering::Relaxed));
+    }
+    registry.register("warming_reads", "Reads of other sidecars that this one made ahead, by outcome", warmed);
     keyspaces(shared, &mut registry);
     stores(shared, &mut registry);
     behind(shared, &mut registry);
@@ -158,6 +164,8 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("sentinel_switches", "How often the Sentinels have named another primary", switches),
         ("config_generation", "The CacheCluster's generation in force", config.config_generation.cast_signed()),
         ("active_patterns", "Invalidations by pattern that are being swept", count(shared.ranges.active().len())),
+        ("warming_percent", "How much of what is to be read ahead is done with", warming.percent().cast_signed()),
+        ("warming_milliseconds", "How long reading ahead took, or has taken so far", warming.millis().cast_signed()),
         ("uptime_seconds", "Time since start", shared.now().since(shared.started).as_secs().cast_signed()),
     ];
     for (name, help, value) in gauges {

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use caddy_engine::Sent;
+use caddy_engine::{Currency, Moment, Sent};
 use caddy_remote::{LaneHandle, Request, Role, ServerInfo, cluster::Standing};
 use caddy_resp::Value;
 
 use crate::{
     guards::{Guard, hold},
-    nodes::{Node, NodeId},
+    nodes::{Node, NodeId, Tracked},
     proof::Proof,
     shared::Shared,
     upstream::Tag,
@@ -29,6 +29,16 @@ pub(crate) struct Probe {
 /// Asks a node on a tracked connection of its own whether copies from it are current.
 pub(crate) fn probe(shared: &Arc<Shared>, node: &Node, lane: &LaneHandle<Tag>, sent: Sent) {
     submit(node, lane, Proof::ask(shared, node, sent, false));
+}
+
+/// The same if a probe is due, in front of a read whose copy is to be served at once.
+pub(crate) fn probe_if_due(shared: &Arc<Shared>, node: &Node, tracked: &Tracked, now: Moment) {
+    let kernel = shared.kernel();
+    if kernel.currency(tracked.source, now) != Currency::Proven
+        && let Some(sent) = kernel.claim_probe(tracked.source, now)
+    {
+        probe(shared, node, &tracked.lane, sent);
+    }
 }
 
 fn submit(node: &Node, lane: &LaneHandle<Tag>, proof: Arc<Proof>) {

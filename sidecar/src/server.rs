@@ -27,6 +27,7 @@ use crate::{
     session::Session,
     shared::{L3, Shared},
     supervisor::Supervisor,
+    warm,
     worker::Worker,
 };
 
@@ -124,6 +125,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     }
     supervisor.spawn_vital("command table", server_commands::refresh(shared.clone()));
     supervisor.spawn_vital("sweep", ranges::sweep(shared.clone()));
+    supervisor.spawn_vital("warming", warm::run(shared.clone()));
     supervisor.spawn_vital("events", events::run(shared.clone()));
     let coordination = Running::start(&shared, &supervisor);
     announce(&start, &shared, admin_address);
@@ -146,6 +148,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
         } => {}
     }
     shared.behinds.drain(patience).await;
+    warm::farewell(&shared).await;
     if let Some(coordination) = coordination {
         coordination.end().await;
     }

@@ -30,6 +30,7 @@ mod transaction;
 mod under_way;
 mod unpack;
 mod waiting;
+mod warm;
 
 use std::{
     future::Future,

@@ -32,6 +32,7 @@ use crate::{
     files,
     generations::Domain,
     guards,
+    heat::Heat,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
     loading::{Loading, Stores},
@@ -47,6 +48,7 @@ use crate::{
     status::Status,
     stored::Stored,
     tally::{Count, Counts, Tally},
+    warm,
 };
 
 /// See the module.
@@ -60,6 +62,9 @@ pub(crate) struct Shared {
     pub(crate) memory: Memory,
     /// What other amounts of memory would do.
     pub(crate) reuse: ReuseSample,
+    /// What is read most.
+    pub(crate) heat: Heat,
+    pub(crate) warming: warm::Progress,
     pub(crate) cache: Arc<Cache<TierKey, Stored>>,
     pub(crate) flights: Flights<TierKey, Waiter>,
     pub(crate) l3: L3,
@@ -166,6 +171,8 @@ impl Shared {
             packer,
             memory: Memory::default(),
             reuse: ReuseSample::default(),
+            heat: Heat::default(),
+            warming: warm::Progress::default(),
             config: ArcSwap::from_pointee(config),
             cache,
             flights: Flights::new(FlightsConfig::default()),

@@ -8,17 +8,17 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use caddy_engine::{
-    Counter, FillToken, FlightId, FlushCause, Incarnation, KeyHash, Landed, Moment, SourceId, generations::Dependency,
-    reuse::Copied,
+    Counter, FillToken, FlightId, FlushCause, Incarnation, Joined, KeyHash, Landed, Moment, SourceId, Wanted,
+    generations::Dependency, reuse::Copied,
 };
-use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
+use caddy_remote::{ConnectError, Handler, LaneHandle, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::{
     behind::Storing,
-    cache::{Cached, Read, TierKey, Waiter},
+    cache::{Cached, KeyRef, Read, TierKey, Waiter},
     envelope::Decoded,
     errands::Errand,
     generations::{Learn, Learned, Then},
@@ -631,8 +631,36 @@ fn deadline(read: Read, value: &Cached, pttl: Option<i64>, token: &FillToken, ab
     }
 }
 
+/// Lets somebody wait for a read on the tracked connection: joins the flight that is under way, or leads one. `request` is
+/// what `wanted` names.
+pub(crate) fn read_for(
+    shared: &Shared,
+    wanted: &Wanted<'_, KeyRef<'_>>,
+    request: &[u8],
+    lane: &LaneHandle<Tag>,
+    waiter: Waiter,
+    keep: bool,
+    now: Moment,
+) {
+    let name = |name: &KeyRef<'_>| name.to_tier_key();
+    match shared.flights.join(shared.kernel(), wanted, name, waiter, now, Moment::NEVER) {
+        Joined::Waiting(_) => shared.cache.count(Counter::FlightJoined),
+        Joined::Lead(flight, _) => {
+            shared.cache.count(Counter::FlightLed);
+            let fill = Tag::Fill(Fill { flight, keep, reply: None, pttl: None });
+            if lane.submit(fill_request(request, wanted.key.key(), fill)).is_err() {
+                shared.flights.abandon(flight).iter().for_each(|waiter| waiter.to.bypass());
+            }
+        }
+        Joined::Refused(waiter) => {
+            shared.cache.count(Counter::FlightRefused);
+            waiter.to.bypass();
+        }
+    }
+}
+
 /// The requests of a fill: the read, then its key's expiry, in that order and in one write.
-pub(crate) fn fill_request(read: &[u8], key: &[u8], tag: Tag) -> Request<Tag> {
+fn fill_request(read: &[u8], key: &[u8], tag: Tag) -> Request<Tag> {
     let mut out = Vec::with_capacity(read.len() + key.len() + 40);
     out.extend_from_slice(read);
     encode::command(&mut out, [b"PTTL" as &[u8], key]);

@@ -3,17 +3,20 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     rc::Rc,
     sync::Arc,
 };
 
+use caddy_engine::{Moment, TierHash, hot::Sampler};
 use caddy_remote::{Lane, LaneHandle, Setup, lane};
 use caddy_resp::Protocol;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    cache::TierKey,
+    cache::{KeyRef, TierKey},
+    heat::HotRead,
     hub::Addition,
     mailbox::Mailbox,
     nodes::{Node, NodeId},
@@ -39,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) tiers: RefCell<caddy_engine::Worker<TierKey, Stored>>,
     /// What becomes of the reads, by keyspace.
     pub(crate) tally: WorkerTally,
+    /// Which reads are looked at for what is read most.
+    pub(crate) sampler: Sampler,
     pub(crate) supervisor: Supervisor,
     /// Lent to the session that is reading.
     pub(crate) read_buffer: RefCell<Vec<u8>>,
@@ -82,6 +87,7 @@ impl Worker {
         Rc::new(Self {
             tiers: RefCell::new(shared.cache.worker()),
             tally: shared.tally.worker(),
+            sampler: Sampler::new(RandomState::new().hash_one(0)),
             shared,
             supervisor,
             read_buffer: RefCell::new(vec![0; READ_BUFFER]),
@@ -91,6 +97,15 @@ impl Worker {
             idle: RefCell::default(),
             pinned: Rc::default(),
         })
+    }
+
+    /// Looks at a read that the sampler has chosen. Apart from the way of a hit, which it is seldom on.
+    #[cold]
+    pub(crate) fn sample(&self, hash: TierHash, name: KeyRef<'_>, now: Moment) {
+        let weight = self.sampler.take(now);
+        if HotRead::fits(name) {
+            self.shared.heat.record(hash, weight, now, || HotRead::new(name));
+        }
     }
 
     /// A buffer for a session that has none.

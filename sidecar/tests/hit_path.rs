@@ -58,7 +58,7 @@ fn a_hit_in_l1_allocates_nothing_and_stays_on_its_thread() {
         Start { config, config_path: None, password: None, by_hand: true, any_admin_port: true, grace: Duration::ZERO };
     // The process ends with the test; nothing of the sidecar outlives it.
     std::thread::spawn(move || serve(start).unwrap());
-    caddy_sidecar::ping(Some(socket.clone()), Duration::from_secs(20)).unwrap();
+    caddy_sidecar::ping(Some(socket.clone()), Duration::from_secs(20), None).unwrap();
 
     let mut app = UnixStream::connect(&socket).unwrap();
     app.write_all(b"*3\r\n$3\r\nSET\r\n$8\r\ngreeting\r\n$5\r\nhello\r\n").unwrap();

@@ -30,7 +30,7 @@ loaded later) is relayed behind a barrier, which is right for every command that
 const AFTER_CLASSES: &str = "
 ## The sidecar's own commands
 
-They are answered also while Redis is away, as a map (in RESP2 an array of names and values).
+They are answered also while Redis is away, as maps (in RESP2 arrays of names and values).
 
 * `CACHE.WHY key`: whether the next `GET` is answered from a copy, from which tier, and why or why not; the key's keyspace.
 * `CACHE.STATS`: what the tiers hold, and every counter of the [metrics](metrics.md).
@@ -40,8 +40,16 @@ They are answered also while Redis is away, as a map (in RESP2 an array of names
   and how many are not worth it (`compressed`, `not_compressed`), their bytes before and after, the ratio, the bytes saved, the time
   in nanoseconds, and how many copies could not be read back (`undecodable`); the share of reads that L2 would answer with half, all, twice and four
   times its memory (`hit_ratio_0.5x` to `hit_ratio_4x`, estimated from `sampled_reads`). See [keyspaces](configuration.md#keyspaces).
+* `CACHE.HOT [n]`: the reads that are made most in this sidecar, the hottest first (20, of 1,024 that are kept): an array of maps with the
+  `key`, the whole `read`, its `keyspace` and `database`, `reads_per_second` (estimated, over some minutes), `at_least` (that part of it
+  which cannot be another read's) and the `bytes` of the copy, 0 if there is none. Each read is counted while there are few, and a random
+  sample of a thousand per second when there are more. A user with limits is shown what that user may read. Reads whose key and
+  arguments take more than 256 bytes are left out.
 
 And they are about what is in Redis:
+
+* `CACHE.WARM key…`: reads these keys into the tiers, as `GET` would, from the store too where the keyspace has one, and answers how many
+  of them the next `GET` finds there. At most 1,000 keys; it takes what `GET` of them takes in permissions.
 
 * `CACHE.SET key value [PX ms] [STALE ms] [TAGS n tag…] [DEPENDS n key…] [NX|XX]`: writes a value with what it depends on; answers as
   `SET` does. See [invalidation](invalidation.md).

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use caddy_contract::{
     RawAuth, RawCompression, RawConfig, RawEmbedded, RawHeader, RawHttpStore, RawKeyspace, RawKubernetes, RawL3,
-    RawLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser, RawWriteBehind,
+    RawLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser, RawWarming,
+    RawWriteBehind,
 };
 use serde_json::{Value, json};
 
@@ -67,6 +68,7 @@ fn every_field_of_the_file_is_documented_with_its_default() {
     let mut tree = serde_json::to_value(everything).unwrap();
     tree["limits"] = serde_json::to_value(RawLimits::default()).unwrap();
     tree["locks"] = serde_json::to_value(RawLocks::default()).unwrap();
+    tree["warming"] = serde_json::to_value(RawWarming::default()).unwrap();
     tree["configGeneration"] = json!("");
     tree["cluster"]["uid"] = json!("");
     let mut real = BTreeMap::new();

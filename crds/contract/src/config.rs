@@ -9,7 +9,7 @@ pub use keyspaces::{Behind, Compression, Keyspace, Loading};
 pub use l3::{Endpoint, L3, Redis, Sentinel, Tls};
 pub use stores::{HttpStore, PostgresStore, Store, StoreKind};
 
-use crate::{Auth, Budget, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency};
+use crate::{Auth, Budget, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency, RawWarming};
 use reader::Reader;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -51,6 +51,8 @@ pub struct Config {
     pub keyspaces: Vec<Keyspace>,
     /// The app's databases, which keyspaces name.
     pub stores: Vec<Store>,
+    /// What is read before it is asked for; none: nothing.
+    pub warming: Option<Warming>,
     /// How the API server is reached; none outside of Kubernetes.
     pub kubernetes: Option<Kubernetes>,
     /// Bounds on everything that a client controls.
@@ -76,6 +78,19 @@ pub struct Locks {
     pub max_held: usize,
     /// Acquisitions under way at one sidecar at a time, waiting ones included.
     pub max_waiters: usize,
+}
+
+/// What a sidecar that starts reads before it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warming {
+    /// Reads that a sidecar tells of, and that one which starts makes.
+    pub keys: usize,
+    /// How many of them it makes in a second, at least 1.
+    pub rate_per_second: u32,
+    /// Which share of them the startup probe waits for, percent.
+    pub startup_share: u32,
+    /// How long it waits at most.
+    pub startup_deadline: Duration,
 }
 
 /// How the sidecar speaks to the API server.
@@ -241,6 +256,7 @@ impl RawConfig {
             },
             stores: read.stores(&self.stores),
             keyspaces: read.keyspaces(self),
+            warming: read.warming(self),
             kubernetes: self.kubernetes.as_ref().map(|kubernetes| Kubernetes {
                 identity_dir: PathBuf::from(&kubernetes.identity_dir),
                 members: kubernetes.members.max(1),
@@ -298,6 +314,32 @@ impl Reader {
         );
         let uid = (!cluster.uid.is_empty()).then(|| cluster.uid.clone());
         Cluster { name: cluster.name.clone(), namespace: cluster.namespace.clone(), domain, uid }
+    }
+
+    fn warming(&mut self, raw: &RawConfig) -> Option<Warming> {
+        let RawWarming { enabled, keys, rate_per_second, startup_share, startup_deadline } = &raw.warming;
+        let warming = Warming {
+            keys: self.within("warming.keys", *keys, 1, 1000) as usize,
+            rate_per_second: self.within("warming.ratePerSecond", *rate_per_second, 1, 100_000),
+            startup_share: self.within("warming.startupShare", *startup_share, 0, 100),
+            startup_deadline: self.time("warming.startupDeadline", startup_deadline, 1000),
+        };
+        self.check(
+            warming.startup_deadline <= Duration::from_mins(10),
+            "warming.startupDeadline",
+            format!("{startup_deadline} is too long; write at most 10m"),
+        );
+        self.check(
+            *enabled || warming.startup_share == 0,
+            "warming.startupShare",
+            "is of use with warming.enabled: true only",
+        );
+        self.check(
+            !enabled || raw.l3.redis.is_some(),
+            "warming.enabled",
+            "needs l3.redis: what is read most is written down there",
+        );
+        enabled.then_some(warming)
     }
 
     /// Redis refuses prefixes of which one begins with another.

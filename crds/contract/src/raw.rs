@@ -5,12 +5,14 @@ mod keyspaces;
 mod l3;
 mod stores;
 mod tiers;
+mod warming;
 
 pub use bounds::{RawLimits, RawLockLimits, RawLocks};
 pub use keyspaces::{CacheMode, Durability, KeyspaceMode, RawKeyspace, RawWriteBehind, Strategy, WRITE_BEHIND_DIR};
 pub use l3::{RawEmbedded, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls};
 pub use stores::{RawBreaker, RawHeader, RawHttpStore, RawPostgresStore, RawStore};
 pub use tiers::{Algorithm, L2Policy, RawCompression, RawL1, RawL2, RawTiering};
+pub use warming::RawWarming;
 
 use crate::RawAuth;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -46,6 +48,9 @@ pub struct RawConfig {
     /// The app's databases, which keyspaces name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stores: Vec<RawStore>,
+    /// What is read before it is asked for.
+    #[serde(skip_serializing_if = "RawWarming::is_default")]
+    pub warming: RawWarming,
     /// Where the sidecar takes part in what is agreed on through the API server; absent outside of Kubernetes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<RawKubernetes>,
@@ -164,6 +169,7 @@ impl Default for RawConfig {
             consistency: RawConsistency::default(),
             keyspaces: Vec::new(),
             stores: Vec::new(),
+            warming: RawWarming::default(),
             kubernetes: None,
             limits: RawLimits::default(),
             locks: RawLocks::default(),

@@ -98,7 +98,7 @@ pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, 
         "securityContext": security(defaults.user),
         // Both ask the socket, never Redis: an outage of L3 must not restart or unready an app's pod. For the same
         // reason there is no readiness probe.
-        "startupProbe": {"exec": {"command": ["caddy-sidecar", "ping"]}, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 60},
+        "startupProbe": startup_probe(cluster),
         "livenessProbe": {"exec": {"command": ["caddy-sidecar", "ping"]}, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3},
         "volumeMounts": mounts,
     });
@@ -117,6 +117,17 @@ pub(super) fn container(pod: &Value, cluster: &CacheCluster, form: SidecarForm, 
 }
 
 /// Spelt out as the API server would complete it, so that a second look finds nothing to change.
+/// Waits for the socket, and with `warming.startupShare` until the cache is warm or the deadline for that is over.
+fn startup_probe(cluster: &CacheCluster) -> Value {
+    let warming = &cluster.spec.warming;
+    let (mut command, mut threshold) = (vec!["caddy-sidecar", "ping"], 60);
+    if warming.startup_share > 0 {
+        command.push("--startup");
+        threshold += caddy_contract::parse_duration(&warming.startup_deadline.0).unwrap_or_default().as_secs();
+    }
+    json!({"exec": {"command": command}, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": threshold})
+}
+
 fn field(path: &str) -> Value {
     json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}})
 }

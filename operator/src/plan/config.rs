@@ -9,7 +9,7 @@ use caddy_contract::{
     Algorithm, Budget, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin,
     RawAuth, RawCluster, RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1,
     RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser,
-    RawWriteBehind, RedisMode, SentinelTls, Strategy,
+    RawWarming, RawWriteBehind, RedisMode, SentinelTls, Strategy,
 };
 use caddy_crds::{
     CacheCluster,
@@ -196,6 +196,13 @@ pub fn raw_config(cluster: &CacheCluster, members: u32) -> RawConfig {
         },
         keyspaces: spec.keyspaces.iter().map(raw_keyspace).collect(),
         stores: spec.stores.iter().map(raw_store).collect(),
+        warming: RawWarming {
+            enabled: spec.warming.enabled,
+            keys: spec.warming.keys.unsigned_abs(),
+            rate_per_second: spec.warming.rate_per_second.unsigned_abs(),
+            startup_share: spec.warming.startup_share.unsigned_abs(),
+            startup_deadline: spec.warming.startup_deadline.0.clone(),
+        },
         kubernetes: Some(RawKubernetes { members, ..RawKubernetes::default() }),
         locks: RawLocks {
             lease: spec.locks.lease.0.clone(),

@@ -102,6 +102,7 @@ pub mod glob;
 mod guards;
 mod hash;
 mod hold;
+pub mod hot;
 pub mod invalidation;
 pub mod kernel;
 mod l1;

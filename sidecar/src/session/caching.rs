@@ -140,6 +140,7 @@ impl Conversation {
         let flow = match args.get(0).to_ascii_lowercase().as_slice() {
             b"cache.set" => self.cache_set(args),
             b"cache.get" => Request::new(&[b"GET", args.get(1)]).with(|row, args| self.read(row, args)),
+            b"cache.warm" => self.warm(args),
             b"cache.touch" => self.relay_as(b"TOUCH", &[args.get(1)], Pending::Relayed),
             _ => self.invalidate(args),
         };

@@ -8,6 +8,7 @@ use caddy_resp::{Stage, encode};
 use super::{
     args::Args,
     conversation::{Conversation, Flow},
+    invalidate::Request,
 };
 use crate::{
     auth::{DEFAULT, Denied, Gate, Login},
@@ -60,6 +61,16 @@ impl Conversation {
         }
         self.reply_error(&text);
         Some(Flow::Done)
+    }
+
+    /// Why the session may not make a request that another one comes down to; `None`: it may.
+    pub(super) fn denial_of(&self, words: &[&[u8]]) -> Option<String> {
+        let Gate::Limited(user) = &self.client.gate else { return None };
+        Request::new(words).with(|row, args| {
+            let denied = user.denies(row, args.len(), |index| args.get(index))?;
+            let recent = self.worker.shared.status.has_recent_errors();
+            Some(denial(denied, user.name(), &full_name(row, args), recent))
+        })
     }
 
     /// AUTH, or HELLO's: whether it succeeded.

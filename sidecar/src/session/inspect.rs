@@ -20,6 +20,7 @@ impl Conversation {
         match name {
             "cache.why" => self.why(args.get(1)),
             "cache.deadletters" => self.dead_letters(args),
+            "cache.hot" => self.hot(args),
             "cache.stats" => match args.len() {
                 1 => self.stats(),
                 2 => self.keyspace_stats(args.get(1)),
@@ -27,7 +28,7 @@ impl Conversation {
             },
             _ => {
                 self.reply_error(&format!(
-                    "ERR unknown command '{}'; CACHE.WHY and CACHE.STATS are known",
+                    "ERR unknown command '{}'; CACHE.WHY, CACHE.STATS and CACHE.HOT are known",
                     args.name()
                 ));
             }

@@ -8,7 +8,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use caddy_contract::OnUncertain;
-use caddy_engine::{Counter, Currency, Joined, KeyHash, Lookup, Moment};
+use caddy_engine::{Counter, KeyHash, Lookup, Moment};
 use caddy_remote::{LaneHandle, LaneState};
 use caddy_resp::{Protocol, encode};
 use smallvec::SmallVec;
@@ -26,11 +26,11 @@ use crate::{
     guards::{Guard, hold},
     mailbox::ReplyTo,
     nodes::{Node, Tracked},
-    probe::probe,
+    probe::probe_if_due,
     shared::L3,
     shown::Shown,
     tally::Count,
-    upstream::{Effect, Fill, FillMany, Tag, fill_many_request, fill_request, integer, keep},
+    upstream::{self, Effect, FillMany, Tag, fill_many_request, integer, keep},
 };
 
 /// MGETs of more keys are relayed: their fills would crowd out what single reads keep warm.
@@ -199,6 +199,9 @@ impl Conversation {
             Read::Request => name.tier_hash(),
         };
         let worker = &self.worker;
+        if worker.sampler.is_due() {
+            worker.sample(hash, name, self.now);
+        }
         let mut tiers = worker.tiers.borrow_mut();
         let (found, probe_due) = match tiers.lookup(hash, &name, self.now) {
             Lookup::Hit(hit) => {
@@ -285,16 +288,7 @@ impl Conversation {
             && let Some(tracked) = node.tracked(self.client.database)
             && tracked.lane.state() == LaneState::Ready
         {
-            self.probe_if_due(&node, &tracked);
-        }
-    }
-
-    fn probe_if_due(&self, node: &Node, tracked: &Tracked) {
-        let kernel = self.worker.shared.kernel();
-        if kernel.currency(tracked.source, self.now) != Currency::Proven
-            && let Some(sent) = kernel.claim_probe(tracked.source, self.now)
-        {
-            probe(&self.worker.shared, node, &tracked.lane, sent);
+            probe_if_due(&self.worker.shared, &node, &tracked, self.now);
         }
     }
 
@@ -339,7 +333,7 @@ impl Conversation {
     ) -> Flow {
         let shared = self.worker.shared.clone();
         // In front of the fill: what it brings can then be served at once.
-        self.probe_if_due(node, tracked);
+        probe_if_due(&shared, node, tracked, self.now);
         let shown = (name.read == Read::Get).then(|| Shown::value_of(args.get(1)));
         let effect =
             Effect { keys: SmallVec::from_slice(&[key]), shows: shown.into_iter().collect(), ..Effect::default() };
@@ -349,21 +343,8 @@ impl Conversation {
         self.stream = Stream::Tracked(self.client.database);
         let waiter = self.waiter(pending);
         let wanted = caddy_engine::Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
-        match shared.flights.join(shared.kernel(), &wanted, |name| name.to_tier_key(), waiter, self.now, Moment::NEVER)
-        {
-            Joined::Waiting(_) => shared.cache.count(Counter::FlightJoined),
-            Joined::Lead(flight, _) => {
-                shared.cache.count(Counter::FlightLed);
-                let fill = Tag::Fill(Fill { flight, keep: missed.keep, reply: None, pttl: None });
-                if self.fill_lane(node, tracked).submit(fill_request(&request, args.get(1), fill)).is_err() {
-                    shared.flights.abandon(flight).iter().for_each(|waiter| waiter.to.bypass());
-                }
-            }
-            Joined::Refused(waiter) => {
-                shared.cache.count(Counter::FlightRefused);
-                waiter.to.bypass();
-            }
-        }
+        let lane = self.fill_lane(node, tracked);
+        upstream::read_for(&shared, &wanted, &request, &lane, waiter, missed.keep, self.now);
         Flow::Done
     }
 
@@ -523,7 +504,7 @@ impl Conversation {
     }
 
     fn fill_group(&self, group: &Group<'_>, node: &Node, tracked: &Tracked, mut many: FillMany) {
-        self.probe_if_due(node, tracked);
+        probe_if_due(&self.worker.shared, node, tracked, self.now);
         let kernel = self.worker.shared.kernel();
         let token = |key: &&[u8]| {
             let token = kernel.begin_fill(tracked.source, KeyHash::of(key), self.now);

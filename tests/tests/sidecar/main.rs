@@ -21,6 +21,7 @@ mod redis;
 mod replies;
 mod tls;
 mod waiting;
+mod warm;
 
 use std::{
     path::Path,
