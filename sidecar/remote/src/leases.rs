@@ -59,6 +59,10 @@ pub const RELEASE: Script =
     Script("if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0");
 
 impl Script {
+    pub(crate) const fn new(source: &'static str) -> Self {
+        Self(source)
+    }
+
     /// Appends the call.
     pub fn write(&self, out: &mut Vec<u8>, keys: &[&[u8]], arguments: &[&[u8]]) {
         let count = keys.len().to_string();
@@ -69,15 +73,33 @@ impl Script {
     }
 }
 
+/// What is between a domain and a key in the name of the key's lease.
+const LEASE: &str = "lease:";
+
 /// The name of a key's lease in a domain. In a cluster it is in the key's slot, whatever the key's own hash tag is.
 pub fn name(domain: &str, key: &[u8], in_cluster: bool) -> Vec<u8> {
+    beside(domain, LEASE, key, in_cluster)
+}
+
+/// The name of something of this kind that belongs to a key, in the key's slot.
+pub(crate) fn beside(domain: &str, kind: &str, key: &[u8], in_cluster: bool) -> Vec<u8> {
     let mut name = format!("caddy:{domain}:").into_bytes();
     if in_cluster {
         name.extend_from_slice(format!("{{{}}}:", cluster::tag_of(cluster::slot_of(key))).as_bytes());
     }
-    name.extend_from_slice(b"lease:");
+    name.extend_from_slice(kind.as_bytes());
     name.extend_from_slice(key);
     name
+}
+
+/// The key that a lease of a domain is for; `None`: the name is no lease's.
+pub fn key_of<'a>(domain: &str, name: &'a [u8], in_cluster: bool) -> Option<&'a [u8]> {
+    let mut rest = name.strip_prefix(b"caddy:")?.strip_prefix(domain.as_bytes())?.strip_prefix(b":")?;
+    if in_cluster {
+        let end = rest.strip_prefix(b"{")?.iter().position(|byte| *byte == b'}')?;
+        rest = rest.get(end + 2..)?.strip_prefix(b":")?;
+    }
+    rest.strip_prefix(LEASE.as_bytes())
 }
 
 /// 128 random bits.
@@ -120,8 +142,16 @@ mod tests {
         for key in ["plain", "{tag}rest", "a}b", "{}x", "{", "user:{7}:name"] {
             let name = name("shop.web", key.as_bytes(), true);
             assert_eq!(cluster::slot_of(&name), cluster::slot_of(key.as_bytes()), "{key}");
+            assert_eq!(key_of("shop.web", &name, true), Some(key.as_bytes()));
+            assert_eq!(
+                key_of("shop.web", &super::name("shop.web", key.as_bytes(), false), false),
+                Some(key.as_bytes())
+            );
         }
         assert_eq!(name("d", b"k", false), b"caddy:d:lease:k");
+        for other in [&b"k"[..], b"caddy:d:g:a", b"caddy:e:lease:k", b"caddy:d:{7}:lease:k"] {
+            assert_eq!(key_of("d", other, false), None, "{}", other.escape_ascii());
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod breaker;
 pub mod cluster;
 pub mod embedded;
 mod files;
+pub mod guarded;
 mod handshake;
 pub mod journal;
 mod l3;

@@ -113,8 +113,8 @@ impl RedisLocks {
             let confirmed = self.epochs.confirm(&self.calls, &self.keys).await?;
             let epoch = confirmed.epoch.to_string();
             let request = args.request(confirmed.sha(script), keys, &epoch);
-            let issues_tokens = matches!(script, Script::Acquire | Script::Release);
-            let check = issues_tokens && self.epochs.is_check_due();
+            let vouches_for_tokens = matches!(script, Script::Acquire | Script::Release | Script::Status);
+            let check = vouches_for_tokens && self.epochs.is_check_due();
             let (link, mut replies) = if check {
                 self.calls.send_raw(epoch::with_check(&request), 2).await?
             } else {
@@ -150,10 +150,35 @@ impl RedisLocks {
     }
 
     async fn status_of(&self, name: &Bytes) -> Result<LockStatus<Bytes>, BackendError> {
+        Ok(self.status_and_epoch(name).await?.0)
+    }
+
+    async fn status_and_epoch(&self, name: &Bytes) -> Result<(LockStatus<Bytes>, u64), BackendError> {
         let args = Arguments::default().with(MAX_SHOWN.to_string());
         let (epoch, reply) = self.run(Script::Status, &self.keys.of(name), &args).await?;
-        decode::status(name, epoch, &reply)
+        Ok((decode::status(name, epoch, &reply)?, epoch))
     }
+
+    /// What a token is worth at this moment.
+    pub async fn standing(&self, name: &Bytes, token: FencingToken) -> Result<Standing, BackendError> {
+        let (status, epoch) = self.status_and_epoch(name).await?;
+        Ok(match token.epoch() == epoch {
+            false => Standing::OtherEpoch(epoch),
+            true if status.holders.iter().any(|holder| holder.token == token) => Standing::Held,
+            true => Standing::NotHeld,
+        })
+    }
+}
+
+/// What a fencing token is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The lock is held under it.
+    Held,
+    /// It is of this epoch, and the lock is not held under it, or not any more.
+    NotHeld,
+    /// It is of another epoch than this, which is in force.
+    OtherEpoch(u64),
 }
 
 fn micros(lease: Duration) -> String {

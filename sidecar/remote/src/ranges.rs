@@ -12,7 +12,10 @@ use bytes::Bytes;
 use caddy_engine::invalidation::{KeyPattern, PatternKind};
 use caddy_resp::{Value, encode};
 
-use crate::cluster::{SLOTS, slot_of};
+use crate::{
+    cluster::{SLOTS, slot_of},
+    leases,
+};
 
 /// Patterns that may be active at a time: each costs every request a match.
 pub const MAX_ACTIVE: usize = 64;
@@ -30,6 +33,8 @@ const VERSION: &[u8] = b"version";
 /// sidecar doubts, behind a lost connection, whether a pattern has ended or was lost.
 const DONE: &[u8] = b"done:";
 const DONE_SECONDS: &[u8] = b"120";
+/// What the names of fields of keyspaces begin with in which fill tokens were given out.
+const TOKENS: &[u8] = b"tokens:";
 /// How long a set of written keys outlives the last write to it, milliseconds: longer than any sweep pauses.
 const WRITTEN_MILLIS: &[u8] = b"3600000";
 
@@ -43,6 +48,7 @@ pub struct Names {
     /// The stream of events, and the channel of the same name.
     pub events: Bytes,
     prefix: String,
+    domain: String,
     /// In a cluster, where keys and what belongs to them have to be in one slot.
     by_slot: bool,
 }
@@ -52,7 +58,19 @@ impl Names {
     pub fn new(domain: &str, by_slot: bool) -> Self {
         let prefix = format!("caddy:{domain}");
         let named = |kind: &str| Bytes::from(format!("{prefix}:{kind}"));
-        Self { index: named("ranges"), sweeper: named("sweeper"), events: named("events"), prefix, by_slot }
+        Self {
+            index: named("ranges"),
+            sweeper: named("sweeper"),
+            events: named("events"),
+            prefix,
+            domain: domain.to_owned(),
+            by_slot,
+        }
+    }
+
+    /// The key that a name is the fill lease of, if it is one's.
+    pub fn leased<'a>(&self, name: &'a [u8]) -> Option<&'a [u8]> {
+        leases::key_of(&self.domain, name, self.by_slot)
     }
 
     /// How far the sweep for a pattern is.
@@ -115,6 +133,8 @@ pub struct Index {
     pub records: Vec<Record>,
     /// The ids of those that have ended lately.
     pub done: Vec<String>,
+    /// Keyspaces in which fill tokens were given out.
+    pub tokens: Vec<String>,
 }
 
 impl Record {
@@ -172,12 +192,16 @@ impl Index {
         };
         let Some((_, version)) = pairs.iter().find(|(name, _)| *name == VERSION) else { return Ok(None) };
         let version = Bytes::copy_from_slice(version);
-        let done = pairs.iter().filter_map(|(name, _)| name.strip_prefix(DONE));
-        let done = done.map(|id| String::from_utf8_lossy(id).into_owned()).collect();
-        let records = pairs.iter().filter(|(name, _)| *name != VERSION && !name.starts_with(DONE));
+        let behind = |prefix: &[u8]| {
+            let names = pairs.iter().filter_map(|(name, _)| name.strip_prefix(prefix));
+            names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+        };
+        let (done, tokens) = (behind(DONE), behind(TOKENS));
+        let is_record = |name: &[u8]| name != VERSION && !name.starts_with(DONE) && !name.starts_with(TOKENS);
+        let records = pairs.iter().filter(|(name, _)| is_record(name));
         let mut records: Vec<_> = records.filter_map(|(id, record)| Record::decode(id, record)).collect();
         records.sort_by(|a, b| (a.entered, &a.id).cmp(&(b.entered, &b.id)));
-        Ok(Some(Self { version, records, done }))
+        Ok(Some(Self { version, records, done, tokens }))
     }
 }
 
@@ -193,12 +217,19 @@ pub fn enter(names: &Names, version: &str, record: &Record) -> Vec<u8> {
     const SCRIPT: &str = "redis.call('HSETNX', KEYS[1], 'version', ARGV[1]) \
          if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 1 then return 0 end \
          local active = -1 \
-         for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do if string.sub(name, 1, 5) ~= 'done:' then active = active + 1 end end \
+         for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do \
+           if string.sub(name, 1, 5) ~= 'done:' and string.sub(name, 1, 7) ~= 'tokens:' then active = active + 1 end end \
          if active >= tonumber(ARGV[4]) then \
            return redis.error_reply('LIMIT ' .. ARGV[4] .. ' patterns are being swept already; try again when one is done, or use a tag') end \
          redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) return 1";
     let max = MAX_ACTIVE.to_string();
     eval(SCRIPT, &[&names.index], &[version.as_bytes(), record.id.as_bytes(), &record.encode(), max.as_bytes()])
+}
+
+/// Announces that fill tokens are given out in a keyspace; `version` as in [`enter`].
+pub fn announce_tokens(names: &Names, version: &str, keyspace: &str) -> Vec<u8> {
+    const SCRIPT: &str = "redis.call('HSETNX', KEYS[1], 'version', ARGV[1]) return redis.call('HSETNX', KEYS[1], 'tokens:' .. ARGV[2], '1')";
+    eval(SCRIPT, &[&names.index], &[version.as_bytes(), keyspace.as_bytes()])
 }
 
 /// Ends a pattern: everything that it had is gone from L3. That it ended is told for a while.
@@ -233,14 +264,17 @@ pub enum Access {
 }
 
 /// Removes what a key had when a pattern took effect, before `access`; what was written since stays. Where a value is
-/// about to be written, or was just removed, the key is noted: a reader who finds nothing leaves nothing behind.
+/// about to be written, or was just removed, the key is noted: a reader who finds nothing leaves nothing behind. A write
+/// ends the fill lease, too: what was computed before the pattern is not stored behind it.
 pub fn clear(names: &Names, id: &str, key: &[u8], access: Access) -> Vec<u8> {
     const SCRIPT: &str = "if redis.call('SISMEMBER', KEYS[2], KEYS[1]) == 1 then return 0 end \
          if ARGV[1] == '1' or redis.call('EXISTS', KEYS[1]) == 1 then \
-           redis.pcall('SADD', KEYS[2], KEYS[1]) redis.pcall('PEXPIRE', KEYS[2], ARGV[2]) end \
+           redis.pcall('SADD', KEYS[2], KEYS[1]) redis.pcall('PEXPIRE', KEYS[2], ARGV[2]) \
+           redis.pcall('UNLINK', KEYS[3]) end \
          return redis.call('UNLINK', KEYS[1])";
     let writes: &[u8] = if access == Access::Write { b"1" } else { b"0" };
-    eval(SCRIPT, &[key, &names.written(id, key)], &[writes, WRITTEN_MILLIS])
+    let lease = leases::name(&names.domain, key, names.by_slot);
+    eval(SCRIPT, &[key, &names.written(id, key), &lease], &[writes, WRITTEN_MILLIS])
 }
 
 /// Removes those of `keys`, which are of one slot, that were not written since a pattern took effect; answers how many.
@@ -288,10 +322,16 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         for pattern in [KeyPattern::glob(b"a\xff\r\n*").unwrap(), KeyPattern::regex(b"^a$").unwrap()] {
             let wanted = record(pattern);
-            let told = Index::parse(&index(&[(b"7", &wanted.encode()), (b"version", b"v"), (b"done:6", b"17")]))
-                .unwrap()
-                .unwrap();
-            assert_eq!(told, Index { version: "v".into(), records: vec![wanted], done: vec!["6".to_owned()] });
+            let told = Index::parse(&index(&[
+                (b"7", &wanted.encode()),
+                (b"version", b"v"),
+                (b"done:6", b"17"),
+                (b"tokens:pages", b"1"),
+            ]))
+            .unwrap()
+            .unwrap();
+            let (done, tokens) = (vec!["6".to_owned()], vec!["pages".to_owned()]);
+            assert_eq!(told, Index { version: "v".into(), records: vec![wanted], done, tokens });
         }
     }
 
