@@ -5,14 +5,18 @@
 //! another value; but in a domain in which this sidecar has seen no envelope yet, bytes that merely begin like one are an
 //! app's own.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use bytes::Bytes;
 use caddy_engine::codec::{
     CodecConfig, CompressionAlgorithm, Dictionaries, KeyspaceCodec, Opened, ValueError,
-    envelope::{GenerationName, Generations, Header, MAGIC, SoftExpiry},
+    envelope::{Fence, GenerationName, Generations, Header, MAGIC, SoftExpiry},
 };
 use caddy_resp::encode;
 
@@ -43,12 +47,23 @@ pub(crate) struct Decoded {
     pub(crate) stale: Option<Cached>,
     /// What has to stay in force for it.
     pub(crate) dependencies: Dependencies,
+    /// What else the envelope says.
+    pub(crate) notes: Notes,
+}
+
+/// What an envelope says of its value that decides nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Notes {
+    /// The fencing token that it was written under.
+    pub(crate) fence: Option<Fence>,
+    /// How long it is kept once it is not fresh any more.
+    pub(crate) stale_for: Duration,
 }
 
 impl Decoded {
     /// What needs no decoding.
     pub(crate) fn plain(value: Cached, pttl: Option<i64>) -> Self {
-        Self { value, pttl, is_bounded: false, stale: None, dependencies: Dependencies::new() }
+        Self { value, pttl, is_bounded: false, stale: None, dependencies: Dependencies::new(), notes: Notes::default() }
     }
 }
 
@@ -141,7 +156,9 @@ impl Envelopes {
         let Some(dependencies) = depend(header.generations)? else { return Ok(Decoded::plain(Cached::Nil, pttl)) };
         let mut reply = Vec::with_capacity(opened.len() + 16);
         encode::bulk(&mut reply, &opened);
-        Ok(Decoded { dependencies, ..aged(Cached::Bulk(reply.into()), header.soft_expiry, pttl) })
+        let stale_for = header.soft_expiry.map_or(Duration::ZERO, SoftExpiry::remaining);
+        let notes = Notes { fence: header.fence, stale_for };
+        Ok(Decoded { dependencies, notes, ..aged(Cached::Bulk(reply.into()), header.soft_expiry, pttl) })
     }
 
     /// The envelope of a value that this sidecar writes.
@@ -165,6 +182,16 @@ impl Envelopes {
                 Err(error)
             }
         }
+    }
+
+    /// What an envelope depends on, by names within the domain.
+    pub(crate) fn groups(&self, key: &[u8], stored: &[u8]) -> Vec<Bytes> {
+        let Ok(Some(Opened { header: Some(header), .. })) = self.open(key, stored) else { return Vec::new() };
+        let name = |name| match name {
+            GenerationName::Name(name) => Some(Bytes::copy_from_slice(name)),
+            GenerationName::Id(_) => None,
+        };
+        header.generations.iter().filter_map(|generation| name(generation.name)).collect()
     }
 
     /// How many could not be opened.
@@ -202,8 +229,6 @@ fn aged(value: Cached, soft: Option<SoftExpiry>, pttl: Option<i64>) -> Decoded {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use caddy_engine::codec::envelope::{Body, Generation, GenerationList, GenerationValue, seal};
 
     use super::*;

@@ -3,7 +3,7 @@
 //! They bypass tiers and sessions and mean nothing for copies: what they write is announced by Redis like anybody's write.
 //! A request that is not answered fails with [`ErrandError`]; it may have been executed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use caddy_remote::{Loss, Request};
@@ -62,7 +62,7 @@ pub(crate) async fn ask(
     match replies.iter().find(|reply| reply.first() == Some(&b'-')) {
         Some(error) => {
             let text = String::from_utf8_lossy(&error[1..]).trim_end().to_owned();
-            if ["MOVED ", "ASK ", "CLUSTERDOWN"].iter().any(|kind| text.starts_with(kind)) {
+            if ELSEWHERE.iter().any(|kind| text.starts_with(kind)) {
                 shared.doubt_slots();
             }
             Err(ErrandError::Refused(text))
@@ -70,6 +70,38 @@ pub(crate) async fn ask(
         None => Ok(replies),
     }
 }
+
+/// Pauses while a slot moves.
+const PAUSES: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+];
+
+/// As [`ask_owner`]; while the key's slot moves it is asked again where it is then.
+pub(crate) async fn ask_wherever(
+    shared: &Arc<Shared>,
+    key: &[u8],
+    database: u32,
+    bytes: Vec<u8>,
+) -> Result<Bytes, ErrandError> {
+    let mut outcome = Err(ErrandError::NoNode);
+    for pause in PAUSES {
+        tokio::time::sleep(pause).await;
+        outcome = ask_owner(shared, key, database, bytes.clone()).await;
+        match &outcome {
+            Err(ErrandError::NoNode) => {}
+            Err(ErrandError::Refused(text)) if ELSEWHERE.iter().any(|kind| text.starts_with(kind)) => {}
+            _ => return outcome,
+        }
+    }
+    outcome
+}
+
+/// What a node of a cluster says that does not have, or cannot say whether it has, a key.
+const ELSEWHERE: [&str; 4] = ["MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN"];
 
 /// As [`ask`], for one command, of the node that has `key`.
 pub(crate) async fn ask_owner(

@@ -23,6 +23,7 @@ use caddy_remote::{LaneHandle, LaneState, Request};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::sync::oneshot;
 
 use crate::{
     mailbox::{Delivery, Mailbox},
@@ -80,6 +81,8 @@ pub(crate) enum Then {
     FillMany(Box<FillMany>),
     /// A read that was relayed.
     Relayed(Box<RelayedStrings>),
+    /// A task.
+    Task(oneshot::Sender<Result<Vec<Learned>, String>>),
 }
 
 /// What a request on a tracked connection reads of generations.
@@ -267,6 +270,13 @@ impl Shared {
         }
     }
 
+    /// The same, for who waits for it.
+    pub(crate) async fn learned(self: &Arc<Self>, database: u32, wants: Vec<Want>) -> Result<Vec<Learned>, String> {
+        let (task, learned) = oneshot::channel();
+        self.learn(database, wants, Then::Task(task));
+        learned.await.unwrap_or_else(|_| Err("the sidecar is shutting down".to_owned()))
+    }
+
     fn learn_embedded(&self, database: u32, commands: &Commands, asked: &Asked, learning: &Learning) {
         let L3::Embedded(store) = &self.l3 else { return };
         let mut replies = Vec::new();
@@ -406,6 +416,8 @@ impl Drop for Learning {
             Then::Fill(fill) => upstream::resume_fill(&self.shared, *fill, collected),
             Then::FillMany(many) => upstream::resume_fill_many(&self.shared, *many, collected),
             Then::Relayed(relayed) => relayed.hand_on(&self.shared, collected),
+            // Who does not wait any more is not told.
+            Then::Task(task) => drop(task.send(collected)),
         }
     }
 }

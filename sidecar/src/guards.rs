@@ -47,6 +47,22 @@ pub(crate) enum Guard {
     JoinOnlyLiveLoads,
     /// A write through the sidecar removes the fill leases of its keys in the same step.
     WritesEndLeases,
+    /// The first fill token of a keyspace is given out when every sidecar knows that there may be some.
+    TokensAnnounced,
+    /// What is stored under a fill token is so only while its lease is there.
+    LeaseEqual,
+    /// What is stored under a fill token is so only over what was there when it was given.
+    KeyAsItWas,
+    /// What is stored under a fill token is so only while the groups are what they were.
+    GroupsAsTheyWere,
+    /// A key takes no fencing token that is older than the greatest it has seen.
+    FenceGreatest,
+    /// A fencing token is taken only in the epoch that it is of.
+    FenceEpoch,
+    /// Where it is not known what a key has seen, only who holds the lock is let in.
+    FenceProved,
+    /// What is loaded is stored only while the groups are what they were before.
+    LoadsInGroups,
     /// Where no pushes come, what touched unknown keys kills every copy.
     FlushUntracked,
     /// A key that a pattern in force has is cleared in L3 before a request about it is taken.

@@ -72,6 +72,11 @@ impl Names {
         self.0.read().len()
     }
 
+    /// The name that has this id.
+    pub(crate) fn name(&self, id: Id) -> String {
+        self.0.read().get(id.index()).cloned().unwrap_or_default()
+    }
+
     /// All of them, in the order of their ids.
     pub(crate) fn all(&self) -> Vec<String> {
         self.0.read().clone()

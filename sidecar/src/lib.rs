@@ -15,6 +15,7 @@ mod cache;
 mod cli;
 mod cluster;
 pub mod commands;
+mod conditional;
 mod coordination;
 mod envelope;
 mod errands;

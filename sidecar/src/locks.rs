@@ -24,7 +24,7 @@ use caddy_engine::{
 };
 use caddy_remote::{
     Target,
-    locks::{EpochStatus, LockLane, RedisLocks},
+    locks::{EpochStatus, LockLane, RedisLocks, Standing},
 };
 use parking_lot::Mutex;
 
@@ -200,6 +200,14 @@ impl Locks {
                 EpochStatus { epoch: backend.epoch(), has_server_ids: true, ..EpochStatus::default() }
             }
             Backend::Redis(backend) => backend.epoch(),
+        }
+    }
+
+    /// What a token of a lock in Redis is worth at this moment; an error says why nobody can tell.
+    pub(crate) async fn standing(&self, name: &Bytes, token: FencingToken) -> Result<Standing, String> {
+        match &self.backend {
+            Backend::Embedded(_) => Err("locks live in this process".to_owned()),
+            Backend::Redis(backend) => backend.standing(name, token).await.map_err(|error| error.to_string()),
         }
     }
 

@@ -54,6 +54,12 @@ pub(crate) struct Metrics {
     pub(crate) lost_events: Counter,
     /// Values that were made to depend on one another in a circle.
     pub(crate) cycles: Counter,
+    /// Fill tokens that apps were given.
+    pub(crate) fill_tokens: Counter,
+    /// `CACHE.SET`s that came too late.
+    pub(crate) stale_writes: Counter,
+    /// `CACHE.SET`s of those who hold a lock no more.
+    pub(crate) fenced_writes: Counter,
     /// Connections to Redis that were there and broke.
     pub(crate) lost_connections: Counter,
 }
@@ -99,6 +105,9 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("cleared_keys", "Keys cleared before a request, since a pattern in force has them", &own.cleared_keys),
         ("lost_events", "Events of invalidations that were not told: L3 did not take them", &own.lost_events),
         ("dependency_cycles", "Values that CACHE.SET made depend on one another in a circle", &own.cycles),
+        ("fill_tokens", "Fill tokens given to apps", &own.fill_tokens),
+        ("stale_writes", "CACHE.SETs refused as STALE, since something changed behind their token", &own.stale_writes),
+        ("fenced_writes", "CACHE.SETs refused as FENCED, since their fencing token is an old one", &own.fenced_writes),
         ("lost_connections", "Connections to Redis that broke", &own.lost_connections),
         ("task_panics", "Tasks that panicked", supervisor.panics()),
     ];

@@ -10,10 +10,13 @@
 //! index since the first pattern: if it is absent later it was lost, copies die, and whoever knows patterns enters them
 //! again. If the index cannot be read, what is known stays in force, and no copy is served as proven. It never decides
 //! about copies: those die by their stamps.
+//!
+//! The index also says in which keyspaces fill tokens were given out ([`tokens`]).
 
 mod active;
 mod enter;
 mod sweep;
+mod tokens;
 
 use std::{
     sync::{
@@ -36,6 +39,7 @@ use tokio::sync::{Notify, oneshot};
 pub(crate) use active::ActiveRange;
 pub(crate) use enter::{EnterError, enter, enter_as, unique};
 pub(crate) use sweep::{read_progress, sweep};
+use tokens::Tokens;
 
 use crate::{
     guards::{Guard, hold},
@@ -63,6 +67,7 @@ pub(crate) struct Ranges {
     /// What the table says was so at this moment; zero: nothing is known.
     known_at: AtomicU64,
     table: ArcSwap<Vec<Arc<ActiveRange>>>,
+    tokens: Tokens,
     held: Mutex<Held>,
     /// A pattern has come into force.
     pub(crate) entered: Notify,
@@ -122,6 +127,7 @@ impl Ranges {
             quiet_until: AtomicU64::new(if is_embedded { u64::MAX } else { 0 }),
             known_at: AtomicU64::new(0),
             table: ArcSwap::default(),
+            tokens: Tokens::default(),
             held: Mutex::default(),
             entered: Notify::new(),
         }
@@ -133,12 +139,18 @@ impl Ranges {
         now.as_nanos() <= self.quiet_until.load(Ordering::Acquire)
     }
 
+    /// Whether what is known is as current as a copy must be.
+    fn is_fresh(&self, shared: &Shared, now: Moment) -> bool {
+        let known_at = Moment::from_nanos(self.known_at.load(Ordering::Acquire));
+        known_at != Moment::ZERO && known_at + shared.kernel().max_staleness() >= now
+    }
+
     /// What is known at `now`; looks again when that has become half as old as it may.
     pub(crate) fn known(&self, shared: &Arc<Shared>, now: Moment) -> Known {
         let bound = shared.kernel().max_staleness();
         let known_at = Moment::from_nanos(self.known_at.load(Ordering::Acquire));
         let table = self.table.load_full();
-        if (known_at == Moment::ZERO || known_at + bound < now) && hold(Guard::RangesKnown) {
+        if !self.is_fresh(shared, now) && hold(Guard::RangesKnown) {
             return Known::Stale(table);
         }
         if known_at + bound / 2 < now {
@@ -263,8 +275,10 @@ impl Ranges {
     }
 
     fn install(&self, shared: &Arc<Shared>, look: Look, index: Option<Index>) {
-        let (version, records) = index.map(|index| (index.version, index.records)).unzip();
-        let records = records.unwrap_or_default();
+        let (version, records, tokens) = match index {
+            Some(Index { version, records, tokens, .. }) => (Some(version), records, tokens),
+            None => (None, Vec::new(), Vec::new()),
+        };
         let mut held = self.held.lock();
         if look.sent < held.floor {
             // Something newer is known, or was announced: whoever waits is served by the look that follows that.
@@ -276,6 +290,7 @@ impl Ranges {
             return;
         }
         held.floor = look.sent;
+        self.tokens.are_in(&tokens, &shared.names, shared.now());
         let before = self.table.load_full();
         // Before the first pattern there is no index. That there was one in between shows in that it was pushed.
         let is_another = held.version != version && held.version.is_some() || version.is_none() && held.was_pushed;

@@ -10,6 +10,7 @@
 pub(crate) mod args;
 mod caching;
 pub(crate) mod client;
+mod conditional;
 mod conversation;
 mod dead_letters;
 mod embedded_channels;
@@ -31,6 +32,7 @@ mod under_way;
 mod unpack;
 mod waiting;
 mod warm;
+mod with_meta;
 
 use std::{
     future::Future,

@@ -13,7 +13,7 @@ use caddy_engine::{
 };
 use smallvec::SmallVec;
 
-use crate::cache::Cached;
+use crate::{cache::Cached, envelope::Notes};
 
 /// What an entry of L2 holds: a reply ready to send, or one of the kinds of [`Cached`] that have bytes, packed.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub(crate) enum Stored {
     Bulk(Compressed),
     Same(Compressed),
     Resp3(Compressed),
-    /// Any of these, of a value that depends on generations.
+    /// Any of these, of a value from an envelope that says more of it.
     Tagged(Box<Tagged>),
 }
 
@@ -34,6 +34,7 @@ pub(crate) type Dependencies = SmallVec<[Dependency; 5]>;
 pub(crate) struct Tagged {
     value: Stored,
     dependencies: Dependencies,
+    notes: Notes,
 }
 
 /// A packed reply cannot be had back.
@@ -56,18 +57,26 @@ impl Stored {
         Some(form(compressed))
     }
 
-    /// The same with what it depends on.
-    pub(crate) fn depending(self, dependencies: Dependencies) -> Self {
-        if dependencies.is_empty() {
+    /// The same with what it depends on, and what else its envelope says.
+    pub(crate) fn depending(self, dependencies: Dependencies, notes: Notes) -> Self {
+        if dependencies.is_empty() && notes == Notes::default() {
             return self;
         }
-        Self::Tagged(Box::new(Tagged { value: self, dependencies }))
+        Self::Tagged(Box::new(Tagged { value: self, dependencies, notes }))
+    }
+
+    /// What its envelope says beside the value.
+    pub(crate) fn notes(&self) -> Notes {
+        match self {
+            Self::Tagged(tagged) => tagged.notes,
+            _ => Notes::default(),
+        }
     }
 
     /// Another form of the same value, with what this one depends on.
     pub(crate) fn in_form(&self, form: Self) -> Self {
         match self {
-            Self::Tagged(tagged) => form.depending(tagged.dependencies.clone()),
+            Self::Tagged(tagged) => form.depending(tagged.dependencies.clone(), tagged.notes),
             _ => form,
         }
     }

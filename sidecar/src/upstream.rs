@@ -565,7 +565,7 @@ pub(crate) fn resume_fill_many(shared: &Arc<Shared>, many: FillMany, learned: Re
 ///
 /// The rules are looked at here, behind the token: see [`Shared::reconfigure`].
 pub(crate) fn keep(shared: &Arc<Shared>, mut key: TierKey, token: &FillToken, decoded: Decoded) {
-    let Decoded { value, pttl, is_bounded, stale: _, dependencies } = decoded;
+    let Decoded { value, pttl, is_bounded, stale: _, dependencies, notes } = decoded;
     if !dependencies.is_empty() {
         let cells = || dependencies.iter().map(Dependency::cell);
         if !cells().all(|cell| cell.is_shared()) {
@@ -597,7 +597,7 @@ pub(crate) fn keep(shared: &Arc<Shared>, mut key: TierKey, token: &FillToken, de
         key.admit(rule, expiry);
         key.refresh_within = rule.refresh_within(&value, token.sent().at(), expiry);
         let (hash, bytes) = (key.as_ref().tier_hash(), value.reply_len());
-        let mut stored = Stored::Plain(value).depending(dependencies);
+        let mut stored = Stored::Plain(value).depending(dependencies, notes);
         let codec = rule.codec.as_ref().filter(|codec| bytes >= codec.config().min_bytes_with_dictionary);
         let later = codec.filter(|codec| packer::is_for_the_packer(codec, bytes));
         if let Some(codec) = codec.filter(|_| later.is_none())

@@ -50,10 +50,11 @@ And they are about what is in Redis:
 
 * `CACHE.WARM key…`: reads these keys into the tiers, as `GET` would, from the store too where the keyspace has one, and answers how many
   of them the next `GET` finds there. At most 1,000 keys; it takes what `GET` of them takes in permissions.
-
-* `CACHE.SET key value [PX ms] [STALE ms] [TAGS n tag…] [DEPENDS n key…] [NX|XX]`: writes a value with what it depends on; answers as
-  `SET` does. See [invalidation](invalidation.md).
-* `CACHE.GET key`: reads it, as `GET` does. `CACHE.TOUCH key`: as `TOUCH`.
+* `CACHE.SET key value [PX ms] [STALE ms] [TAGS n tag…] [DEPENDS n key…] [TOKEN t] [FENCE lock token] [NX|XX]`: writes a value with what it
+  depends on; answers as `SET` does. With `TOKEN` only if nothing has changed since `CACHE.GET` gave it, else `-STALE`; with `FENCE` only
+  if the key has seen no greater token of the lock, else `-FENCED`. See [invalidation](invalidation.md), [locks](locks.md#a-value-in-the-cache).
+* `CACHE.GET key`: reads it, as `GET` does. `CACHE.GET key WITHMETA [LEASE ms] [TAGS n tag…] [DEPENDS n key…]`: a map of what is known of it, and
+  if it is missing, a token to [fill it](invalidation.md#filling-under-a-token). `CACHE.TOUCH key`: as `TOUCH`.
 * `CACHE.INVALIDATE KEY key… | TAG tag… | CASCADE key… | KEYSPACE name | ALL [MODE REMOVE] [REASON text]`: one `UNLINK`; answers how
   many keys in Redis it removed. Options stand at the end.
 * `CACHE.INVALIDATE PATTERN glob [MODE REMOVE] [REASON text]`, `CACHE.INVALIDATE REGEX expression …`: the same for all keys of the

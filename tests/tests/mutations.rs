@@ -10,7 +10,7 @@ use caddy_tests::{
     chaos::{self, Alone, Run, Sharded, Watched},
     cluster_scenarios,
     e2e::eventually,
-    load_scenarios,
+    guard_scenarios, load_scenarios,
     redis::{self, RedisServer},
     redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
@@ -100,6 +100,15 @@ mutations! {
     writes_end_leases: "WritesEndLeases" => load_scenarios::a_delete_during_a_load_is_not_undone;
     transactions_end_leases: "WritesEndLeases" => load_scenarios::a_delete_in_a_transaction_during_a_load_is_not_undone;
     join_only_live_loads: "JoinOnlyLiveLoads" => load_scenarios::a_dead_load_is_not_joined;
+    deletes_end_fills: "WritesEndLeases" => guard_scenarios::a_delete_ends_a_fill;
+    tokens_announced: "TokensAnnounced" => guard_scenarios::a_delete_at_the_other_pod_ends_a_fill;
+    lease_equal: "LeaseEqual" => guard_scenarios::a_lease_of_another_ends_a_fill;
+    key_as_it_was: "KeyAsItWas" => guard_scenarios::a_foreign_write_ends_a_fill;
+    groups_as_they_were: "GroupsAsTheyWere" => guard_scenarios::an_invalidation_ends_a_fill;
+    fence_greatest: "FenceGreatest" => guard_scenarios::an_old_holder_is_fenced;
+    fence_proved: "FenceProved" => guard_scenarios::an_old_holder_is_fenced_without_a_record;
+    fence_epoch: "FenceEpoch" => guard_scenarios::a_holder_of_another_epoch_is_fenced;
+    loads_in_groups: "LoadsInGroups" => guard_scenarios::an_invalidation_during_a_load_is_not_undone;
     slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 

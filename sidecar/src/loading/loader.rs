@@ -4,7 +4,7 @@
 //! read of L3 (so that nobody is answered with what was there before a write that he may know of); else it begins
 //! another. A load ends at the keyspace's `hardTimeout`, whatever hangs. What was loaded is stored only under the lease
 //! that L3 gave before the store was asked, and only if the key is as it was then; the key's stamp is bumped before
-//! anybody is answered.
+//! anybody is answered. What lies in an envelope belongs to its groups, as they were before the store was asked.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use caddy_engine::{
     FillToken, KeyHash, Moment,
-    codec::envelope::{Body, Header, SoftExpiry, needs_envelope, seal},
+    codec::envelope::{Body, Generation, GenerationList, GenerationName, Header, SoftExpiry, needs_envelope, seal},
     store::Stored,
 };
 use caddy_resp::Value;
@@ -32,10 +32,11 @@ use super::{
 use crate::{
     cache::{Cached, TierKey},
     envelope::Decoded,
+    generations::{ALL, How, Learned, Want, generation_life, of_keyspace},
     guards::{Guard, hold},
     keyspaces::{Id, Source},
     ranges::ActiveRange,
-    shared::Shared,
+    shared::{L3, Shared},
     supervisor::Supervisor,
     tally::Count,
     upstream::keep,
@@ -74,6 +75,9 @@ struct Load {
     /// `softTimeout` is over.
     is_slow: Cell<bool>,
 }
+
+/// What a value will depend on.
+type Groups = Vec<Learned>;
 
 /// What the right to load came to.
 enum Right {
@@ -246,8 +250,9 @@ impl Loader {
             Right::Unknown => {}
         }
         self.count(load, if load.refresh_within.is_some() { Count::Refresh } else { Count::Load });
+        let groups = self.groups(load).await;
         match load.source.store.load(load.key.clone(), &self.supervisor).await {
-            Ok(found) => self.settle(load, held, found).await,
+            Ok(found) => self.settle(load, held, found, groups).await,
             Err(failure) => {
                 self.count(load, Count::LoadFailed);
                 failed(load, &failure)
@@ -304,15 +309,25 @@ impl Loader {
     // === what a load brings ===
 
     /// Stores what was found, if nothing came between; else what is there now is the answer.
-    async fn settle(&self, load: &Load, held: Held<'_>, found: Found) -> Answer {
+    async fn settle(&self, load: &Load, held: Held<'_>, found: Found, groups: Result<Groups, String>) -> Answer {
         let value = found.as_ref().map_or(Cached::Nil, |stored| Cached::from_value(&Value::Bulk(&stored.value)));
-        // What a pattern has invalidated meanwhile goes the way of what may not be kept.
-        let life = found.as_ref().map(|stored| if self.is_swept(load) { Life::NotKept } else { life(load, stored) });
+        let groups = match self.unchanged(load, groups).await {
+            Ok(groups) => groups,
+            Err(reason) => {
+                tracing::debug!(reason, "what was loaded is not stored, since its groups cannot be read");
+                return Answer::Fresh(value);
+            }
+        };
+        // What a pattern or a group has invalidated meanwhile goes the way of what may not be kept.
+        let is_dead = groups.is_none() || self.is_swept(load);
+        let life = found.as_ref().map(|stored| if is_dead { Life::NotKept } else { life(load, stored) });
         let Some(lease) = held.take() else { return Answer::Fresh(value) };
         let (database, key) = (load.database, &load.key);
         let fate = match (&found, life) {
             (Some(stored), Some(Life::For(fresh))) => {
-                let (bytes, life) = sealed(load, &stored.value, fresh);
+                let groups = groups.unwrap_or_default();
+                let (bytes, life) = self.sealed(load, &stored.value, fresh, &groups);
+                self.shared.extend(load.database, groups.iter().map(|group| &group.cell), life);
                 self.leases.store(database, key, &lease, &bytes, life).await
             }
             // Not to be kept, or gone: what was there before goes too.
@@ -353,6 +368,70 @@ impl Loader {
         }
     }
 
+    /// What a value of this keyspace depends on, as it is now: nothing, where values are stored as they are.
+    async fn groups(&self, load: &Load) -> Result<Groups, String> {
+        let shared = &self.shared;
+        let settings = &load.source.settings;
+        // Where nothing is announced no copy of what has groups is kept.
+        let is_told = matches!(&shared.l3, L3::Redis(redis) if redis.tracks());
+        if settings.stale_if_error.is_zero() || !is_told {
+            return Ok(Groups::new());
+        }
+        let life = generation_life(settings.ttl.map(|ttl| ttl.saturating_add(settings.stale_if_error)));
+        let names = [ALL.to_vec(), of_keyspace(&shared.names.name(load.keyspace))];
+        let wants: Vec<_> =
+            names.iter().map(|name| Want { name: shared.domain.key(name), how: How::Create(life) }).collect();
+        let is_known =
+            |want: &Want| shared.in_force(load.database, &want.name).filter(|known| known.reading.value.is_some());
+        match wants.iter().map(is_known).collect() {
+            Some(known) => Ok(known),
+            None => shared.learned(load.database, wants).await,
+        }
+    }
+
+    /// The groups, if all of them are in L3 what they were.
+    async fn unchanged(&self, load: &Load, groups: Result<Groups, String>) -> Result<Option<Groups>, String> {
+        let before = if hold(Guard::LoadsInGroups) { groups? } else { self.groups(load).await? };
+        if before.is_empty() {
+            return Ok(Some(before));
+        }
+        let name = |group: &Learned| Bytes::copy_from_slice(group.cell.name());
+        let wants = before.iter().map(|group| Want { name: name(group), how: How::Read }).collect();
+        let now = self.shared.learned(load.database, wants).await?;
+        let is_same = |group: &Learned| {
+            let same = |other: &&Learned| other.cell.name() == group.cell.name();
+            now.iter()
+                .find(same)
+                .is_some_and(|other| other.reading.value.is_some() && other.reading.value == group.reading.value)
+        };
+        Ok(before.iter().all(is_same).then_some(before))
+    }
+
+    /// The bytes for L3 and their life there: longer than they are fresh, if they may be answered stale.
+    fn sealed(
+        &self,
+        load: &Load,
+        value: &[u8],
+        fresh: Option<Duration>,
+        groups: &Groups,
+    ) -> (Vec<u8>, Option<Duration>) {
+        let stale = load.source.settings.stale_if_error;
+        let soft_expiry = fresh.filter(|_| !stale.is_zero()).map(|_| SoftExpiry::at_remaining(stale));
+        let life = fresh.map(|fresh| if soft_expiry.is_some() { fresh.saturating_add(stale) } else { fresh });
+        if soft_expiry.is_none() && groups.is_empty() && !needs_envelope(value) {
+            return (value.to_vec(), life);
+        }
+        let mut list = GenerationList::default();
+        for group in groups {
+            if let (Some(name), Some(value)) = (self.shared.domain.name(group.cell.name()), group.reading.value) {
+                // Two short names fit.
+                let _ = list.push(Generation { name: GenerationName::Name(name), value });
+            }
+        }
+        let header = Header { soft_expiry, generations: list.generations(), ..Header::default() };
+        (seal(&load.key, &header, Body::plain(value)), life)
+    }
+
     /// Whether a pattern that has the key took effect since the load began.
     fn is_swept(&self, load: &Load) -> bool {
         let is_known = |range: &Arc<ActiveRange>| load.patterns.iter().any(|known| Arc::ptr_eq(known, range));
@@ -388,17 +467,6 @@ fn life(load: &Load, stored: &Stored<Bytes>) -> Life {
         Some(fresh) if fresh < Duration::from_millis(1) => Life::NotKept,
         fresh => Life::For(fresh.map(|fresh| shortened(fresh, settings.jitter_percent))),
     }
-}
-
-/// The bytes for L3 and their life there: longer than they are fresh, if they may be answered stale.
-fn sealed(load: &Load, value: &[u8], fresh: Option<Duration>) -> (Vec<u8>, Option<Duration>) {
-    let stale = load.source.settings.stale_if_error;
-    let soft_expiry = fresh.filter(|_| !stale.is_zero()).map(|_| SoftExpiry::at_remaining(stale));
-    let life = fresh.map(|fresh| if soft_expiry.is_some() { fresh.saturating_add(stale) } else { fresh });
-    if soft_expiry.is_none() && !needs_envelope(value) {
-        return (value.to_vec(), life);
-    }
-    (seal(&load.key, &Header { soft_expiry, ..Header::default() }, Body::plain(value)), life)
 }
 
 fn shortened(life: Duration, percent: u32) -> Duration {

@@ -174,9 +174,10 @@ async fn sweep_node(
     let mut batches = 0;
     while cursor != DONE {
         let began = tokio::time::Instant::now();
-        let (next, keys) = scan(shared, node, record, &cursor).await?;
+        let Page { next, keys, leases } = scan(shared, node, record, &cursor).await?;
         progress.seen += keys.len() as u64;
         progress.removed += remove(shared, node, record, &keys).await?;
+        end(shared, node, record, &leases).await?;
         cursor = if next == "0" { Bytes::from_static(DONE) } else { next };
         batches += 1;
         if batches % NOTE_EVERY == 0 || cursor == DONE {
@@ -202,15 +203,20 @@ async fn process_of(shared: &Arc<Shared>, node: &Arc<Node>) -> Result<Bytes, Swe
     Ok(id.map_or_else(|| unique().into(), |id| Bytes::copy_from_slice(id.as_bytes())))
 }
 
+/// What one SCAN shows.
+struct Page {
+    next: Bytes,
+    /// Those that the pattern has.
+    keys: Vec<Bytes>,
+    /// Fill leases of such.
+    leases: Vec<Bytes>,
+}
+
 /// The next keys that the pattern has, and where to go on.
-async fn scan(
-    shared: &Arc<Shared>,
-    node: &Arc<Node>,
-    record: &Record,
-    cursor: &Bytes,
-) -> Result<(Bytes, Vec<Bytes>), SweepError> {
+async fn scan(shared: &Arc<Shared>, node: &Arc<Node>, record: &Record, cursor: &Bytes) -> Result<Page, SweepError> {
     let mut command: Vec<&[u8]> = vec![b"SCAN", cursor, b"COUNT", BATCH];
-    if record.pattern.kind() == PatternKind::Glob {
+    // Redis would not show leases where only the pattern is asked for.
+    if record.pattern.kind() == PatternKind::Glob && !shared.ranges.knows_tokens() {
         command.extend([b"MATCH".as_slice(), record.pattern.text()]);
     }
     let replies = errands::ask(shared, node, record.database, wire::command(&command), 1).await?;
@@ -218,9 +224,24 @@ async fn scan(
     let elements = value.as_ref().and_then(|(value, _)| value.as_elements()).ok_or(SweepError::Scan)?;
     let [next, keys] = elements else { return Err(SweepError::Scan) };
     let next = next.as_bytes().map(Bytes::copy_from_slice).ok_or(SweepError::Scan)?;
-    let keys = keys.as_elements().ok_or(SweepError::Scan)?.iter().filter_map(Value::as_bytes);
-    let keys = keys.filter(|key| !key.starts_with(wire::RESERVED) && record.pattern.matches(key));
-    Ok((next, keys.map(Bytes::copy_from_slice).collect()))
+    let all = || keys.as_elements().unwrap_or_default().iter().filter_map(Value::as_bytes);
+    let names = &shared.ranges.names;
+    let has = |key: &[u8]| !key.starts_with(wire::RESERVED) && record.pattern.matches(key);
+    Ok(Page {
+        next,
+        keys: all().filter(|key| has(key)).map(Bytes::copy_from_slice).collect(),
+        leases: all().filter(|key| names.leased(key).is_some_and(has)).map(Bytes::copy_from_slice).collect(),
+    })
+}
+
+/// Ends fill leases: what is computed for keys that the pattern has may be from before it.
+async fn end(shared: &Arc<Shared>, node: &Arc<Node>, record: &Record, leases: &[Bytes]) -> Result<(), SweepError> {
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let bytes = leases.iter().flat_map(|lease| wire::command(&[b"UNLINK", lease])).collect();
+    errands::ask(shared, node, record.database, bytes, u16::try_from(leases.len()).unwrap_or(u16::MAX)).await?;
+    Ok(())
 }
 
 /// Removes those that were not written since; tells how many it were.

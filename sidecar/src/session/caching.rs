@@ -3,12 +3,16 @@
 //! A value is written as an envelope that carries the generations it depends on, with the values that were in force
 //! *before*: of everything, of its keyspace, of its tags, and of its parents and theirs. Whatever of that is not known is
 //! read first; the request is held back meanwhile and given again ([`Learning`]). Writing it is one SET on the relay, like
-//! any other write. Bad input changes nothing; while L3 cannot be read coherently the answer is `-NOTREADY`.
+//! any other write; with `TOKEN` or `FENCE` it is a conditional one (`conditional.rs`). Bad input changes nothing; while L3
+//! cannot be read coherently the answer is `-NOTREADY`.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use caddy_engine::codec::envelope::{Generation, GenerationList, GenerationName, Header, SoftExpiry};
+use caddy_engine::{
+    codec::envelope::{Fence, Generation, GenerationList, GenerationName, GenerationValue, Header, SoftExpiry},
+    locks::FencingToken,
+};
 use smallvec::SmallVec;
 
 use super::{
@@ -44,14 +48,18 @@ pub(crate) struct Learning {
 
 /// `CACHE.SET key value …`
 #[derive(Debug, Default)]
-struct Set<'a> {
-    key: &'a [u8],
-    value: &'a [u8],
-    life: Option<Duration>,
-    stale: Option<Duration>,
-    tags: Vec<&'a [u8]>,
-    parents: Vec<&'a [u8]>,
-    condition: Option<&'static [u8]>,
+pub(super) struct Set<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) value: &'a [u8],
+    pub(super) life: Option<Duration>,
+    pub(super) stale: Option<Duration>,
+    pub(super) tags: Vec<&'a [u8]>,
+    pub(super) parents: Vec<&'a [u8]>,
+    pub(super) condition: Option<&'static [u8]>,
+    /// What `CACHE.GET … WITHMETA` gave.
+    pub(super) token: Option<&'a [u8]>,
+    /// A lock's name, and the token under which it is held.
+    pub(super) fence: Option<(&'a [u8], FencingToken)>,
 }
 
 impl<'a> Set<'a> {
@@ -66,13 +74,24 @@ impl<'a> Set<'a> {
                 b"STALE" => set.stale = Some(millis(args, &mut at, "STALE")?),
                 b"TAGS" => set.tags.extend(counted(args, &mut at, "TAGS")?),
                 b"DEPENDS" => set.parents.extend(counted(args, &mut at, "DEPENDS")?),
+                b"TOKEN" if set.token.is_none() && at < args.len() => {
+                    set.token = Some(args.get(at));
+                    at += 1;
+                }
+                b"FENCE" if set.fence.is_none() && at + 1 < args.len() => {
+                    let text = std::str::from_utf8(args.get(at + 1)).unwrap_or_default();
+                    let token =
+                        text.parse().map_err(|error| format!("ERR FENCE takes a lock and its token: {error}"))?;
+                    set.fence = Some((args.get(at), token));
+                    at += 2;
+                }
                 b"NX" | b"XX" if set.condition.is_none() => {
                     set.condition = Some(if option == b"NX" { b"NX" } else { b"XX" });
                 }
                 _ => {
                     return Err(format!(
                         "ERR CACHE.SET does not know '{}' here; behind key and value it takes PX ms, STALE ms, TAGS n \
-                         tag…, DEPENDS n key…, NX or XX",
+                         tag…, DEPENDS n key…, TOKEN t, FENCE lock token, NX or XX",
                         option[..option.len().min(64)].escape_ascii()
                     ));
                 }
@@ -81,20 +100,45 @@ impl<'a> Set<'a> {
         if set.stale.is_some() && set.life.is_none() {
             return Err("ERR STALE is how long the value is kept behind its PX; give PX too".to_owned());
         }
-        if let Some(tag) = set.tags.iter().find(|tag| tag.is_empty() || tag.len() > MAX_TAG) {
+        set.tidied()
+    }
+
+    /// Tags and parents checked, each once.
+    pub(super) fn tidied(mut self) -> Result<Self, String> {
+        if let Some(tag) = self.tags.iter().find(|tag| tag.is_empty() || tag.len() > MAX_TAG) {
             return Err(too_long("tag", tag, MAX_TAG));
         }
-        set.tags.sort_unstable();
-        set.tags.dedup();
-        set.parents.sort_unstable();
-        set.parents.dedup();
-        Ok(set)
+        self.tags.sort_unstable();
+        self.tags.dedup();
+        self.parents.sort_unstable();
+        self.parents.dedup();
+        Ok(self)
     }
 
     /// How long L3 keeps it.
-    fn whole_life(&self) -> Option<Duration> {
+    pub(super) fn whole_life(&self) -> Option<Duration> {
         self.life.map(|life| life + self.stale.unwrap_or_default())
     }
+
+    /// It as it is stored, with these generations.
+    pub(super) fn sealed(&self, shared: &Shared, generations: &GenerationList) -> Vec<u8> {
+        let soft_expiry = self.stale.map(SoftExpiry::at_remaining);
+        let fence = self.fence.map(|(_, token)| Fence { epoch: token.epoch(), counter: token.counter() });
+        let header = Header { soft_expiry, generations: generations.generations(), fence, ..Header::default() };
+        shared.envelopes.seal(self.key, &header, self.value)
+    }
+}
+
+/// These generations as an envelope carries them.
+pub(super) fn listed<'a>(
+    generations: impl Iterator<Item = (&'a [u8], GenerationValue)>,
+) -> Result<GenerationList, &'static str> {
+    let mut list = GenerationList::default();
+    for (name, value) in generations {
+        list.push(Generation { name: GenerationName::Name(name), value })
+            .map_err(|_| "LIMIT the names of tags and parents take more than 64 KiB together; use fewer")?;
+    }
+    Ok(list)
 }
 
 pub(super) fn too_long(what: &str, name: &[u8], most: usize) -> String {
@@ -111,7 +155,7 @@ fn too_many(count: usize) -> String {
     )
 }
 
-fn millis(args: Args<'_>, at: &mut usize, option: &str) -> Result<Duration, String> {
+pub(super) fn millis(args: Args<'_>, at: &mut usize, option: &str) -> Result<Duration, String> {
     let number = caddy_resp::parse_i64(args.get(*at)).and_then(|number| u64::try_from(number).ok());
     *at += 1;
     match number {
@@ -120,7 +164,7 @@ fn millis(args: Args<'_>, at: &mut usize, option: &str) -> Result<Duration, Stri
     }
 }
 
-fn counted<'a>(args: Args<'a>, at: &mut usize, option: &str) -> Result<Vec<&'a [u8]>, String> {
+pub(super) fn counted<'a>(args: Args<'a>, at: &mut usize, option: &str) -> Result<Vec<&'a [u8]>, String> {
     let left = args.len().saturating_sub(*at + 1);
     let count = caddy_resp::parse_i64(args.get(*at)).and_then(|count| usize::try_from(count).ok());
     let Some(count @ 1..) = count.filter(|count| *count <= left) else {
@@ -139,7 +183,10 @@ impl Conversation {
     pub(super) fn cache_request(&mut self, args: Args<'_>) -> Flow {
         let flow = match args.get(0).to_ascii_lowercase().as_slice() {
             b"cache.set" => self.cache_set(args),
-            b"cache.get" => Request::new(&[b"GET", args.get(1)]).with(|row, args| self.read(row, args)),
+            b"cache.get" if args.len() == 2 => {
+                Request::new(&[b"GET", args.get(1)]).with(|row, args| self.read(row, args))
+            }
+            b"cache.get" => self.get_with_meta(args),
             b"cache.warm" => self.warm(args),
             b"cache.touch" => self.relay_as(b"TOUCH", &[args.get(1)], Pending::Relayed),
             _ => self.invalidate(args),
@@ -159,7 +206,7 @@ impl Conversation {
         }
     }
 
-    fn answer_error(&mut self, text: &str) -> Flow {
+    pub(super) fn answer_error(&mut self, text: &str) -> Flow {
         self.reply_error(text);
         Flow::Done
     }
@@ -173,29 +220,20 @@ impl Conversation {
             Ok(set) => set,
             Err(message) => return self.answer_error(&message),
         };
+        if set.token.is_some() || set.fence.is_some() {
+            return self.conditional_set(&set);
+        }
         let shared = self.worker.shared.clone();
         let life = set.whole_life();
-        let names = std::iter::once(ALL.to_vec())
-            .chain([of_keyspace(&self.keyspace_of(set.key))])
-            .chain(set.tags.iter().map(|tag| of_tag(tag)));
-        let create = How::Create(generation_life(life));
-        let mut wants: Vec<Want> =
-            names.map(|name| Want { name: shared.domain.key(&name), how: create.clone() }).collect();
-        let learned = match self.with_parents(&shared, &set, &mut wants, &create) {
+        let learned = match self.groups(&shared, &set) {
             Ok(learned) => learned,
             Err(flow) => return flow,
         };
-        let mut generations = GenerationList::default();
-        for Learned { cell, reading } in &learned {
-            let (Some(name), Some(value)) = (shared.domain.name(cell.name()), reading.value) else { continue };
-            if generations.push(Generation { name: GenerationName::Name(name), value }).is_err() {
-                return self
-                    .answer_error("LIMIT the names of tags and parents take more than 64 KiB together; use fewer");
-            }
-        }
-        let soft_expiry = set.stale.map(SoftExpiry::at_remaining);
-        let header = Header { soft_expiry, generations: generations.generations(), ..Header::default() };
-        let sealed = shared.envelopes.seal(set.key, &header, set.value);
+        let generations = match listed(named(&shared, &learned)) {
+            Ok(generations) => generations,
+            Err(text) => return self.answer_error(text),
+        };
+        let sealed = set.sealed(&shared, &generations);
         let life_millis = life.map(|life| life.as_millis().to_string());
         let mut words: SmallVec<[&[u8]; 8]> = SmallVec::from_iter([b"SET" as &[u8], set.key, &sealed]);
         if let Some(millis) = &life_millis {
@@ -207,6 +245,17 @@ impl Conversation {
             shared.extend(self.client.database, learned.iter().map(|learned| &learned.cell), life);
         }
         flow
+    }
+
+    /// The generations that a value will depend on, as they are now: of everything, its keyspace, its tags and parents.
+    pub(super) fn groups(&mut self, shared: &Shared, set: &Set<'_>) -> Result<Vec<Learned>, Flow> {
+        let names = std::iter::once(ALL.to_vec())
+            .chain([of_keyspace(&self.keyspace_of(set.key))])
+            .chain(set.tags.iter().map(|tag| of_tag(tag)));
+        let create = How::Create(generation_life(set.whole_life()));
+        let mut wants: Vec<Want> =
+            names.map(|name| Want { name: shared.domain.key(&name), how: create.clone() }).collect();
+        self.with_parents(shared, set, &mut wants, &create)
     }
 
     /// Adds the generations of all parents, level by level, and of the key itself, which says who its parents are; reads
@@ -293,11 +342,42 @@ impl Conversation {
         Err(Flow::Hold)
     }
 
+    /// What these generations are in L3 at this moment, absent ones included.
+    pub(super) fn generations_afresh(&mut self, wants: Vec<Want>) -> Result<Vec<Learned>, Flow> {
+        if self.learning.is_waiting {
+            return Err(Flow::Hold);
+        }
+        if let Some(reason) = self.learning.failure.take() {
+            let text =
+                format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
+            return Err(self.answer_error(&text));
+        }
+        if !self.learning.known.is_empty() || wants.is_empty() {
+            return Ok(std::mem::take(&mut self.learning.known));
+        }
+        self.learning.is_waiting = true;
+        self.worker.shared.learn(self.client.database, wants, Then::Session(self.mailbox.clone()));
+        Err(Flow::Hold)
+    }
+
+    /// Whether the request was held back to learn of generations.
+    pub(super) fn has_learned(&self) -> bool {
+        self.learning.rounds > 0
+    }
+
     /// The name of the keyspace that a key is in.
     fn keyspace_of(&self, key: &[u8]) -> String {
         let shared = &self.worker.shared;
-        shared.names.all().swap_remove(shared.keyspaces().rule(key).id.index())
+        shared.names.name(shared.keyspaces().rule(key).id)
     }
+}
+
+/// Generations that are in force by their names within the domain.
+pub(super) fn named<'a>(
+    shared: &'a Shared,
+    learned: &'a [Learned],
+) -> impl Iterator<Item = (&'a [u8], GenerationValue)> {
+    learned.iter().filter_map(|Learned { cell, reading }| Some((shared.domain.name(cell.name())?, reading.value?)))
 }
 
 #[cfg(test)]
@@ -337,6 +417,9 @@ mod tests {
             ("CACHE.SET k v TAGS x a", "TAGS takes how many there are"),
             ("CACHE.SET k v EX 5", "does not know 'EX'"),
             ("CACHE.SET k v NX XX", "does not know 'XX'"),
+            ("CACHE.SET k v TOKEN", "does not know 'TOKEN'"),
+            ("CACHE.SET k v FENCE lock", "does not know 'FENCE'"),
+            ("CACHE.SET k v FENCE lock 7-42", "FENCE takes a lock and its token: not a fencing token"),
             (&tags, "LIMIT the value would depend on 10000"),
             (&format!("CACHE.SET k v TAGS 1 {}", "t".repeat(65_536)), "LIMIT a tag has 65536 bytes"),
         ] {

@@ -1,8 +1,8 @@
 //! Reads of keys that have a store, where no fill is possible; and writes of such keys.
 //!
 //! What would be a relayed read elsewhere goes to the loader, which reads L3 by itself: a relay would answer nil for what
-//! the store has. A write removes the fill leases of its keys in the same step, so that nothing which was loaded before it
-//! is stored behind it.
+//! the store has. A write removes the fill leases of its keys in the same step, so that nothing which was loaded, or
+//! computed under a fill token, before it is stored behind it.
 
 use bytes::Bytes;
 use caddy_engine::KeyHash;
@@ -97,14 +97,15 @@ impl Conversation {
             return effect;
         }
         let keyspaces = shared.keyspaces();
-        if !keyspaces.loads() {
+        if !keyspaces.loads() && shared.ranges.is_without_tokens(shared, self.now) {
             return effect;
         }
         let L3::Redis(redis) = &shared.l3 else { return effect };
         let config = shared.config();
         for position in row.keys(args.len(), |index| args.get(index)) {
             let key = args.get(position);
-            if keyspaces.source(key).is_some() {
+            let rule = keyspaces.rule(key);
+            if rule.source.is_some() || shared.ranges.may_have_tokens(shared, rule.id, self.now) {
                 let lease = leases::name(&config.cluster.domain, key, redis.cluster().is_some());
                 effect.leases.push((Bytes::copy_from_slice(key), lease.into()));
             }

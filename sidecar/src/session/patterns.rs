@@ -68,9 +68,11 @@ impl Conversation {
         if keys.is_empty() {
             return None;
         }
-        let access = match row.effect {
-            RowEffect::Harmless | RowEffect::ReadsKeys => Access::Read,
-            RowEffect::WritesKeys | RowEffect::KeysUnknown | RowEffect::Flush => Access::Write,
+        let (is_read, access) = match row.effect {
+            // With WITHMETA a write may follow, under a token from behind the pattern.
+            RowEffect::ReadsKeys if args.is(0, "CACHE.GET") && args.len() > 2 => (true, Access::Write),
+            RowEffect::Harmless | RowEffect::ReadsKeys => (true, Access::Read),
+            RowEffect::WritesKeys | RowEffect::KeysUnknown | RowEffect::Flush => (false, Access::Write),
         };
         let table = match shared.ranges.known(shared, self.now) {
             Known::Active(table) => {
@@ -78,7 +80,7 @@ impl Conversation {
                 table
             }
             // What is written without knowing may be removed with what was there before, as if it had come first.
-            Known::Stale(table) if self.patterns.is_blind || access == Access::Write => {
+            Known::Stale(table) if self.patterns.is_blind || !is_read => {
                 shared.ranges.look_if_nobody_does(shared);
                 table
             }

@@ -62,14 +62,14 @@ enum FillPaths<'a> {
 
 /// What is to be told from a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+pub(super) enum Wanted {
     Value,
     /// When the key expires.
     Expiry,
 }
 
 /// What the tiers say about one key.
-enum Found<R> {
+pub(super) enum Found<R> {
     /// A current copy, already rendered.
     Answered(R),
     /// A copy that nothing proves current.
@@ -187,7 +187,7 @@ impl Conversation {
 
     /// Looks a copy up in the tiers and renders it if it is current; sends a probe if one is due. `key` is the hash of the
     /// bare key.
-    fn look_up<R>(
+    pub(super) fn look_up<R>(
         &self,
         name: KeyRef<'_>,
         key: KeyHash,

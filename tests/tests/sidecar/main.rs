@@ -4,6 +4,8 @@ mod auth;
 mod channels;
 mod clients;
 mod compression;
+mod conditional;
+mod conditional_model;
 mod configuration;
 mod coordination;
 mod groups;

@@ -50,7 +50,7 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     caching(container("cache.invalidate", -2, INVALIDATE)),
     caching(harmless("cache.invalidations", 1)),
     caching(write("cache.set", -3, Positions::ONE)),
-    caching(read("cache.get", 2, Positions::ONE)),
+    caching(read("cache.get", -2, Positions::ONE)),
     caching(read("cache.touch", 2, Positions::ONE)),
     caching(read("cache.warm", -2, Positions::ALL).effect(Effect::Harmless)),
     lock("lock.acquire", -2),
