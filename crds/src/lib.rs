@@ -14,4 +14,4 @@ pub mod status;
 
 pub use cluster::{CacheCluster, CacheClusterSpec};
 pub use invalidation::{CacheInvalidation, CacheInvalidationSpec};
-pub use status::{CacheClusterStatus, MemberCounts, PodCounts};
+pub use status::{CacheClusterStatus, EPOCH_MAX, MemberCounts, PodCounts};

@@ -4,6 +4,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Greatest epoch: JSON numbers are exact up to here. An epoch is about a second of some clock.
+pub const EPOCH_MAX: i64 = (1 << 53) - 1;
+
 /// What the operator last saw.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -27,6 +30,12 @@ pub struct CacheClusterStatus {
     /// Sidecars that report to the operator.
     #[serde(default)]
     pub members: MemberCounts,
+
+    /// The epoch of the locks: the first half of their fencing tokens, one incarnation of L3's data. The greatest that a
+    /// sidecar has reported; absent before a lock was asked for, and with an embedded L3. It never goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = EPOCH_MAX))]
+    pub epoch: Option<i64>,
 }
 
 /// Running sidecars, as they report themselves through their Leases.

@@ -5,7 +5,7 @@
 //! silent before that is counted no longer when its time is over.
 
 use caddy_contract::coordination::{self, MemberReport};
-use caddy_crds::{CacheCluster, MemberCounts};
+use caddy_crds::{CacheCluster, EPOCH_MAX, MemberCounts};
 use caddy_lease::Moment;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef, runtime::watcher};
@@ -51,6 +51,10 @@ pub struct MemberTally {
     pub reaching: i32,
     /// Some of what is wrong: pod and reason.
     pub troubles: Vec<String>,
+    /// The greatest epoch of the locks.
+    pub epoch: Option<i64>,
+    /// Those whose server told no ids when they confirmed it.
+    pub by_mirror: i32,
     /// Pods whose sidecar reports an older configuration than the current one, by uid.
     pub behind: BTreeSet<String>,
 }
@@ -96,6 +100,10 @@ impl Members {
             tally.counts.ready = tally.counts.ready.saturating_add(1);
             tally.counts.coherent = tally.counts.coherent.saturating_add(i32::from(report.coherent));
             tally.reaching = tally.reaching.saturating_add(i32::from(report.l3_reachable));
+            // What cannot be one is not passed on.
+            let epoch = i64::try_from(report.lock_epoch).ok().filter(|epoch| (1..=EPOCH_MAX).contains(epoch));
+            tally.epoch = tally.epoch.max(epoch);
+            tally.by_mirror = tally.by_mirror.saturating_add(i32::from(epoch.is_some() && report.epoch_by_mirror));
             if !(report.coherent && report.l3_reachable) {
                 troubles.push(format!("{}: {}", report.pod, report.reason));
             }
@@ -202,6 +210,21 @@ mod tests {
         assert_eq!(tally.troubles, ["b: no tracking"]);
         assert_eq!(tally.behind, BTreeSet::from(["uid-c".to_owned()]));
         assert_eq!(members.tally(&ObjectRef::new("other").within("shop"), 3), MemberTally::default());
+    }
+
+    #[test]
+    fn the_greatest_epoch_counts_and_its_change_is_news() {
+        let mut members = Members::default();
+        let reports = [(5, false), (7, true), (0, true), (u64::MAX, false)];
+        for (name, (lock_epoch, epoch_by_mirror)) in ["a", "b", "c", "d"].into_iter().zip(reports) {
+            let report = MemberReport { lock_epoch, epoch_by_mirror, ..well() };
+            members.apply(&watcher::Event::Apply(lease(name, 1, &report)), at(0));
+        }
+        let tally = members.tally(&web(), 3);
+        assert_eq!((tally.epoch, tally.by_mirror), (Some(7), 1));
+        members.changes(at(0));
+        members.apply(&watcher::Event::Apply(lease("a", 2, &MemberReport { lock_epoch: 8, ..well() })), at(1));
+        assert_eq!((members.changes(at(1)).len(), members.tally(&web(), 3).epoch), (1, Some(8)));
     }
 
     #[test]

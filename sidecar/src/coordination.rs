@@ -195,6 +195,7 @@ impl Member for Sidecar {
     fn report(&self, pod: &Pod) -> MemberReport {
         let Self(shared) = self;
         let (status, stats) = (shared.status.get(), shared.cache.stats());
+        let epoch = shared.locks.shared_epoch().unwrap_or_default();
         let sum = |wanted: &[Counter]| {
             stats.iter().filter(|(counter, _)| wanted.contains(counter)).map(|(_, count)| count).sum()
         };
@@ -209,6 +210,8 @@ impl Member for Sidecar {
             hits: sum(&[Counter::HitL1, Counter::HitL2]),
             misses: sum(&[Counter::MissAbsent, Counter::MissInvalidated, Counter::MissExpired]),
             l2_bytes: stats.l2_bytes as u64,
+            lock_epoch: epoch.epoch,
+            epoch_by_mirror: epoch.epoch > 0 && !epoch.has_server_ids,
         }
     }
 

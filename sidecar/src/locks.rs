@@ -211,6 +211,11 @@ impl Locks {
         }
     }
 
+    /// The epoch, if it is one that other sidecars share.
+    pub(crate) fn shared_epoch(&self) -> Option<EpochStatus> {
+        (!self.is_embedded()).then(|| self.epoch())
+    }
+
     /// Lines of the INFO section.
     pub(crate) fn info(&self) -> String {
         let (stats, epoch) = (self.stats(), self.epoch());

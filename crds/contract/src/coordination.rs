@@ -120,6 +120,11 @@ pub struct MemberReport {
     pub misses: u64,
     /// Bytes in L2.
     pub l2_bytes: u64,
+    /// The epoch of the locks that it confirmed last; 0: it was asked for none, or each pod has its own.
+    pub lock_epoch: u64,
+    /// Whether L3's server told no ids when the epoch was confirmed: loss of its data is then noticed by the epoch's
+    /// mirror in it only.
+    pub epoch_by_mirror: bool,
 }
 
 /// Longest reason in a report.
@@ -143,7 +148,10 @@ impl MemberReport {
 
     /// Whether `next` says something that cannot wait for the next heartbeat.
     pub fn differs(&self, next: &Self) -> bool {
-        let state = |report: &Self| (report.config_generation, report.coherent, report.l3_reachable);
+        let state = |report: &Self| {
+            let epoch = (report.lock_epoch, report.epoch_by_mirror);
+            (report.config_generation, report.coherent, report.l3_reachable, epoch)
+        };
         state(self) != state(next) || self.reason != next.reason
     }
 }

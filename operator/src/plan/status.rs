@@ -72,7 +72,14 @@ pub fn status(cluster: &CacheCluster, outcome: &Outcome, world: &World, now: Tim
         conditions: told(cluster, outcome, world).into_iter().map(merge).collect(),
         pods: world.pods.counts,
         members: world.members.counts,
+        epoch: epoch(cluster, &world.members),
     }
+}
+
+/// The greatest epoch that was ever told: a sidecar that was asked for no lock since reports an older one.
+fn epoch(cluster: &CacheCluster, members: &MemberTally) -> Option<i64> {
+    let told = cluster.status.as_ref().and_then(|status| status.epoch);
+    members.epoch.max(told).filter(|_| cluster.spec.l3.embedded.is_none())
 }
 
 /// Events for what changed from `before` to `after`; none when nothing did.
@@ -200,10 +207,19 @@ fn beyond_the_pod(cluster: &CacheCluster, outcome: &Outcome, members: &MemberTal
         let text = format!("{count} of {ready} sidecars that report {what}. {troubles}");
         (type_, Verdict::False, bad, bounded(&text))
     };
-    (
-        by_all("Coherent", "AllCoherent", "NotAllCoherent", members.counts.coherent, "learn of every write and cache"),
-        by_all("L3Reachable", "AllReachIt", "NotAllReachIt", members.reaching, "reach L3"),
-    )
+    let coherent =
+        by_all("Coherent", "AllCoherent", "NotAllCoherent", members.counts.coherent, "learn of every write and cache");
+    let mut reachable = by_all("L3Reachable", "AllReachIt", "NotAllReachIt", members.reaching, "reach L3");
+    if members.by_mirror > 0 && members.reaching == ready {
+        reachable.2 = "WithoutServerIds";
+        let text = format!(
+            "{}. Its server tells {} of them no run id, since it refuses INFO: that its data was lost is noticed by the \
+             mirror of the locks' epoch only. Allow the sidecars' user +info, where that is possible",
+            reachable.3, members.by_mirror
+        );
+        reachable.3 = bounded(&text);
+    }
+    (coherent, reachable)
 }
 
 fn injection(pods: &PodTally) -> Told {
@@ -318,6 +334,27 @@ mod tests {
         assert_eq!((coherent.status.as_str(), reachable.status.as_str()), ("False", "True"));
         assert!(coherent.message.starts_with("1 of 3 sidecars") && coherent.message.ends_with("tracking is refused"));
         assert_eq!(status(&cluster(), &Outcome::Applied, &members(3, 1, 3), at(1)).members.coherent, 1);
+    }
+
+    #[test]
+    fn the_epoch_of_the_locks_never_goes_back_and_what_it_rests_on_is_told() {
+        let mut cluster = cluster();
+        let world = |epoch, by_mirror| {
+            let mut world = members(3, 3, 3);
+            (world.members.epoch, world.members.by_mirror) = (epoch, by_mirror);
+            world
+        };
+        assert_eq!(status(&cluster, &Outcome::Applied, &world(None, 0), at(1)).epoch, None);
+        let told = status(&cluster, &Outcome::Applied, &world(Some(7), 0), at(1));
+        assert_eq!((told.epoch, condition(&told, "L3Reachable").reason.as_str()), (Some(7), "AllReachIt"));
+        cluster.status = Some(told);
+        let later = status(&cluster, &Outcome::Applied, &world(Some(5), 2), at(2));
+        let reachable = condition(&later, "L3Reachable");
+        assert_eq!((later.epoch, reachable.status.as_str()), (Some(7), "True"));
+        assert_eq!(reachable.reason, "WithoutServerIds");
+        assert!(reachable.message.contains("2 of them no run id"), "{}", reachable.message);
+        cluster.spec.l3 = cluster_with(&json!({"l3": {"embedded": {}}})).spec.l3;
+        assert_eq!(status(&cluster, &Outcome::Applied, &world(None, 0), at(3)).epoch, None, "each pod has its own");
     }
 
     #[test]
