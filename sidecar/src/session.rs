@@ -172,14 +172,14 @@ impl Session {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.conversation.mailbox.register(cx);
-        let mut received = self.receive();
+        let mut received = self.receive(cx);
         loop {
             let mut progress = received;
             progress |= self.answer_buffered();
             let input = self.poll_input(cx)?;
             progress |= input != Input::Untouched;
             // What the requests just read made ready (an embedded L3 answers at once) goes out in the same write.
-            received = self.receive();
+            received = self.receive(cx);
             progress |= received;
             self.conversation.replies.drain_into(&mut self.conversation.out, self.written + self.bounds.output);
             progress |= self.poll_output(cx)?;
@@ -222,15 +222,16 @@ impl Session {
 
     // === replies from upstream ===
 
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let deliveries = self.conversation.mailbox.take();
-        let any = !deliveries.is_empty();
+        let mut any = !deliveries.is_empty();
         for delivery in deliveries {
             if let Delivery::Push(bytes) = &delivery {
                 self.pushed += bytes.len();
             }
             self.conversation.deliver(delivery);
         }
+        any |= self.conversation.poll_locking(cx);
         if self.conversation.replies.waiting() == 0 {
             self.held = false;
         }

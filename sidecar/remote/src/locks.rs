@@ -35,7 +35,7 @@ pub use self::epoch::EpochStatus;
 use self::{
     call::Calls,
     epoch::Epochs,
-    scripts::{Arguments, Keys, Script},
+    scripts::{Arguments, Keys, Script, Strings},
 };
 use crate::Target;
 
@@ -108,11 +108,10 @@ impl RedisLocks {
     }
 
     /// Runs a script under a confirmed epoch. An answer that came over a connection made since is refused.
-    async fn run(&self, script: Script, keys: &[Bytes], args: &Arguments) -> Result<(u64, Bytes), BackendError> {
+    async fn run(&self, script: Script, keys: &Strings, args: &Arguments) -> Result<(u64, Bytes), BackendError> {
         for _ in 0..ATTEMPTS {
             let confirmed = self.epochs.confirm(&self.calls, &self.keys).await?;
-            let epoch = confirmed.epoch.to_string();
-            let request = args.request(confirmed.sha(script), keys, &epoch);
+            let request = args.request(confirmed.sha(script), keys, confirmed.epoch);
             let vouches_for_tokens = matches!(script, Script::Acquire | Script::Release | Script::Status);
             let check = vouches_for_tokens && self.epochs.is_check_due();
             let (link, mut replies) = if check {
@@ -208,8 +207,7 @@ impl LockBackend<Bytes> for RedisLocks {
                 .with(mode(ask.mode))
                 .with(ask.ticket.to_string())
                 .with(micros(ask.lease))
-                .with(if ask.waits { "1" } else { "0" })
-                .with(MAX_QUEUE.to_string());
+                .with(if ask.waits { MAX_QUEUE } else { 0 }.to_string());
             let (epoch, reply) = self.run(Script::Acquire, &self.keys.of(&ask.name), &args).await?;
             decode::answer(epoch, &reply, LOOK_AGAIN, MAX_QUEUE)
         })
@@ -228,11 +226,9 @@ impl LockBackend<Bytes> for RedisLocks {
 
     fn renew<'a>(&'a self, claims: &'a [Claim<Bytes>]) -> Reply<'a, Vec<bool>> {
         Box::pin(async move {
-            let mut keys = vec![self.keys.all()];
+            let keys = self.keys.of_renewals(claims.iter().map(|claim| &claim.name));
             let mut args = Arguments::default();
             for claim in claims {
-                let [_, holders, ends, ..] = self.keys.of(&claim.name);
-                keys.extend([holders, ends]);
                 let counter = claim.token.counter().to_string();
                 args = args.with(claim.owner.as_str()).with(counter).with(micros(claim.lease));
             }
@@ -250,7 +246,7 @@ impl LockBackend<Bytes> for RedisLocks {
                 return Ok(false);
             }
             let (_, reply) = self.run(Script::Release, &self.keys.of(&claim.name), &args).await?;
-            Ok(decode::flags(&reply)? == [true])
+            decode::flag(&reply)
         })
     }
 
@@ -258,7 +254,7 @@ impl LockBackend<Bytes> for RedisLocks {
         Box::pin(async move {
             self.calls.subscribe();
             let args = Arguments::without_epoch().with(&*self.client);
-            self.run(Script::Beat, &[self.keys.live()], &args).await.map(|_| ())
+            self.run(Script::Beat, &Strings::default().with(&[&self.keys.live()]), &args).await.map(|_| ())
         })
     }
 
@@ -281,7 +277,7 @@ impl LockBackend<Bytes> for RedisLocks {
     fn take_duty(&self, lease: Duration) -> Reply<'_, bool> {
         Box::pin(async move {
             let args = Arguments::without_epoch().with(&*self.client).with(lease.as_millis().to_string());
-            let (_, reply) = self.run(Script::Duty, &[self.keys.duty()], &args).await?;
+            let (_, reply) = self.run(Script::Duty, &Strings::default().with(&[&self.keys.duty()]), &args).await?;
             Ok(&*reply == b":1\r\n")
         })
     }
@@ -290,7 +286,7 @@ impl LockBackend<Bytes> for RedisLocks {
         Box::pin(async move {
             let args = Arguments::default().with(ticket.to_string()).with(cycle);
             let (_, reply) = self.run(Script::Expel, &self.keys.of(name), &args).await?;
-            Ok(decode::flags(&reply)? == [true])
+            decode::flag(&reply)
         })
     }
 }

@@ -2,9 +2,17 @@
 //!
 //! A LOCK command waits until everything before it is answered, and nothing behind it is taken before it is: what is
 //! written under a lock is written before the lock is let go, and what is read under it is read after it was had. The
-//! command itself is a task of its own, since it may wait for others.
+//! session itself runs the command, with each of its turns. If it ends before the answer, the command is dropped: an
+//! acquisition is taken back, and what was being let go is let go in the background.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use caddy_contract::LEASE_MIN_MILLIS;
@@ -20,7 +28,6 @@ use super::{
 use crate::{
     commands::Row,
     locks::{Home, LockSession, Locks, LostLock},
-    mailbox::{Place, ReplyTo},
     shared::Shared,
 };
 
@@ -43,6 +50,13 @@ pub(crate) struct Locking {
     own: Owner,
     /// The named owners that it has spoken for.
     named: HashSet<Owner>,
+    /// The command under way.
+    running: Option<Running>,
+}
+
+struct Running {
+    seq: u64,
+    answering: Pin<Box<dyn Future<Output = Vec<u8>>>>,
 }
 
 impl Drop for Locking {
@@ -111,7 +125,7 @@ impl Conversation {
             let session = Locks::session(self.mailbox.clone());
             let own = shared.locks.owner_of(self.client.shown().id);
             shared.locks.join(&own, &session);
-            Box::new(Locking { shared: shared.clone(), session, own, named: HashSet::new() })
+            Box::new(Locking { shared: shared.clone(), session, own, named: HashSet::new(), running: None })
         });
         // RESP2 has no pushes: the next LOCK command is where the app hears of it, instead of going on unaware.
         let lost = locking.session.take_lost();
@@ -132,18 +146,22 @@ impl Conversation {
                 return Flow::Done;
             }
         };
-        let request = Request {
-            shared,
-            client,
-            task,
-            protocol: self.client.protocol,
-            to: ReplyTo {
-                mailbox: self.mailbox.clone(),
-                place: Place { seq: self.replies.expect(Pending::Locking { waits }), part: 0 },
-            },
-        };
-        self.worker.supervisor.spawn_local("lock command", request.answer());
+        let request = Request { shared, client, task, protocol: self.client.protocol };
+        let seq = self.replies.expect(Pending::Locking { waits });
+        // Begun by the turn that took it.
+        locking.running = Some(Running { seq, answering: Box::pin(request.answer()) });
         Flow::Done
+    }
+
+    /// Goes on with the command under way: whether it is answered now.
+    pub(crate) fn poll_locking(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(locking) = &mut self.locking else { return false };
+        let Some(Running { seq, answering }) = &mut locking.running else { return false };
+        let Poll::Ready(reply) = answering.as_mut().poll(cx) else { return false };
+        let seq = *seq;
+        locking.running = None;
+        self.complete(seq, reply.into());
+        true
     }
 
     /// Locks were lost: a RESP3 app hears of it at once.
@@ -335,16 +353,15 @@ struct Request {
     client: Arc<LockClient<Bytes>>,
     task: Task,
     protocol: Protocol,
-    to: ReplyTo,
 }
 
 impl Request {
-    async fn answer(self) {
+    async fn answer(self) -> Vec<u8> {
         let mut out = Vec::new();
         if let Err((error, name)) = self.run(&mut out).await {
             encode::error(&mut out, error_text(&error, name));
         }
-        self.to.reply(out);
+        out
     }
 
     async fn run(&self, out: &mut Vec<u8>) -> Result<(), (LockError, &[u8])> {

@@ -270,7 +270,7 @@ impl<K: LockKey> LockClient<K> {
     // === letting go ===
 
     /// Lets go once: how often the owner still has it. An owner that this client knows nothing of is looked up in the
-    /// backend.
+    /// backend. If the future is dropped, or the backend does not answer, it is let go in the background.
     pub async fn release(&self, name: &K, owner: &Owner, token: FencingToken) -> Result<u32, LockError> {
         let released = self.state.lock().holdings.release(owner, name, token);
         let lease = match released {
@@ -280,18 +280,15 @@ impl<K: LockKey> LockClient<K> {
             Released::Unknown => Duration::ZERO,
         };
         let claim = Claim { name: name.clone(), owner: owner.clone(), token, lease };
-        match self.backend.release(&claim).await {
-            Ok(true) => {
-                self.state.lock().stats.released += 1;
-                Ok(0)
-            }
-            Ok(false) => Err(LockError::NotHeld),
-            Err(error) => {
-                let until = self.timer.now() + claim.lease;
-                self.later(|state| state.let_go.push((claim, until)));
-                Err(LockError::Unavailable(error.to_string()))
-            }
+        let mut letting_go = LettingGo { client: self, claim: Some(claim) };
+        let Some(claim) = &letting_go.claim else { return Err(LockError::NotHeld) };
+        let released = self.backend.release(claim).await.map_err(|error| LockError::Unavailable(error.to_string()))?;
+        letting_go.claim = None;
+        if !released {
+            return Err(LockError::NotHeld);
         }
+        self.state.lock().stats.released += 1;
+        Ok(0)
     }
 
     /// Extends a lock, by its own lease or another, also one that another client took for the same owner.
@@ -420,6 +417,21 @@ impl<K: LockKey> LockClient<K> {
     pub(super) fn later(&self, change: impl FnOnce(&mut State<K>)) {
         change(&mut self.state.lock());
         self.chores.set(());
+    }
+}
+
+/// A lock that is being let go; what was not answered is left to the keeper.
+struct LettingGo<'a, K: LockKey> {
+    client: &'a LockClient<K>,
+    claim: Option<Claim<K>>,
+}
+
+impl<K: LockKey> Drop for LettingGo<'_, K> {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            let until = self.client.timer.now() + claim.lease;
+            self.client.later(|state| state.let_go.push((claim, until)));
+        }
     }
 }
 

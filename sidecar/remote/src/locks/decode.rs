@@ -46,6 +46,15 @@ pub(super) fn texts(reply: &[u8]) -> Result<Vec<Bytes>, BackendError> {
     Ok(elements(reply)?.iter().filter_map(Value::as_bytes).map(Bytes::copy_from_slice).collect())
 }
 
+/// What a script says by 1 or 0.
+pub(super) fn flag(reply: &[u8]) -> Result<bool, BackendError> {
+    match reply {
+        b":1\r\n" => Ok(true),
+        b":0\r\n" => Ok(false),
+        _ => Err(unexpected(reply)),
+    }
+}
+
 pub(super) fn flags(reply: &[u8]) -> Result<Vec<bool>, BackendError> {
     Ok(elements(reply)?.iter().map(|flag| flag.as_integer() == Some(1)).collect())
 }
@@ -68,12 +77,14 @@ pub(super) fn epoch(reply: &[u8]) -> Result<(u64, String), BackendError> {
 }
 
 pub(super) fn answer(epoch: u64, reply: &[u8], look_again: Duration, longest: usize) -> Result<Answer, BackendError> {
+    if let Some(counter) = reply.strip_prefix(b":") {
+        let granted = token(epoch, Some(counter.trim_ascii_end()));
+        return granted.map(Answer::Granted).ok_or_else(|| unexpected(reply));
+    }
     let elements = elements(reply)?;
     let argument = elements.get(1).and_then(Value::as_bytes);
-    let counter = || token(epoch, argument).ok_or_else(|| unexpected(reply));
     match elements.first().and_then(Value::as_bytes) {
-        Some(b"granted") => Ok(Answer::Granted(counter()?)),
-        Some(b"upgrade") => Ok(Answer::Upgrade(counter()?)),
+        Some(b"upgrade") => token(epoch, argument).map(Answer::Upgrade).ok_or_else(|| unexpected(reply)),
         Some(b"busy") => Ok(Answer::NotFree),
         Some(b"full") => Ok(Answer::Limit { what: "the lock's queue", limit: longest }),
         Some(b"queued") => {

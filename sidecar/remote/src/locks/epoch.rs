@@ -31,7 +31,7 @@ use super::{
     authority::EpochAuthority,
     call::{Calls, is_elsewhere},
     decode,
-    scripts::{Arguments, Keys, SOURCES, Script},
+    scripts::{Arguments, Keys, SOURCES, Script, Strings},
 };
 
 /// How long a server is believed to be the one that it was.
@@ -182,7 +182,7 @@ impl Epochs {
             .with(id(&server.replication_id))
             .with(begin);
         let sha = server.shas.get(Script::Epoch as usize).map_or("", String::as_str);
-        let request = args.request(sha, &[keys.all()], "");
+        let request = args.request(sha, &Strings::default().with(&[&keys.all()]), 0);
         let (link, replies) = calls.send_raw(request.into(), 1).await?;
         if link != server.link {
             return Err(BackendError(

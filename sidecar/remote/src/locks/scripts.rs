@@ -54,10 +54,6 @@ impl Keys {
         format!("{}:{kind}", self.prefix).into()
     }
 
-    fn of_lock(&self, kind: &str, name: &[u8]) -> Bytes {
-        [self.prefix.as_bytes(), kind.as_bytes(), name].concat().into()
-    }
-
     /// What all scripts declare first: the epoch, and the locks that are neither shared nor waited for.
     pub(super) fn all(&self) -> Bytes {
         Bytes::copy_from_slice(self.prefix.as_bytes())
@@ -81,9 +77,38 @@ impl Keys {
     }
 
     /// What the scripts about one lock declare, in the order of `head.lua`.
-    pub(super) fn of(&self, name: &[u8]) -> [Bytes; 6] {
-        let lock = |kind| self.of_lock(kind, name);
-        [self.all(), lock(":h:"), lock(":z:"), lock(":q:"), self.live(), self.contended()]
+    pub(super) fn of(&self, name: &[u8]) -> Strings {
+        let all = self.prefix.as_bytes();
+        let keys = Strings::default().with(&[all]).with(&[all, b":h:", name]).with(&[all, b":z:", name]);
+        keys.with(&[all, b":q:", name]).with(&[all, b":live"]).with(&[all, b":contended"])
+    }
+
+    /// What the script that renews declares.
+    pub(super) fn of_renewals<'a>(&self, names: impl Iterator<Item = &'a Bytes>) -> Strings {
+        let all = self.prefix.as_bytes();
+        let declared = Strings::default().with(&[all]);
+        names.fold(declared, |keys, name| keys.with(&[all, b":h:", name]).with(&[all, b":z:", name]))
+    }
+}
+
+/// Keys or arguments of a call, as they go out: a lock is taken and let go without a copy of each.
+#[derive(Debug, Default)]
+pub(super) struct Strings {
+    count: usize,
+    encoded: Vec<u8>,
+}
+
+impl Strings {
+    /// One more, made of these parts.
+    pub(super) fn with(mut self, parts: &[&[u8]]) -> Self {
+        self.count += 1;
+        if self.encoded.capacity() == 0 {
+            self.encoded.reserve(256);
+        }
+        encode::bulk_header(&mut self.encoded, parts.iter().map(|part| part.len()).sum());
+        parts.iter().for_each(|part| self.encoded.extend_from_slice(part));
+        self.encoded.extend_from_slice(b"\r\n");
+        self
     }
 }
 
@@ -91,40 +116,35 @@ impl Keys {
 #[derive(Debug)]
 pub(super) struct Arguments {
     has_epoch: bool,
-    args: Vec<String>,
+    args: Strings,
 }
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { has_epoch: true, args: Vec::new() }
+        Self { has_epoch: true, args: Strings::default() }
     }
 }
 
 impl Arguments {
     pub(super) fn without_epoch() -> Self {
-        Self { has_epoch: false, args: Vec::new() }
+        Self { has_epoch: false, args: Strings::default() }
     }
 
-    pub(super) fn with(mut self, arg: impl Into<String>) -> Self {
-        self.args.push(arg.into());
-        self
+    pub(super) fn with(self, arg: impl AsRef<[u8]>) -> Self {
+        Self { args: self.args.with(&[arg.as_ref()]), ..self }
     }
 
-    pub(super) fn request(&self, sha: &str, keys: &[Bytes], epoch: &str) -> Vec<u8> {
-        let mut out = Vec::with_capacity(512);
-        encode::array_header(&mut out, 3 + keys.len() + usize::from(self.has_epoch) + self.args.len());
+    pub(super) fn request(&self, sha: &str, keys: &Strings, epoch: u64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128 + keys.encoded.len() + self.args.encoded.len());
+        encode::array_header(&mut out, 3 + keys.count + usize::from(self.has_epoch) + self.args.count);
         encode::bulk(&mut out, b"EVALSHA");
         encode::bulk(&mut out, sha.as_bytes());
-        encode::bulk(&mut out, keys.len().to_string().as_bytes());
-        for key in keys {
-            encode::bulk(&mut out, key);
-        }
+        encode::bulk(&mut out, keys.count.to_string().as_bytes());
+        out.extend_from_slice(&keys.encoded);
         if self.has_epoch {
-            encode::bulk(&mut out, epoch.as_bytes());
+            encode::bulk(&mut out, epoch.to_string().as_bytes());
         }
-        for arg in &self.args {
-            encode::bulk(&mut out, arg.as_bytes());
-        }
+        out.extend_from_slice(&self.args.encoded);
         out
     }
 }

@@ -1,6 +1,6 @@
 if counter % 16 == 0 then
   sweep()
-  if mode == 'x' and not s[3] and not s[4] then return {'granted', text(counter)} end
+  if mode == 'x' and not s[3] and not s[4] then return counter end
 end
 
 open()
@@ -12,23 +12,24 @@ if token then
     x.ends, x.lease, x.ticket = math.max(x.ends, t + lease), math.max(x.lease, lease), ticket
     put_exclusive()
   else
+    call('HSET', S, F, text(t))
     put_shared(owner, token, ticket, t + lease, lease)
   end
-  if s[4] and redis.call('ZREM', Q, w) == 1 then tidy() end
-  return {'granted', token}
+  if s[4] and call('ZREM', Q, w) == 1 then tidy() end
+  return tonumber(token)
 end
 
 -- Whether all that wait longer share with this one; dead ones leave the queue.
 local function is_next()
   local before = 0
   while before < 256 do
-    local queue = redis.call('ZRANGE', Q, before, before + 31)
+    local queue = call('ZRANGE', Q, before, before + 31)
     if #queue == 0 then return true end
     for _, other in ipairs(queue) do
       if other == w then return true end
       local its_mode, _, its_ticket = waiter(other)
       if is_dead(its_ticket) then
-        redis.call('ZREM', Q, other)
+        call('ZREM', Q, other)
       elseif mode == 'x' or its_mode == 'x' then
         return false
       else
@@ -40,22 +41,22 @@ local function is_next()
 end
 
 if admits(mode) and is_next() then
-  token = next_counter()
-  grant(token, owner, mode, ticket, lease)
-  if redis.call('ZREM', Q, w) == 1 and mode == 's' then hand_over() end
+  token = grant(owner, mode, ticket, lease)
+  if call('ZREM', Q, w) == 1 and mode == 's' then hand_over() end
   tidy()
-  return {'granted', token}
+  return tonumber(token)
 end
 
 if ARGV[6] == '0' then return {'busy'} end
-if not redis.call('ZSCORE', Q, w) then
-  if redis.call('ZCARD', Q) >= tonumber(ARGV[7]) then return {'full'} end
-  redis.call('ZADD', Q, next_counter(), w)
-  redis.call('PEXPIRE', Q, TTL)
-  redis.call('SADD', C, name)
-  flag()
+if not call('ZSCORE', Q, w) then
+  if call('ZCARD', Q) >= tonumber(ARGV[6]) then return {'full'} end
+  local arrival = next_counter()
+  call('HSET', S, 'c', arrival, F, text(t))
+  call('ZADD', Q, arrival, w)
+  call('PEXPIRE', Q, TTL)
+  call('SADD', C, name)
 end
-redis.call('ZADD', L, text(t + ALIVE), client(ticket))
-hand_over()
-local ends = x and x.ends or redis.call('ZRANGE', Z, 0, 0, 'WITHSCORES')[2]
+call('ZADD', L, text(t + ALIVE), client(ticket))
+pass_on()
+local ends = x and x.ends or call('ZRANGE', Z, 0, 0, 'WITHSCORES')[2]
 return {'queued', text(ends and tonumber(ends) - t or ALIVE)}

@@ -3,7 +3,6 @@ local owner, ticket = ARGV[2], ARGV[3]
 open()
 local token, _, by = held_by(owner)
 if token and by == ticket then drop(owner) end
-if s[4] then redis.call('ZREM', Q, ARGV[4] .. ':' .. ARGV[5] .. ':' .. ticket .. ':' .. owner) end
-hand_over()
-tidy()
-return {1}
+if s[4] then call('ZREM', Q, ARGV[4] .. ':' .. ARGV[5] .. ':' .. ticket .. ':' .. owner) end
+pass_on()
+return 1

@@ -1,108 +1,109 @@
 -- What scripts about one lock need where it is shared, waited for, or its lease has ended.
 local TTL = 90000000 -- 25 h, longer than any lease: garbage ends by itself
 
+-- Who takes it stores it as `c`.
 local function next_counter()
-  local token = text(counter)
-  redis.call('HSET', S, 'c', token)
   counter = counter + 1
-  return token
+  return text(counter - 1)
 end
 
 -- The client of a ticket, which is <client>-<number>.
-local function client(ticket) return string.match(ticket, '^(.*)%-') end
+local function client(ticket) return match(ticket, '^(.*)%-') end
 
 -- How many were told.
-local function publish(ticket, message) return redis.call('PUBLISH', S .. ':wake:' .. client(ticket), message) end
+local function publish(ticket, message) return call('PUBLISH', S .. ':wake:' .. client(ticket), message) end
 
 -- mode, lease, ticket, owner
-local function waiter(w) return string.match(w, '^(.):(%d+):([^:]*):(.*)$') end
+local function waiter(w) return match(w, '^(.):(%d+):([^:]*):(.*)$') end
 
 -- The exclusive holder: owner, token, ends, lease, ticket. The number of shared ones, and their longest lease.
 local x, n, longest = nil, 0, 0
 
+local function record() return format('%s:%d:%d:%s:%s', x.token, x.ends, x.lease, x.ticket, x.owner) end
+
 local function put_exclusive()
-  redis.call('HSET', S, X, x.token .. ':' .. text(x.ends) .. ':' .. text(x.lease) .. ':' .. x.ticket .. ':' .. x.owner)
+  call('HSET', S, X, record())
 end
 
-local function drop_exclusive()
-  redis.call('HDEL', S, X)
-  x = nil
-end
+-- The record of an exclusive holder that let go is still stored, since another's may take its place.
+local is_left = false
 
 local function drop_shared(owner)
-  redis.call('HDEL', H, 'o:' .. owner)
-  redis.call('ZREM', Z, owner)
+  call('HDEL', H, 'o:' .. owner)
+  call('ZREM', Z, owner)
   n = n - 1
-end
-
-local function flag()
-  redis.call('HSET', S, F, text(t))
 end
 
 -- Reads who holds it; ends leases, voids what is of another epoch or incomplete. A lease longer than the longest that was
 -- asked for is a clock that was set back: it counts from now.
 local function open()
   if s[3] then
-    local token, ends, lease, ticket, owner = string.match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+    local token, ends, lease, ticket, owner = match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
     x = {token = token, ends = tonumber(ends), lease = tonumber(lease), ticket = ticket, owner = owner}
     if x.ends > t + x.lease then
       x.ends = t + x.lease
       put_exclusive()
     end
-    if x.ends <= t then drop_exclusive() end
+    if x.ends <= t then
+      x = nil
+      call('HDEL', S, X)
+    end
   end
   if x or not s[4] then return end
-  n = redis.call('ZCARD', Z)
-  local h = redis.call('HMGET', H, 'e', 'm')
+  n = call('ZCARD', Z)
+  local h = call('HMGET', H, 'e', 'm')
   longest = tonumber(h[2] or '0')
-  local fits = (n == 0 and not h[1]) or (h[1] == epoch and redis.call('HLEN', H) == n + 2)
+  local fits = (n == 0 and not h[1]) or (h[1] == epoch and call('HLEN', H) == n + 2)
   if not fits then
-    redis.call('DEL', H, Z)
+    call('DEL', H, Z)
     n, longest = 0, 0
   end
   if n == 0 then return end
-  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', Z, '(' .. text(t + longest), '+inf', 'LIMIT', 0, 1024)) do
-    redis.call('ZADD', Z, text(t + longest), owner)
+  for _, owner in ipairs(call('ZRANGEBYSCORE', Z, '(' .. text(t + longest), '+inf', 'LIMIT', 0, 1024)) do
+    call('ZADD', Z, text(t + longest), owner)
   end
-  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', Z, '-inf', t, 'LIMIT', 0, 1024)) do drop_shared(owner) end
-  if n == 0 then redis.call('DEL', H) end
+  for _, owner in ipairs(call('ZRANGEBYSCORE', Z, '-inf', t, 'LIMIT', 0, 1024)) do drop_shared(owner) end
+  if n == 0 then call('DEL', H) end
 end
 
 -- What the owner holds, for itself: token, mode, by which ticket.
 local function held_by(owner)
   if x and x.owner == owner then return x.token, 'x', x.ticket end
-  local h = n > 0 and redis.call('HGET', H, 'o:' .. owner)
+  local h = n > 0 and call('HGET', H, 'o:' .. owner)
   if not h then return nil end
-  local token, ticket = string.match(h, '^(%d+):(.*)$')
+  local token, ticket = match(h, '^(%d+):(.*)$')
   return token, 's', ticket
 end
 
 local function put_shared(owner, token, ticket, ends, lease)
   longest = math.max(longest, lease)
-  redis.call('HSET', H, 'e', epoch, 'm', text(longest), 'o:' .. owner, token .. ':' .. ticket)
-  redis.call('ZADD', Z, 'GT', text(ends), owner)
-  redis.call('PEXPIRE', H, TTL)
-  redis.call('PEXPIRE', Z, TTL)
-  flag()
+  call('HSET', H, 'e', epoch, 'm', text(longest), 'o:' .. owner, token .. ':' .. ticket)
+  call('ZADD', Z, 'GT', text(ends), owner)
+  call('PEXPIRE', H, TTL)
+  call('PEXPIRE', Z, TTL)
 end
 
-local function grant(token, owner, mode, ticket, lease)
+local function grant(owner, mode, ticket, lease)
+  local token = next_counter()
   if mode == 'x' then
     x = {token = token, ends = t + lease, lease = lease, ticket = ticket, owner = owner}
-    put_exclusive()
+    call('HSET', S, 'c', token, X, record())
+    is_left = false
   else
+    call('HSET', S, 'c', token, F, text(t))
     put_shared(owner, token, ticket, t + lease, lease)
     n = n + 1
   end
+  return token
 end
 
 -- Lets go of what the owner holds.
 local function drop(owner)
   if x and x.owner == owner then
-    drop_exclusive()
+    x, is_left = nil, true
   else
     drop_shared(owner)
-    if n == 0 then redis.call('DEL', H) end
+    if n == 0 then call('DEL', H) end
   end
 end
 
@@ -111,48 +112,57 @@ local function admits(mode) return not x and (mode == 's' or n == 0) end
 -- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
 local ALIVE = 3000000
 local function is_dead(ticket)
-  local till = redis.call('ZSCORE', L, client(ticket))
+  local till = call('ZSCORE', L, client(ticket))
   return not till or tonumber(till) < t or tonumber(till) > t + ALIVE
 end
 
 -- Hands the lock to the first live waiters if their turn has come, and tells them. Who cannot be told stays in the queue,
--- first, and asks by itself.
+-- first, and asks by itself. It is granted before it is told: a write that Redis refuses ends the script, and must not come
+-- behind the message. Whether an exclusive holder has it now.
 local function hand_over()
   for told = 0, 64 do
-    local w = redis.call('ZRANGE', Q, 0, 0)[1]
+    local w = call('ZRANGE', Q, 0, 0)[1]
     if not w then return end
     local mode, lease, ticket, owner = waiter(w)
     if is_dead(ticket) then
-      redis.call('ZREM', Q, w)
+      call('ZREM', Q, w)
     elseif not admits(mode) then
       return
     elseif told == 64 or held_by(owner) then
       publish(ticket, 'w' .. ticket)
       return
     else
-      local token = next_counter()
-      if publish(ticket, 'g' .. ticket .. ' ' .. epoch .. ' ' .. token) == 0 then return end
-      redis.call('ZREM', Q, w)
-      grant(token, owner, mode, ticket, tonumber(lease))
-      if mode == 'x' then return end
+      local token = grant(owner, mode, ticket, tonumber(lease))
+      if publish(ticket, 'g' .. ticket .. ' ' .. epoch .. ' ' .. token) == 0 then return drop(owner) end
+      call('ZREM', Q, w)
+      if mode == 'x' then return true end
     end
   end
 end
 
 -- Removes what nobody needs any more.
 local function tidy()
-  if not s[4] or redis.call('EXISTS', Q) == 1 then return end
-  redis.call('SREM', C, name)
-  if n == 0 then redis.call('HDEL', S, F) end
+  if is_left then call('HDEL', S, X) end
+  if not s[4] or call('EXISTS', Q) == 1 then return end
+  call('SREM', C, name)
+  if n == 0 then call('HDEL', S, F) end
+end
+
+-- Hands over, and removes what nobody needs any more: behind an exclusive holder its successor does that, when it lets go.
+local function pass_on()
+  if not hand_over() then tidy() end
 end
 
 -- Locks whose holders died and that nobody asked for since: some are looked at with every sixteenth counter.
 local function sweep()
-  local some = redis.call('HRANDFIELD', S, 16, 'WITHVALUES')
+  local some = call('HRANDFIELD', S, 16, 'WITHVALUES')
   for at = 1, #some, 2 do
     local kind = string.sub(some[at], 1, 2)
-    local over = kind == 'x:' and string.match(some[at + 1], '^%d+:(%d+)') or kind == 'q:' and some[at + 1]
+    local over = kind == 'x:' and match(some[at + 1], '^%d+:(%d+)') or kind == 'q:' and some[at + 1]
     local kept = kind == 'x:' and 60000000 or TTL * 1000
-    if over and tonumber(over) < t - kept then redis.call('HDEL', S, some[at]) end
+    if over and tonumber(over) < t - kept then
+      call('HDEL', S, some[at])
+      if kind == 'q:' then call('SREM', C, string.sub(some[at], 3)) end
+    end
   end
 end

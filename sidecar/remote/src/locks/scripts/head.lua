@@ -10,14 +10,15 @@
 -- a new epoch; if it evicts H or Z, the rest does not fit any more and the lock is void: it is never half a lock.
 local S, H, Z, Q, L, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local epoch = ARGV[1]
+local call, format, match = redis.call, string.format, string.match
 local name = string.sub(H, #S + 4)
 local X, F = 'x:' .. name, 'q:' .. name
-local s = redis.call('HMGET', S, 'e', 'c', X, F)
+local s = call('HMGET', S, 'e', 'c', X, F)
 if s[1] ~= epoch then return {'epoch'} end
-local clock = redis.call('TIME')
+local clock = call('TIME')
 local t = clock[1] * 1000000 + clock[2]
 
-local function text(n) return string.format('%d', n) end
+local function text(n) return format('%d', n) end
 
 -- Greater than all before, also if the clock was set back.
 local counter = s[2] and s[2] + 1 or 1
