@@ -109,8 +109,6 @@ end
 
 local function admits(mode) return not x and (mode == 's' or n == 0) end
 
--- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
-local ALIVE = 3000000
 local function is_dead(ticket)
   local till = call('ZSCORE', L, client(ticket))
   return not till or tonumber(till) < t or tonumber(till) > t + ALIVE

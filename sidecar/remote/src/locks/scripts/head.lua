@@ -23,3 +23,6 @@ local function text(n) return format('%d', n) end
 -- Greater than all before, also if the clock was set back.
 local counter = s[2] and s[2] + 1 or 1
 if t > counter then counter = t end
+
+-- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
+local ALIVE = 3000000
