@@ -280,10 +280,10 @@ impl<K: LockKey> LockClient<K> {
             Released::Unknown => Duration::ZERO,
         };
         let claim = Claim { name: name.clone(), owner: owner.clone(), token, lease };
-        let mut letting_go = LettingGo { client: self, claim: Some(claim) };
-        let Some(claim) = &letting_go.claim else { return Err(LockError::NotHeld) };
-        let released = self.backend.release(claim).await.map_err(|error| LockError::Unavailable(error.to_string()))?;
-        letting_go.claim = None;
+        let mut letting_go = LettingGo { client: self, claim, answered: false };
+        let released = self.backend.release(&letting_go.claim).await;
+        let released = released.map_err(|error| LockError::Unavailable(error.to_string()))?;
+        letting_go.answered = true;
         if !released {
             return Err(LockError::NotHeld);
         }
@@ -423,14 +423,16 @@ impl<K: LockKey> LockClient<K> {
 /// A lock that is being let go; what was not answered is left to the keeper.
 struct LettingGo<'a, K: LockKey> {
     client: &'a LockClient<K>,
-    claim: Option<Claim<K>>,
+    claim: Claim<K>,
+    answered: bool,
 }
 
 impl<K: LockKey> Drop for LettingGo<'_, K> {
     fn drop(&mut self) {
-        if let Some(claim) = self.claim.take() {
-            let until = self.client.timer.now() + claim.lease;
-            self.client.later(|state| state.let_go.push((claim, until)));
+        let Self { client, claim, answered } = self;
+        if !*answered {
+            let until = client.timer.now() + claim.lease;
+            client.later(|state| state.let_go.push((claim.clone(), until)));
         }
     }
 }

@@ -40,6 +40,8 @@ struct Faulty {
     inner: Arc<InProcess<String>>,
     away: AtomicBool,
     deaf: AtomicBool,
+    /// What is to be let go is stuck on its way there, and lost.
+    stuck: AtomicBool,
     asks: AtomicUsize,
 }
 
@@ -81,7 +83,15 @@ impl LockBackend<String> for Faulty {
     }
     fn release<'a>(&'a self, claim: &'a Claim<String>) -> Reply<'a, bool> {
         let inner = self.inner.clone();
-        self.pass(Box::pin(async move { inner.release(claim).await }))
+        self.pass(Box::pin(async move {
+            if !self.stuck.load(Ordering::SeqCst) {
+                return inner.release(claim).await;
+            }
+            while self.stuck.load(Ordering::SeqCst) {
+                sleep(Duration::from_millis(10)).await;
+            }
+            Err(BackendError("the request was lost".into()))
+        }))
     }
     fn keep_waiting(&self) -> Reply<'_, ()> {
         self.pass(self.inner.keep_waiting())
@@ -121,6 +131,7 @@ fn world_with(config: LockConfig) -> World {
         inner: InProcess::new(timer.clone()),
         away: AtomicBool::default(),
         deaf: AtomicBool::default(),
+        stuck: AtomicBool::default(),
         asks: AtomicUsize::default(),
     });
     let client = LockClient::new(backend.clone(), timer, config, "test");
@@ -312,6 +323,23 @@ fn what_is_given_up_leaves_nothing_behind() {
         sleep(Duration::from_millis(1)).await;
         assert_eq!(backend.inner.names(), Vec::<String>::new());
         assert_eq!(client.release(&name(), &owner("a"), held.token).await, Err(LockError::NotHeld));
+    });
+}
+
+#[test]
+fn what_was_being_let_go_when_its_future_was_dropped_is_let_go() {
+    play(|| async {
+        let World { client, backend, .. } = world();
+        let (lock, a) = (name(), owner("a"));
+        let held = client.acquire(&lock, &a, Acquire::default()).await.unwrap();
+        backend.stuck.store(true, Ordering::SeqCst);
+        let dropped = tokio::time::timeout(Duration::from_millis(50), client.release(&lock, &a, held.token)).await;
+        assert!(dropped.is_err());
+        assert_eq!(backend.inner.names(), [name()], "it is still there");
+        backend.stuck.store(false, Ordering::SeqCst);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(backend.inner.names(), Vec::<String>::new());
+        assert_eq!(client.stats().held, 0);
     });
 }
 
