@@ -73,6 +73,8 @@ pub(crate) enum Guard {
     RangesFollow,
     /// What an index that was lost, or a failover, has lost of them is entered again.
     RangesRepeated,
+    /// A new epoch of the locks is agreed on in the Lease before it is in Redis.
+    EpochAgreed,
 }
 
 #[cfg(not(feature = "mutations"))]
@@ -118,8 +120,8 @@ mod build {
 
     pub(crate) fn engine() -> caddy_engine::Guards {
         use caddy_engine::Guard::{
-            Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, ProofFromSending,
-            ReadsOvertake,
+            Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, LockFromQueueing,
+            LockFromSending, LockTakenBack, ProofFromSending, ReadsOvertake,
         };
         let guards = [
             Bump,
@@ -129,6 +131,9 @@ mod build {
             FlushOnLoss,
             JoinOnlyLiveFlights,
             JoinerAgeLimit,
+            LockFromQueueing,
+            LockFromSending,
+            LockTakenBack,
             ProofFromSending,
             ReadsOvertake,
         ];

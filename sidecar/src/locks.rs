@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 
 use crate::{
     coordination::Coordination,
+    guards,
     mailbox::{Delivery, Mailbox},
     shared::{L3, Shared},
     supervisor::Supervisor,
@@ -357,5 +358,6 @@ fn lock_config(config: &Config) -> LockConfig {
         renew_at_percent: locks.renew_at_percent,
         deadlock_check: locks.deadlock_check,
         limits: LockLimits { max_held: locks.max_held, max_waiters: locks.max_waiters },
+        guards: guards::engine(),
     }
 }

@@ -9,6 +9,7 @@ pub mod history;
 pub mod lease_server;
 pub mod load_scenarios;
 pub mod lock_history;
+pub mod lock_scenarios;
 pub mod origin;
 pub mod postgres;
 pub mod proxy;

@@ -10,7 +10,7 @@ use caddy_tests::{
     chaos::{self, Alone, Run, Sharded, Watched},
     cluster_scenarios,
     e2e::eventually,
-    guard_scenarios, load_scenarios,
+    guard_scenarios, load_scenarios, lock_scenarios,
     redis::{self, RedisServer},
     redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
@@ -109,6 +109,10 @@ mutations! {
     fence_proved: "FenceProved" => guard_scenarios::an_old_holder_is_fenced_without_a_record;
     fence_epoch: "FenceEpoch" => guard_scenarios::a_holder_of_another_epoch_is_fenced;
     loads_in_groups: "LoadsInGroups" => guard_scenarios::an_invalidation_during_a_load_is_not_undone;
+    lock_from_sending: "LockFromSending" => lock_scenarios::a_lock_counts_from_the_sending_of_its_request;
+    lock_from_queueing: "LockFromQueueing" => lock_scenarios::a_lock_that_was_handed_over_counts_from_its_queueing;
+    lock_taken_back: "LockTakenBack" => lock_scenarios::an_acquisition_that_timed_out_is_handed_nothing;
+    epoch_agreed: "EpochAgreed" => lock_scenarios::an_epoch_is_agreed_on_before_its_first_token;
     slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 

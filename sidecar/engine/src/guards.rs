@@ -30,12 +30,18 @@ pub enum Guard {
     ReadsOvertake,
     /// A copy is served only while the generations that it depends on are in force.
     GenerationCheck,
+    /// A lock counts as held from before the request was sent that got it.
+    LockFromSending,
+    /// A lock that was handed over counts as held from before its owner queued.
+    LockFromQueueing,
+    /// An acquisition that is given up is taken back.
+    LockTakenBack,
     /// Evicting, replacing or removing an L2 entry kills the workers' L1 slots that point to it.
     DeadFlag,
 }
 
 /// Which guards hold. All of them, except in a mutation test.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Guards {
     #[cfg(feature = "mutations")]
     dropped: Option<Guard>,

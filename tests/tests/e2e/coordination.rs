@@ -277,6 +277,11 @@ impl Story<'_> {
         let epoch = self.0.get(["lease", &format!("caddy-epoch-{CLUSTER}")])?;
         let epoch = epoch["metadata"]["annotations"]["cache.caddy.dev/epoch"].as_str().unwrap_or_default().to_owned();
         ensure!(in_redis.trim_start_matches('0').starts_with(&format!("{epoch}-")), "{in_redis}, agreed on {epoch}");
+        eventually("status.epoch is the one that was agreed on", KUBELETS_PACE, || {
+            let status = self.0.status(CLUSTER)?;
+            ensure!(status["epoch"].to_string() == epoch, "status.epoch is {}", status["epoch"]);
+            Ok(())
+        })?;
         let first = token(here.reply(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease"])?)?;
         ensure!(
             there.run(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease", "WAIT", "0"])?.outcome.is_err(),

@@ -9,6 +9,7 @@ mod epochs;
 mod histories;
 mod lease_locks;
 mod scripts;
+mod stories;
 
 use caddy_resp::Value;
 use caddy_tests::{redis::RedisServer, sidecar::Sidecar, wire::Wire};

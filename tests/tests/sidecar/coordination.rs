@@ -1,9 +1,11 @@
 //! What a sidecar owes to the API server: nothing that its apps would notice.
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use caddy_tests::{e2e::eventually, redis::RedisServer, sidecar::SidecarOptions, world::SOON};
+use caddy_tests::{
+    e2e::eventually, lease_server::LeaseServer, redis::RedisServer, sidecar::SidecarOptions, world::SOON,
+};
 
 use crate::session;
 
@@ -71,5 +73,34 @@ fn before_its_token_comes_a_sidecar_asks_nothing() -> Result<()> {
 fn outside_of_kubernetes_a_sidecar_does_its_own_duties() -> Result<()> {
     let sidecar = SidecarOptions::embedded().start()?;
     ensure!(sidecar.metric("caddy_duties_held")? == 1, "it leaves them to others");
+    Ok(())
+}
+
+/// Nothing is handed over by a process that is killed: its time has to be over first. What members report is told besides.
+#[test]
+fn a_holder_of_the_duties_that_is_killed_is_followed_by_another() -> Result<()> {
+    let (api, redis) = (LeaseServer::start()?, RedisServer::start()?);
+    let mut sidecars = Vec::new();
+    for name in ["web-1", "web-2"] {
+        sidecars.push(api.pod(SidecarOptions::redis(redis.socket()), name).start()?);
+    }
+    let (holder, _) = eventually("one does the duties", SOON, || {
+        let held: Vec<u64> =
+            sidecars.iter().map(|sidecar| sidecar.metric("caddy_duties_held")).collect::<Result<_>>()?;
+        held.iter().position(|held| *held == 1).context("nobody does")
+    })?;
+    let reply = session(&sidecars[holder])?.ask("LOCK.ACQUIRE l")?;
+    let epoch = reply.trim_start_matches(['[', '0']).split('-').next().context("a token")?.to_owned();
+    eventually("the epoch is reported", SOON, || {
+        let lease = api.lease(&format!("caddy-member-web-{}", holder + 1)).context("no Lease")?;
+        let report = lease["metadata"]["annotations"]["cache.caddy.dev/report"].as_str().unwrap_or_default().to_owned();
+        ensure!(report.contains(&format!("\"lockEpoch\":{epoch},\"epochByMirror\":false")), "{report}, {reply}");
+        Ok(())
+    })?;
+    sidecars.swap_remove(holder).kill()?;
+    eventually("the other one does them", Duration::from_secs(90), || {
+        ensure!(sidecars[0].metric("caddy_duties_held")? == 1, "not yet");
+        Ok(())
+    })?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::{
     holdings::Lost,
     signal::Signal,
 };
-use crate::Moment;
+use crate::{Guard, Moment};
 
 /// A waiter that is not its client's oldest for the lock asks by itself only so often: the oldest does, and passes it on.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -70,6 +70,7 @@ impl<'a, K: LockKey> Attempt<'a, K> {
             let sent = client.timer.now();
             let again = match client.backend.acquire(&self.ask).await {
                 Ok(Answer::Granted(token)) => {
+                    let sent = self.since(config, Guard::LockFromSending, sent);
                     if let Some(granted) = self.granted(config, token, sent) {
                         return Ok(granted);
                     }
@@ -99,11 +100,18 @@ impl<'a, K: LockKey> Attempt<'a, K> {
             if let Some(token) = self.wait(deadline, again, timeout).await?
                 && let Some(queued_at) = queued_at
                 && client.timer.now() < queued_at + config.renew_after(self.ask.lease)
-                && let Some(granted) = self.granted(config, token, queued_at)
             {
-                return Ok(granted);
+                let queued_at = self.since(config, Guard::LockFromQueueing, queued_at);
+                if let Some(granted) = self.granted(config, token, queued_at) {
+                    return Ok(granted);
+                }
             }
         }
+    }
+
+    /// From when on it is held, by a guard that a test may drop.
+    fn since(&self, config: &LockConfig, guard: Guard, moment: Moment) -> Moment {
+        if config.guards.hold(guard) { moment } else { self.client.timer.now() }
     }
 
     /// Takes note of the grant, unless the answer came too late to be of use.
@@ -169,6 +177,7 @@ impl<'a, K: LockKey> Attempt<'a, K> {
 impl<K: LockKey> Drop for Attempt<'_, K> {
     fn drop(&mut self) {
         let Self { client, ask, news, queued, settled } = self;
+        let is_taken_back = client.config().guards.hold(Guard::LockTakenBack);
         let mut state = client.state.lock();
         if news.is_some() {
             state.waiters.remove(&ask.ticket.number);
@@ -185,7 +194,7 @@ impl<K: LockKey> Drop for Attempt<'_, K> {
                 waiter.news.set_if_none(News::AskAgain);
             }
         }
-        if !*settled {
+        if !*settled && is_taken_back {
             let until = client.timer.now() + ask.lease;
             state.given_up.push((ask.clone(), until));
             drop(state);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::Guards;
+
 /// How locks are taken and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockConfig {
@@ -15,6 +17,8 @@ pub struct LockConfig {
     pub deadlock_check: Duration,
     /// Bounds on what callers control.
     pub limits: LockLimits,
+    /// All, except in a test of what one of them is for.
+    pub guards: Guards,
 }
 
 /// Bounds on what callers control, each for one client (one sidecar).
@@ -34,6 +38,7 @@ impl Default for LockConfig {
             renew_at_percent: 33,
             deadlock_check: Duration::from_secs(1),
             limits: LockLimits::default(),
+            guards: Guards::default(),
         }
     }
 }
