@@ -211,7 +211,8 @@ impl Shared {
         let tracked = redis
             .tracked_or_open(self, &node, database)
             .ok_or("no more databases can be tracked (16 are), so that generations cannot be read in this one")?;
-        if tracked.lane.state() != LaneState::Ready {
+        // What is asked of a connection that is being made waits for it.
+        if tracked.lane.state() == LaneState::Failed {
             return Err(format!("Redis cannot be read coherently: {}", self.status.get().reason));
         }
         Ok((self.domain.cells.cell(self.kernel(), tracked.source, key), Some(tracked.lane)))

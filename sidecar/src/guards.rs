@@ -63,6 +63,8 @@ pub(crate) enum Guard {
     FenceProved,
     /// What is loaded is stored only while the groups are what they were before.
     LoadsInGroups,
+    /// A write that is on its way to the store is the answer, whatever L3 and the store have.
+    PendingIsAnswered,
     /// Where no pushes come, what touched unknown keys kills every copy.
     FlushUntracked,
     /// A key that a pattern in force has is cleared in L3 before a request about it is taken.

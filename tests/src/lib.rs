@@ -19,5 +19,6 @@ pub mod redis_cluster;
 pub mod scenarios;
 pub mod sentinel;
 pub mod sidecar;
+pub mod store_scenarios;
 pub mod wire;
 pub mod world;

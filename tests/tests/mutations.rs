@@ -14,6 +14,7 @@ use caddy_tests::{
     redis::{self, RedisServer},
     redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
+    store_scenarios,
     world::{Client, Subject, Violation},
 };
 
@@ -113,6 +114,7 @@ mutations! {
     lock_from_queueing: "LockFromQueueing" => lock_scenarios::a_lock_that_was_handed_over_counts_from_its_queueing;
     lock_taken_back: "LockTakenBack" => lock_scenarios::an_acquisition_that_timed_out_is_handed_nothing;
     epoch_agreed: "EpochAgreed" => lock_scenarios::an_epoch_is_agreed_on_before_its_first_token;
+    pending_is_answered: "PendingIsAnswered" => store_scenarios::a_write_on_its_way_to_the_store_is_read;
     slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 

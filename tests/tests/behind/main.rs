@@ -5,3 +5,20 @@ mod examples;
 mod through;
 mod world;
 mod writes;
+
+use anyhow::Result;
+use caddy_tests::{store_scenarios, world::Subject};
+
+macro_rules! scenarios {
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            store_scenarios::$name(&Subject::good())
+        }
+    )*};
+}
+
+scenarios! {
+    a_deletion_on_its_way_to_the_store_is_not_undone
+    a_write_on_its_way_to_the_store_is_read
+}

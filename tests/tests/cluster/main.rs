@@ -1,6 +1,7 @@
 //! A Redis Cluster behind the sidecar: three primaries of the test's own, seen by an app as one Redis.
 
 mod commands;
+mod conditional;
 mod differential;
 mod locks;
 mod outages;

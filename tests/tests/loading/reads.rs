@@ -183,3 +183,29 @@ fn a_hot_key_is_refreshed_before_its_end_and_no_reader_waits_for_it() -> Result<
     ensure!(stat(&mut client, "refreshes")? >= 1);
     Ok(())
 }
+
+/// What the sidecar's own commands do to a key ends the load of it, as any other write does.
+#[test]
+fn caches_own_commands_end_loads() -> Result<()> {
+    let loaded = Loaded::start(&Subject::good(), 1, ", ttl: 1h", "")?;
+    let (mut reader, mut writer) = (loaded.client()?, loaded.client()?);
+    for (key, command, left) in [
+        ("user:1", "CACHE.SET user:1 own PX 1; DEL user:1", "(nil)"),
+        ("user:2", "CACHE.INVALIDATE KEY user:2", "(nil)"),
+        ("user:3", "CACHE.INVALIDATE CASCADE user:3", "(nil)"),
+        ("user:4", "CACHE.INVALIDATE PATTERN user:4", "(nil)"),
+        ("user:5", "CACHE.TOUCH user:5", "loaded"),
+    ] {
+        loaded.origin.set(&path(key), "loaded");
+        loaded.ask_late(&mut reader, key)?;
+        for command in command.split("; ") {
+            let reply = writer.ask(command)?;
+            ensure!(!reply.starts_with("(error)"), "{command} answers {reply}");
+        }
+        loaded.origin.release(&path(key));
+        ensure!(reader.reply()? == "loaded", "{key}: who asked before may be answered so");
+        let stored = loaded.foreign(&format!("GET {key}"))?;
+        ensure!(stored == left, "behind {command} the load left {stored}");
+    }
+    Ok(())
+}

@@ -92,6 +92,42 @@ fn every_change_meanwhile_refuses_a_late_fill() -> Result<()> {
     Ok(())
 }
 
+/// The sweep leaves nothing of a pattern behind, not even the permission to bring back what it had.
+#[test]
+fn a_pattern_that_was_swept_has_ended_fills() -> Result<()> {
+    let world = quick(&Subject::good(), 1)?;
+    let mut app = world.pod().connect()?;
+    let (late, other) = (token(&mut app, &["k:1"])?, token(&mut app, &["other"])?);
+    let id = app.ask("CACHE.INVALIDATE PATTERN k:*")?;
+    ensure!(id.len() == 32, "CACHE.INVALIDATE answers {id}");
+    eventually("it is swept", SOON, || {
+        ensure!(world.pod().sidecar.metric("caddy_active_patterns")? == 0, "a pattern is in force");
+        Ok(())
+    })?;
+    let reply = app.ask(&format!("CACHE.SET k:1 late TOKEN {late}"))?;
+    ensure!(reply.starts_with("(error) STALE"), "behind the pattern: {reply}");
+    ensure!(app.ask(&format!("CACHE.SET other v TOKEN {other}"))? == "OK", "others are as before");
+    let behind = token(&mut app, &["k:2"])?;
+    ensure!(app.ask(&format!("CACHE.SET k:2 v TOKEN {behind}"))? == "OK", "and so are later ones");
+    Ok(())
+}
+
+/// While a pattern is in force, a fill that began behind it is none of those that it ends.
+#[test]
+fn a_fill_behind_a_pattern_in_force_stays() -> Result<()> {
+    let world = quick(&Subject::good(), 1)?;
+    ensure!(world.foreign("SET caddy:default.local:sweeper nobody")? == "OK", "nobody sweeps");
+    let mut app = world.pod().connect()?;
+    let before = token(&mut app, &["k:1"])?;
+    ensure!(app.ask("CACHE.INVALIDATE PATTERN k:*")?.len() == 32, "CACHE.INVALIDATE");
+    let behind = token(&mut app, &["k:2"])?;
+    let reply = app.ask(&format!("CACHE.SET k:1 late TOKEN {before}"))?;
+    ensure!(reply.starts_with("(error) STALE"), "behind the pattern: {reply}");
+    let reply = app.ask(&format!("CACHE.SET k:2 v TOKEN {behind}"))?;
+    ensure!(reply == "OK" && app.ask("GET k:2")? == "v", "it began behind the pattern: {reply}");
+    Ok(())
+}
+
 #[test]
 fn what_is_no_permission_is_refused_and_told() -> Result<()> {
     let world = quick(&Subject::good(), 1)?;
