@@ -76,6 +76,13 @@ impl Map {
         self.nodes.get(usize::from(*self.owners.get(usize::from(slot))?))
     }
 
+    /// The first slot of a node; `None`: it has none, or is not of the cluster any more.
+    pub(crate) fn first_slot(&self, node: NodeId) -> Option<u16> {
+        let place = self.nodes.iter().position(|there| there.id == node)?;
+        let slot = self.owners.iter().position(|owner| usize::from(*owner) == place)?;
+        u16::try_from(slot).ok()
+    }
+
     /// In the order of their first slots.
     pub(crate) fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes

@@ -94,6 +94,8 @@ pub enum Spread {
     All(Merge),
     /// Every primary, one after the other: the cursor says where it is.
     Cursor,
+    /// Those that the session wrote to.
+    Written(Merge),
 }
 
 /// How the replies of several nodes become the one that an app gets. An error of any of them is the reply.
@@ -109,6 +111,8 @@ pub enum Merge {
     Every,
     /// The values of keys, in the order of the request.
     InOrder,
+    /// Numbers, or arrays of them: the least at each place.
+    Least,
 }
 
 /// One command, or one subcommand of a container.

@@ -20,6 +20,7 @@ mod coordination;
 mod envelope;
 mod errands;
 mod events;
+mod facts;
 mod files;
 mod generations;
 mod guards;

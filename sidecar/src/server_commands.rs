@@ -1,5 +1,6 @@
 //! What the server behind us has beyond the built-in command table, asked of it in the background after a connect, together
-//! with how it evicts (see [`Status`](crate::status::Status::memory_is)).
+//! with what else the promises rest on and a server can tell: how it evicts, how many keys it remembers the readers of,
+//! and whether our user may swap databases (see [`facts`](crate::facts)).
 //!
 //! At most one `COMMAND` per [`PAUSE`], over a tracked connection, which is there anyway. A server that does not answer
 //! it (its ACL may forbid it) costs nothing but precision: what the table lacks is relayed behind a barrier.
@@ -7,14 +8,14 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use caddy_remote::Request;
-use caddy_resp::Value;
+use caddy_resp::{Value, encode};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
     commands::{Interner, Learned, Row},
+    nodes::Node,
     session::args::Args,
     shared::{L3, Shared},
     upstream::Tag,
@@ -26,6 +27,8 @@ const PAUSE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 /// Looks; the next connect asks anew.
 const LOOKS: usize = 20;
+/// The setting that bounds the server's table of who has read what.
+const TABLE: &str = "tracking-table-max-keys";
 /// Names in the log line; a module may bring hundreds.
 const MAX_SHOWN: usize = 16;
 
@@ -89,6 +92,32 @@ pub(crate) async fn refresh(shared: Arc<Shared>) {
     }
 }
 
+/// The server has told who we are: it is asked what that user may do.
+pub(crate) fn ask_about_user(node: &Node, whoami: &[u8]) {
+    let Ok((Value::Bulk(user) | Value::Simple(user), _)) = Value::decode(whoami) else { return };
+    let mut bytes = Vec::new();
+    encode::command(&mut bytes, [b"ACL" as &[u8], b"DRYRUN", user, b"SWAPDB", b"0", b"1"]);
+    encode::command(&mut bytes, [b"ACL" as &[u8], b"DRYRUN", user, b"CONFIG", b"GET", TABLE.as_bytes()]);
+    ask_node(node, bytes, 2, Tag::AboutUser);
+}
+
+/// Our user may ask how many keys the server remembers the readers of.
+pub(crate) fn ask_about_table(node: &Node) {
+    let mut bytes = Vec::new();
+    encode::command(&mut bytes, ["CONFIG", "GET", TABLE]);
+    ask_node(node, bytes, 1, Tag::AboutTable);
+}
+
+fn ask_node(node: &Node, bytes: Vec<u8>, replies: u16, tag: Tag) {
+    let mut request = Some(Request { bytes: bytes.into(), replies, tag });
+    node.for_each_tracked(|lane| {
+        if let Some(request) = request.take() {
+            // A lane that has ended is asked again when it is back.
+            let _ = lane.submit(request);
+        }
+    });
+}
+
 /// Sends the question over one tracked connection; `false`: none is up.
 fn ask(shared: &Shared) -> bool {
     let L3::Redis(redis) = &shared.l3 else { return false };
@@ -96,8 +125,15 @@ fn ask(shared: &Shared) -> bool {
     for node in redis.nodes() {
         node.for_each_tracked(|lane| {
             if !asked {
-                let bytes = Bytes::from_static(b"*1\r\n$7\r\nCOMMAND\r\n*2\r\n$4\r\nINFO\r\n$6\r\nmemory\r\n");
-                asked = lane.submit(Request { bytes, replies: 2, tag: Tag::AboutServer }).is_ok();
+                let mut bytes = Vec::new();
+                encode::command(&mut bytes, ["COMMAND"]);
+                encode::command(&mut bytes, ["INFO", "memory"]);
+                let mut replies = 2;
+                if shared.status.facts.may_ask() {
+                    encode::command(&mut bytes, ["ACL", "WHOAMI"]);
+                    replies = 3;
+                }
+                asked = lane.submit(Request { bytes: bytes.into(), replies, tag: Tag::AboutServer }).is_ok();
             }
         });
     }

@@ -377,12 +377,14 @@ impl Shared {
         };
         let mut text = format!(
             "\r\n# Caddy\r\ncaddy_version:{}\r\ncaddy_l3:{l3}\r\ncaddy_l3_nodes:{nodes}\r\ncaddy_l3_reachable:{}\r\ncaddy_coherent:{}\r\n\
-             caddy_reason:{}\r\ncaddy_l3_eviction:{}\r\ncaddy_duties_held:{}\r\ncaddy_duties_holder:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
+             caddy_reason:{}\r\ncaddy_l3_eviction:{}\r\ncaddy_l3_tracking_table:{}\r\ncaddy_l3_swapdb:{}\r\ncaddy_duties_held:{}\r\ncaddy_duties_holder:{}\r\ncaddy_config_generation:{}\r\ncaddy_sessions:{}\r\ncaddy_l2_entries:{}\r\ncaddy_l2_bytes:{}\r\n",
             env!("CARGO_PKG_VERSION"),
             u8::from(status.reachable),
             u8::from(status.coherent),
             status.reason,
-            self.status.eviction(),
+            self.status.facts.eviction(),
+            self.status.facts.tracking_table(),
+            self.status.facts.swapdb(),
             u8::from(duties.is_holder()),
             duties.holder().unwrap_or_default(),
             config.config_generation,

@@ -15,7 +15,7 @@ use caddy_engine::{BootClock, Clock as _};
 use caddy_remote::ServerInfo;
 use parking_lot::Mutex;
 
-use crate::{nodes::NodeId, seldom::Seldom};
+use crate::{facts::Facts, nodes::NodeId, seldom::Seldom};
 
 /// A snapshot of L3's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub(crate) struct Status {
     /// What is wrong with which node's tracked connection.
     troubles: Mutex<BTreeMap<NodeId, String>>,
     fields_expire: AtomicBool,
-    /// The server's `maxmemory-policy`, `none` without a `maxmemory`; empty while that is not known.
-    eviction: ArcSwap<String>,
+    /// What the server has told of itself that the promises rest on.
+    pub(crate) facts: Facts,
     /// A server that comes and goes many times a second is not worth a line each time.
     ups: Seldom,
     downs: Seldom,
@@ -57,7 +57,7 @@ impl Status {
             l3: ArcSwap::from_pointee(l3),
             troubles: Mutex::default(),
             fields_expire: AtomicBool::new(true),
-            eviction: ArcSwap::default(),
+            facts: Facts::default(),
             ups: Seldom::default(),
             downs: Seldom::default(),
             told: Mutex::default(),
@@ -76,28 +76,6 @@ impl Status {
     /// Whether the server words its permission errors as Redis 7.2 and Valkey do; so until it has told its version.
     pub(crate) fn has_recent_errors(&self) -> bool {
         self.get().server.as_ref().is_none_or(|server| server.server == "valkey" || server.is_at_least(7, 2))
-    }
-
-    /// What the server does when its memory is full, or `unknown`.
-    pub(crate) fn eviction(&self) -> String {
-        let known = self.eviction.load();
-        if known.is_empty() { "unknown".to_owned() } else { known.to_string() }
-    }
-
-    /// A reply to `INFO memory`: what depends on keys that stay is warned of a server that evicts.
-    pub(crate) fn memory_is(&self, info: &[u8]) {
-        let Some(policy) = eviction(info) else { return };
-        if *policy != **self.eviction.load() {
-            match policy {
-                "none" | "noeviction" => tracing::info!(policy, "the server keeps its keys"),
-                _ => tracing::warn!(
-                    policy,
-                    "the server evicts keys when its memory is full (maxmemory-policy): copies follow, but locks may be \
-                     lost before their lease is over; use noeviction where that matters"
-                ),
-            }
-            self.eviction.store(Arc::new(policy.to_owned()));
-        }
     }
 
     pub(crate) fn tracked_up(&self, node: NodeId, server: Option<&ServerInfo>) {
@@ -185,31 +163,5 @@ impl Status {
         let mut status = L3Status::clone(&self.get());
         change(&mut status);
         self.l3.store(Arc::new(status));
-    }
-}
-
-/// The policy in a reply to `INFO memory`; `None` if it is refused or says nothing of it.
-fn eviction(info: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(info).ok()?;
-    let field = |name: &str| text.lines().find_map(|line| line.trim_end().strip_prefix(name));
-    if field("maxmemory:")? == "0" { Some("none") } else { field("maxmemory_policy:") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_a_server_evicts_is_read_from_info() {
-        let info =
-            |max: &str| format!("=60\r\ntxt:# Memory\r\nmaxmemory:{max}\r\nmaxmemory_policy:allkeys-lru\r\n\r\n");
-        assert_eq!(eviction(info("100").as_bytes()), Some("allkeys-lru"));
-        assert_eq!(eviction(info("0").as_bytes()), Some("none"));
-        assert_eq!(eviction(b"-NOPERM no\r\n"), None);
-        let status = Status::new(false);
-        assert_eq!(status.eviction(), "unknown");
-        status.memory_is(info("100").as_bytes());
-        status.memory_is(b"-NOPERM no\r\n");
-        assert_eq!(status.eviction(), "allkeys-lru");
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     packer,
     probe::{Probe, Prover},
     ranges::Look,
-    session,
+    server_commands, session,
     shared::{L3, Shared},
     shown::{RelayedStrings, Shown},
     stored::Stored,
@@ -102,8 +102,12 @@ pub(crate) enum Tag {
     Look(Box<Look>),
     /// A request of one of the sidecar's own tasks.
     Errand(Box<Errand>),
-    /// `COMMAND`: what the server has beyond the built-in table; and `INFO memory`.
+    /// `COMMAND`: what the server has beyond the built-in table; and what else it is asked after a connect.
     AboutServer,
+    /// What our user may do there.
+    AboutUser,
+    /// How many keys the server remembers the readers of.
+    AboutTable,
 }
 
 /// See [`Tag::Relay`].
@@ -221,7 +225,20 @@ impl Handler for Upstream {
             Tag::Look(look) => look.reply = Some(frame),
             Tag::Errand(errand) => errand.replies.push(frame),
             Tag::AboutServer if index == 0 => self.shared.commands.take(&frame),
-            Tag::AboutServer => self.shared.status.memory_is(&frame),
+            Tag::AboutServer if index == 1 => self.shared.status.facts.memory_is(&frame),
+            Tag::AboutServer => {
+                self.shared.status.facts.user_is(&frame);
+                if let Some(node) = self.node.upgrade() {
+                    server_commands::ask_about_user(&node, &frame);
+                }
+            }
+            Tag::AboutUser if index == 0 => self.shared.status.facts.swapdb_is(&frame, self.is_cluster()),
+            Tag::AboutUser => {
+                if let Some(node) = self.node.upgrade().filter(|_| frame.starts_with(b"+OK")) {
+                    server_commands::ask_about_table(&node);
+                }
+            }
+            Tag::AboutTable => self.shared.status.facts.tracking_table_is(&frame),
             Tag::Barrier(_) | Tag::Forward | Tag::Store(_) => {}
         }
     }
@@ -250,7 +267,10 @@ impl Handler for Upstream {
             (Tag::Learn(learn), Ok(())) => learn.finish(),
             (Tag::Learn(learn), Err(loss)) => learn.lost(&loss.to_string()),
             (Tag::Store(storing), outcome) => storing.finish(&self.shared, outcome),
-            (Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::AboutServer, _) => {}
+            (
+                Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::AboutServer | Tag::AboutUser | Tag::AboutTable,
+                _,
+            ) => {}
         }
     }
 
@@ -317,6 +337,10 @@ impl Drop for Upstream {
 }
 
 impl Upstream {
+    fn is_cluster(&self) -> bool {
+        matches!(&self.shared.l3, L3::Redis(redis) if redis.cluster().is_some())
+    }
+
     fn tracked_down(&self, reason: &str) {
         // A node that has left the cluster is missed by nobody.
         if self.node.strong_count() > 0 {

@@ -80,6 +80,11 @@ impl PinnedLane {
     pub(crate) fn handle(&self) -> &LaneHandle<Tag> {
         &self.handle
     }
+
+    /// The server at its other end.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
 }
 
 impl Worker {

@@ -116,7 +116,8 @@ const AFTER_CLUSTER: &str = "
 * `MULTI` is for the node of the first key behind it, `WATCH` and blocking commands for that of their first key, `SSUBSCRIBE`
   for that of its first channel. A slot that moves within a transaction ends that with an error; repeating it helps.
 * A command on several keys of one slot that is on its way gets Redis's own `-TRYAGAIN`.
-* `WAIT` and `WAITAOF` are refused: each primary has replicas of its own.
+* `WAIT` and `WAITAOF` ask every primary that the session wrote to; without any, the one that the session's commands without
+  keys go to. The key that is written in front of them is `caddy:wait:{…}` there, with a hash tag for a slot of the node.
 * Commands without keys (`PUBLISH`, `SUBSCRIBE`, `INFO`, `TIME`, `CONFIG GET`, …) go to one node, for a session always the same.
 * `SELECT` knows database 0 only. `CLUSTER` answers as a server without a cluster does, `INFO` says `cluster_enabled:0`, and
   `CLIENT TRACKING` is refused.
@@ -133,6 +134,7 @@ fn spread(spread: Spread) -> Option<&'static str> {
         Spread::All(Merge::Every) => "all primaries; what is so on all of them",
         Spread::All(_) => "all primaries; the reply that they agree in",
         Spread::Cursor => "one primary after the other; the cursor says which",
+        Spread::Written(_) => "all primaries that the session wrote to; the least",
     })
 }
 

@@ -297,6 +297,42 @@ fn a_push_comes_before_the_pong_and_before_the_newer_value() {
 }
 
 #[test]
+fn what_a_user_may_do_and_how_many_readers_are_remembered_can_be_asked() {
+    each(|server| {
+        server.command(&["ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", "-swapdb"]).unwrap();
+        let ask = |line: &str| text(&server.command(&words(line)).unwrap());
+        assert_eq!(ask("ACL WHOAMI"), "$7\r\ndefault\r\n");
+        assert_eq!(ask("ACL DRYRUN default SWAPDB 0 1"), "+OK\r\n");
+        let refusal = ask("ACL DRYRUN limited SWAPDB 0 1");
+        assert!(refusal.starts_with('$') && refusal.contains("no permissions to run the 'swapdb'"), "{refusal}");
+        let limit = ask("CONFIG GET tracking-table-max-keys");
+        assert_eq!(limit, "*2\r\n$23\r\ntracking-table-max-keys\r\n$7\r\n1000000\r\n");
+        let mut wire = server.connect().unwrap();
+        server.command(&["ACL", "SETUSER", "silent", "on", ">pw", "~*", "+@all", "-acl", "-config"]).unwrap();
+        assert!(wire.request(&["HELLO", "3", "AUTH", "silent", "pw"]).unwrap().starts_with(b"%"));
+        for question in ["ACL WHOAMI", "ACL DRYRUN silent SWAPDB 0 1", "CONFIG GET tracking-table-max-keys"] {
+            assert!(wire.request(&words(question)).unwrap().starts_with(b"-NOPERM"), "{question}");
+        }
+    });
+}
+
+#[test]
+fn a_full_table_of_readers_tells_too_much_and_never_too_little() {
+    each(|server| {
+        let mut pair = Pair::new(server);
+        pair.foreign("CONFIG SET tracking-table-max-keys 10");
+        (0..50).for_each(|n| drop(pair.own(&format!("GET k{n}"))));
+        // What was forgotten is told as if it had been written.
+        let forgotten = pair.named();
+        (0..50).for_each(|n| drop(pair.foreign(&format!("SET k{n} 1"))));
+        let told = pair.named();
+        let missing: Vec<String> =
+            (0..50).map(|n| format!("k{n}")).filter(|key| !told.contains(key) && !forgotten.contains(key)).collect();
+        assert!(missing.is_empty() && !forgotten.is_empty(), "never told: {missing:?}; forgotten: {forgotten:?}");
+    });
+}
+
+#[test]
 fn who_may_not_track_is_told_so_and_commands_tell_their_keys() {
     each(|server| {
         server.command(&["ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", "-client"]).unwrap();

@@ -56,7 +56,7 @@ pub(crate) enum Pending {
     Blocking,
     /// It renews generations: what comes behind it is to be bound to the new ones.
     Invalidating,
-    /// WAIT: as blocking.
+    /// WAIT: as blocking. In a cluster it is [`Gathering`](Self::Gathering).
     WaitingForReplicas,
     /// The app gets this instead of the reply.
     Refused(Bytes),
@@ -169,6 +169,8 @@ pub(crate) struct Conversation {
     pub(super) mixed: bool,
     /// Connections lost before the last request that may have written; see [`waiting`].
     pub(super) losses_at_write: Option<u64>,
+    /// The nodes of a cluster that got such requests.
+    pub(super) written: waiting::Written,
     /// What CLIENT REPLY says of replies.
     pub(super) hush: Hush,
     /// The slot map that what is under way was sent by.
@@ -196,6 +198,7 @@ impl Conversation {
             now: Moment::ZERO,
             mixed: false,
             losses_at_write: None,
+            written: waiting::Written::default(),
             hush: Hush::No,
             map_version: 0,
             closing: false,
@@ -391,7 +394,7 @@ impl Conversation {
             return Flow::Hold;
         }
         self.stream = stream;
-        self.note_write(row);
+        self.note_write(row, node.id);
         let place = self.expect(pending);
         self.send_relayed(&worker.relay(&node, database, protocol), args.to_bytes(), place, effect);
         Flow::Done

@@ -114,6 +114,11 @@ impl Gathering {
         Some((request, effect))
     }
 
+    /// Whether it may stay unanswered for as long as the app likes.
+    pub(super) fn waits(&self) -> bool {
+        self.merge == Merge::Least
+    }
+
     pub(super) fn take_keys(&mut self) -> SmallVec<[KeyHash; 2]> {
         std::mem::take(&mut self.under_way)
     }
@@ -145,6 +150,18 @@ impl Gathering {
                     encode::integer(&mut out, i64::from(values.iter().all(is_set)));
                 }
             }
+            Merge::Least => match values.iter().filter_map(Value::as_integer).min() {
+                Some(least) => encode::integer(&mut out, least),
+                None => {
+                    let rows: Vec<&[Value<'_>]> = values.iter().filter_map(Value::as_elements).collect();
+                    let columns = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+                    encode::array_header(&mut out, columns);
+                    for column in 0..columns {
+                        let least = rows.iter().filter_map(|row| row[column].as_integer()).min();
+                        encode::integer(&mut out, least.unwrap_or(0));
+                    }
+                }
+            },
             Merge::InOrder => {
                 let mut elements = vec![&Value::Null; self.keys.iter().map(SmallVec::len).sum()];
                 for (value, places) in values.iter().zip(&self.keys) {
@@ -167,7 +184,7 @@ impl Conversation {
     pub(super) fn scatter(&mut self, redis: &RedisL3, row: &Row, args: Args<'_>, effect: &Effect) -> Option<Flow> {
         match row.spread {
             _ if !row.accepts(args.len()) => None,
-            Spread::One => None,
+            Spread::One | Spread::Written(_) => None,
             Spread::Keys(merge) => {
                 let positions = row.keys(args.len(), |index| args.get(index));
                 let groups = groups(positions.iter().map(|position| args.get(*position)));
@@ -179,9 +196,9 @@ impl Conversation {
                     .map(|group| (group.request(args.get(0)), effect_of_part(effect, &group.keys), Some(group.key())));
                 let parts: Vec<_> = parts.collect();
                 let places = groups.iter().map(|group| group.places.clone()).collect();
-                Some(self.scatter_parts(redis, Gathering::new(merge, self.client.protocol, places), &parts))
+                Some(self.scatter_parts(redis, row, Gathering::new(merge, self.client.protocol, places), &parts))
             }
-            Spread::All(merge) => Some(self.scatter_to_all(redis, merge, args, effect)),
+            Spread::All(merge) => Some(self.scatter_to_all(redis, row, merge, args, effect)),
             Spread::Cursor => self.scan(redis, args, effect),
         }
     }
@@ -189,6 +206,7 @@ impl Conversation {
     fn scatter_parts(
         &mut self,
         redis: &RedisL3,
+        row: &Row,
         gathering: Gathering,
         parts: &[(Bytes, Effect, Option<&[u8]>)],
     ) -> Flow {
@@ -208,13 +226,14 @@ impl Conversation {
         self.stream = stream;
         let seq = self.replies.expect(Pending::Gathering(Box::new(gathering)));
         for (part, (node, (request, effect, _))) in (0..).zip(nodes.iter().zip(parts)) {
+            self.note_write(row, node.id);
             let lane = self.worker.relay(node, database, protocol);
             self.send_relayed(&lane, request.clone(), Place { seq, part }, effect.clone());
         }
         Flow::Done
     }
 
-    fn scatter_to_all(&mut self, redis: &RedisL3, merge: Merge, args: Args<'_>, effect: &Effect) -> Flow {
+    fn scatter_to_all(&mut self, redis: &RedisL3, row: &Row, merge: Merge, args: Args<'_>, effect: &Effect) -> Flow {
         // One map for all of it: the same one that `home` looks at.
         if let Home::Hold = self.home(redis, None) {
             return Flow::Hold;
@@ -234,6 +253,7 @@ impl Conversation {
         let seq = self.replies.expect(Pending::Gathering(Box::new(gathering)));
         let request = args.to_bytes();
         for (part, node) in (0..).zip(&nodes) {
+            self.note_write(row, node.id);
             let lane = self.worker.relay(node, database, protocol);
             self.send_relayed(&lane, request.clone(), Place { seq, part }, effect.clone());
         }
@@ -308,6 +328,8 @@ mod tests {
     fn parts_become_the_reply_of_one_server() {
         let two: &[&[usize]] = &[&[], &[]];
         assert_eq!(gather(Merge::Sum, two, &[":2\r\n", ":3\r\n"]), ":5\r\n");
+        assert_eq!(gather(Merge::Least, two, &[":2\r\n", ":1\r\n"]), ":1\r\n");
+        assert_eq!(gather(Merge::Least, two, &["*2\r\n:1\r\n:2\r\n", "*2\r\n:0\r\n:3\r\n"]), "*2\r\n:0\r\n:2\r\n");
         assert_eq!(gather(Merge::Same, two, &["+OK\r\n", "+OK\r\n"]), "+OK\r\n");
         assert_eq!(gather(Merge::Same, two, &["+OK\r\n", "-ERR no\r\n"]), "-ERR no\r\n");
         assert_eq!(gather(Merge::Join, two, &["*1\r\n$1\r\na\r\n", "*0\r\n"]), "*1\r\n$1\r\na\r\n");

@@ -5,6 +5,7 @@ use caddy_resp::{Protocol, encode};
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Hush, Pending, effect},
+    waiting,
 };
 use crate::{
     auth::DEFAULT,
@@ -185,6 +186,7 @@ impl Conversation {
         self.listener = None;
         self.locking = None;
         self.losses_at_write = None;
+        self.written = waiting::Written::default();
         self.hush = Hush::No;
         self.client.reset();
         self.reply(|out| encode::simple(out, "RESET"));

@@ -28,11 +28,24 @@ use crate::{
     worker::PinnedLane,
 };
 
+/// What becomes of a session's own connection when no transaction, watch or wait needs it any more; it only gets worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fate {
+    /// Another session may have it.
+    Pooled,
+    /// It may no longer be what it was made as: nobody else gets it.
+    Closed,
+    /// Subscribed or tracking at some time: the session keeps it until it ends.
+    Kept,
+}
+
 /// A session's own connection, and what keeps it.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     /// `None`: MULTI was answered, and the first command behind it tells which node of the cluster the transaction is for.
     pub(super) lane: Option<PinnedLane>,
+    /// To further nodes of a cluster, while WAIT is unanswered there.
+    pub(super) beside: Vec<PinnedLane>,
     /// What was answered `QUEUED` before a node was chosen: commands without keys.
     pub(super) early: Vec<Bytes>,
     /// How many requests went over it.
@@ -40,10 +53,7 @@ pub(crate) struct Pinned {
     /// Between MULTI and EXEC or DISCARD.
     pub(super) transaction: Option<Transaction>,
     pub(super) watching: bool,
-    /// Subscribed or tracking at some time: kept until the session ends.
-    pub(super) for_good: bool,
-    /// It may no longer be what it was made as: once the session needs it no more it closes, and nobody else gets it.
-    pub(super) stained: bool,
+    pub(super) fate: Fate,
     /// RESP2 and subscribed, or about to be or to end it: every frame is a message, nothing is counted.
     pub(super) subscribed_resp2: bool,
     /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, and our own answers
@@ -56,7 +66,7 @@ pub(crate) struct Pinned {
 impl Pinned {
     /// Nothing keeps the session on it but what is under way.
     fn is_clean(&self) -> bool {
-        self.transaction.is_none() && !self.watching && !self.for_good
+        self.transaction.is_none() && !self.watching && self.fate != Fate::Kept
     }
 }
 
@@ -80,10 +90,8 @@ impl Conversation {
                 return Flow::Done;
             }
         };
-        match row.class {
-            Class::Pinned(Pin::Tracking) if redis.cluster().is_some() => return self.refuse(args, CLUSTER_TRACKING),
-            Class::Pinned(Pin::Replicas) if redis.cluster().is_some() => return self.refuse(args, CLUSTER_REPLICAS),
-            _ => {}
+        if row.class == Class::Pinned(Pin::Tracking) && redis.cluster().is_some() {
+            return self.refuse(args, CLUSTER_TRACKING);
         }
         let opens = redis.cluster().is_some() && row.name == "multi" && row.accepts(args.len());
         let lane = if opens {
@@ -96,12 +104,12 @@ impl Conversation {
         };
         self.pinned = Some(Pinned {
             lane,
+            beside: Vec::new(),
             early: Vec::new(),
             sent: 0,
             transaction: None,
             watching: false,
-            for_good: false,
-            stained: false,
+            fate: Fate::Pooled,
             subscribed_resp2: false,
             confirming: 0,
             subscriptions: 0,
@@ -162,7 +170,7 @@ impl Conversation {
     /// The only request under way on the session's own connection has to go to another node: the session moves there, if
     /// nothing keeps it.
     pub(super) fn move_own_lane(&mut self, node: &Arc<Node>) -> Option<LaneHandle<Tag>> {
-        let is_free = |pinned: &&mut Pinned| pinned.is_clean() || (pinned.sent == 1 && !pinned.for_good);
+        let is_free = |pinned: &&mut Pinned| pinned.is_clean() || (pinned.sent == 1 && pinned.fate != Fate::Kept);
         let pinned = self.pinned.as_mut().filter(is_free).filter(|_| self.replies.waiting() == 1)?;
         let lane = self.worker.pin(node, self.client.database, self.client.protocol, &self.mailbox).ok()?;
         let handle = lane.handle().clone();
@@ -192,7 +200,7 @@ impl Conversation {
             }
             _ if pinned.subscribed_resp2 => return self.while_subscribed(row, args),
             _ if row.class == Class::Pinned(Pin::PubSub) && row.accepts(args.len()) && pinned.transaction.is_none() => {
-                pinned.for_good = true;
+                pinned.fate = Fate::Kept;
                 if protocol == Protocol::Resp3 {
                     return self.forward(args);
                 }
@@ -225,8 +233,8 @@ impl Conversation {
             "multi" if args.len() == 1 => pinned.transaction = Some(Transaction::default()),
             "watch" => pinned.watching = true,
             "unwatch" => pinned.watching = false,
-            "tracking" | "caching" => pinned.for_good = true,
-            _ if row.class == Class::Pinned(Pin::Connection) => pinned.stained = true,
+            "tracking" | "caching" => pinned.fate = Fate::Kept,
+            _ if row.class == Class::Pinned(Pin::Connection) => pinned.fate = pinned.fate.max(Fate::Closed),
             "select" => return self.select_pinned(row, args),
             // The connection goes back once all is answered.
             "hello" if args.len() > 1 && pinned.is_clean() && self.replies.waiting() > 0 => return Flow::Hold,
@@ -264,7 +272,9 @@ impl Conversation {
     }
 
     fn send(&mut self, row: &'static Row, args: Args<'_>, pending: Pending) -> Flow {
-        self.note_write(row);
+        if let Some(node) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()).map(PinnedLane::node) {
+            self.note_write(row, node);
+        }
         let effect = effect(row, args);
         self.send_with(args.to_bytes(), effect, pending)
     }
@@ -361,8 +371,15 @@ impl Conversation {
     /// Gives a connection back that holds no state any more.
     pub(super) fn unpin_if_clean(&mut self) {
         if self.replies.waiting() == 0
+            && let Some(pinned) = &mut self.pinned
+        {
+            for lane in std::mem::take(&mut pinned.beside) {
+                self.worker.unpin(lane, self.client.database);
+            }
+        }
+        if self.replies.waiting() == 0
             && let Some(pinned) = self.pinned.take_if(|pinned| pinned.is_clean())
-            && let Some(lane) = pinned.lane.filter(|_| !pinned.stained)
+            && let Some(lane) = pinned.lane.filter(|_| pinned.fate == Fate::Pooled)
         {
             self.worker.clone().unpin(lane, self.client.database);
         }
@@ -376,15 +393,16 @@ impl Conversation {
     /// Whether all is written but the answer to a command that waits for others, which may never come.
     pub(crate) fn is_blocked(&self) -> bool {
         self.out.is_empty()
-            && matches!(self.replies.pending().next(), Some(Pending::Blocking | Pending::WaitingForReplicas))
+            && match self.replies.pending().next() {
+                Some(Pending::Blocking | Pending::WaitingForReplicas) => true,
+                Some(Pending::Gathering(gathering)) => gathering.waits(),
+                _ => false,
+            }
     }
 }
 
 const CLUSTER_TRACKING: &str =
     "invalidations of a cluster come from all its nodes; let the cache in front of it track them";
-
-pub(super) const CLUSTER_REPLICAS: &str =
-    "each primary of a cluster has replicas of its own; send it to Redis directly, or set min-replicas-to-write there";
 
 /// The database that a SELECT names.
 pub(super) fn database(args: Args<'_>) -> Option<u32> {

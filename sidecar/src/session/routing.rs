@@ -14,6 +14,7 @@ use caddy_resp::{Value, encode};
 use super::{
     args::Args,
     conversation::{Asking, Conversation, Flow, Pending, Stream},
+    waiting,
 };
 use crate::{
     commands::Row,
@@ -91,6 +92,7 @@ impl Conversation {
         };
         let (database, protocol) = (self.client.database, self.client.protocol);
         self.mixed = true;
+        self.note_redirected(node.id);
         let lane = if self.stream == Stream::Pinned {
             match self.move_own_lane(&node) {
                 Some(lane) => lane,
@@ -107,6 +109,10 @@ impl Conversation {
     pub(super) fn complete_part(&mut self, place: Place, bytes: Bytes) {
         let Some(Pending::Gathering(gathering)) = self.replies.pending_mut(place.seq) else {
             return self.complete(place.seq, bytes);
+        };
+        let bytes = match gathering.waits() {
+            true => waiting::explained(&bytes).map_or(bytes, Bytes::from),
+            false => bytes,
         };
         if let Some(whole) = gathering.give(place.part, bytes) {
             let keys = gathering.take_keys();

@@ -12,13 +12,14 @@ use caddy_resp::{Limits, Protocol, RequestParser, Value, encode};
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, effect, refusal_text},
-    pinned::{Pinned, confirmed, database},
+    pinned::{Fate, Pinned, confirmed, database},
     replies::Replies,
 };
 use crate::{
     commands::{self, Class, Pin, Row},
     shared::L3,
     upstream::{Effect, Tag},
+    worker::PinnedLane,
 };
 
 /// Commands of a transaction that may wait for its first key; a longer one is any node's.
@@ -136,15 +137,21 @@ impl Conversation {
         }
         let stand_in = stand_in(row, args);
         let changes_connection = matches!(row.class, Class::Session | Class::Pinned(Pin::Tracking | Pin::Connection));
-        // EXEC may leave the connection otherwise than it was.
-        pinned.stained |= (changes_connection && stand_in.is_none() && row.name != "select") || row.name == "hello";
+        if (changes_connection && stand_in.is_none() && row.name != "select") || row.name == "hello" {
+            // EXEC may leave the connection otherwise than it was.
+            pinned.fate = pinned.fate.max(Fate::Closed);
+        }
         match (row.name, &mut pinned.transaction) {
             ("exec", transaction) => {
                 let Transaction { mut effect, tracks, outcome, .. } = transaction.take().unwrap_or_default();
                 effect.is_exec = true;
-                pinned.for_good |= tracks;
+                if tracks {
+                    pinned.fate = Fate::Kept;
+                }
                 pinned.watching = false;
-                self.note_write(row);
+                if let Some(node) = pinned.lane.as_ref().map(PinnedLane::node) {
+                    self.note_write(row, node);
+                }
                 return self.send_with(args.to_bytes(), effect, Pending::Executing(Box::new(outcome)));
             }
             ("discard", transaction) => {
@@ -214,7 +221,7 @@ impl Conversation {
     fn subscribed(&mut self, subscriptions: Option<i64>) {
         let is_resp2 = self.client.protocol == Protocol::Resp2;
         if let Some(pinned) = &mut self.pinned {
-            pinned.for_good = true;
+            pinned.fate = Fate::Kept;
             if let Some(subscriptions) = subscriptions.filter(|_| is_resp2) {
                 pinned.subscriptions = subscriptions;
                 pinned.subscribed_resp2 = subscriptions > 0;

@@ -26,8 +26,6 @@ pub struct Watched {
     servers: sentinel::Watched,
     sidecars: Vec<Sidecar>,
     terrain: Terrain,
-    /// The only fault is that the primary sleeps through its replacement.
-    only_sleeps: bool,
 }
 
 impl Watched {
@@ -44,14 +42,7 @@ impl Watched {
         }
         let keys = (0..KEYS).map(|key| format!("register:{key}")).collect();
         let terrain = Terrain { keys, databases: 1, is_one_server: true, max_staleness: BOUND };
-        Ok(Self { servers, sidecars, terrain, only_sleeps: false })
-    }
-
-    /// With no other fault than a primary that sleeps through its replacement, and a sidecar with it.
-    #[must_use]
-    pub fn asleep(mut self) -> Self {
-        self.only_sleeps = true;
-        self
+        Ok(Self { servers, sidecars, terrain })
     }
 
     fn ask(&self, port: u16, command: &str) -> Result<String> {
@@ -135,7 +126,6 @@ impl Ground for Watched {
         let sidecar = &self.sidecars[random.below(SIDECARS)];
         let time = Duration::from_millis(20 + random.below(600) as u64);
         match random.below(8) {
-            _ if self.only_sleeps => self.sleep_through(sidecar),
             0..2 => self.fail_over(),
             2 => self.sleep_through(sidecar),
             3 => {

@@ -1,6 +1,9 @@
 //! What commands do that concern more than one node.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use caddy_tests::{e2e::eventually, redis_cluster::RedisCluster, world::SOON};
 
 use super::Shop;
 
@@ -108,6 +111,48 @@ fn transactions_scripts_and_subscriptions_find_their_node() -> Result<()> {
             ensure!(message.ends_with(&format!("{key}, hello]")), "{subscribe} gets {message}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn wait_counts_the_replicas_of_every_node_that_the_session_wrote_to() -> Result<()> {
+    let shop = Shop::with(RedisCluster::with_replicas(3)?, Duration::from_secs(1))?;
+    let keys = [0, 1, 2].map(|node| shop.cluster.key_of(node, 0));
+    let set = |key: &String| format!("SET {key} v");
+    let mut client = shop.connect()?;
+    ensure!(client.ask("WAIT 1 20000")? == "1", "who wrote nothing is told of one node's replicas");
+    for key in &keys {
+        ensure!(client.ask(&set(key))? == "OK", "SET {key}");
+    }
+    ensure!(client.ask("WAIT 1 20000")? == "1", "each has one");
+    for node in 0..3 {
+        let replica = &shop.cluster.nodes[3 + node].server;
+        replica.command(&["READONLY"])?;
+        let info = String::from_utf8(replica.command(&["INFO", "keyspace"])?)?;
+        ensure!(info.contains("keys=1"), "it is at the replica of {node}: {info}");
+    }
+    ensure!(client.ask("DBSIZE")? == "3", "nothing is left of what WAIT writes");
+
+    let hung = &shop.cluster.nodes[4].server;
+    hung.sigstop()?;
+    let mut elsewhere = shop.connect()?;
+    let wrote = elsewhere.pipeline(&[&set(&keys[0]), &set(&keys[2]), "WAIT 1 20000"])?;
+    let replies = [
+        client.pipeline(&[&set(&keys[1]), "WAIT 1 50", &format!("GET {}", keys[0])])?,
+        elsewhere.pipeline(&["MULTI", &format!("INCR {{{}}}:n", keys[1]), "EXEC", "WAIT 1 50"])?,
+    ];
+    let mut gathered = shop.connect()?;
+    let split = gathered.pipeline(&[&format!("DEL {} {}", keys[0], keys[1]), "WAIT 1 50", "WAIT x 50"])?;
+    hung.sigcont()?;
+    ensure!(wrote == ["OK", "OK", "1"], "who did not write to the one whose replica hangs: {wrote:?}");
+    ensure!(replies[0] == ["OK", "0", "v"], "who did: {replies:?}");
+    ensure!(replies[1] == ["OK", "QUEUED", "[1]", "0"], "who did so in a transaction: {replies:?}");
+    ensure!(split[..2] == ["2", "0"] && split[2].starts_with("(error) ERR"), "who did so at two nodes: {split:?}");
+    eventually("it has everything", SOON, || {
+        let reply = client.ask("WAIT 1 1000")?;
+        ensure!(reply == "1", "WAIT answers {reply}");
+        Ok(())
+    })?;
     Ok(())
 }
 

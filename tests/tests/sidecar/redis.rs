@@ -55,6 +55,32 @@ fn what_redis_does_when_its_memory_is_full_is_asked_and_told() -> Result<()> {
 }
 
 #[test]
+fn what_endangers_copies_is_asked_at_the_start_and_warned_of() -> Result<()> {
+    let redis = RedisServer::start_with(&["--tracking-table-max-keys", "5000"])?;
+    redis.command(&["ACL", "SETUSER", "careful", "on", ">password", "~*", "&*", "+@all", "-swapdb"])?;
+    redis.command(&["ACL", "SETUSER", "silent", "on", ">password", "~*", "&*", "+@all", "-acl", "-config"])?;
+    for (user, table, swapdb) in
+        [("default", "5000", "allowed"), ("careful", "5000", "denied"), ("silent", "unknown", "unknown")]
+    {
+        let options = SidecarOptions::redis(redis.socket());
+        let options = if user == "default" { options } else { options.login(user, "password") };
+        let sidecar = options.start()?;
+        let mut client = session(&sidecar)?;
+        eventually("INFO says it", SOON, || {
+            let info = client.ask("INFO server")?;
+            ensure!(info.contains(&format!("caddy_l3_tracking_table:{table}")), "{user}: {info}");
+            ensure!(info.contains(&format!("caddy_l3_swapdb:{swapdb}")), "{user}: {info}");
+            ensure!(info.contains("caddy_l3_eviction:none"), "{user}: {info}");
+            Ok(())
+        })?;
+        let log = sidecar.log();
+        ensure!(log.contains("(tracking-table-max-keys)") == (table == "5000"), "{user}: {log}");
+        ensure!(log.contains("ACL SETUSER <user> -swapdb") == (swapdb == "allowed"), "{user}: {log}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_redis_that_hangs_from_the_start_is_said_to_hang() -> Result<()> {
     let redis = RedisServer::start()?;
     redis.sigstop()?;

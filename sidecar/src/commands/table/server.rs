@@ -70,8 +70,8 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     harmless("asking", 1).pinned(Pin::Connection),
     harmless("readonly", 1).pinned(Pin::Connection),
     harmless("readwrite", 1).pinned(Pin::Connection),
-    harmless("wait", 3).pinned(Pin::Replicas),
-    harmless("waitaof", 4).pinned(Pin::Replicas).since("7.2"),
+    harmless("wait", 3).pinned(Pin::Replicas).spread(Spread::Written(Merge::Least)),
+    harmless("waitaof", 4).pinned(Pin::Replicas).spread(Spread::Written(Merge::Least)).since("7.2"),
     // Pub/sub; shard channels are routed as keys are.
     pubsub("subscribe", -2),
     pubsub("unsubscribe", -1),
