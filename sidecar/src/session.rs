@@ -422,3 +422,15 @@ impl Session {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There is one for every connection of an app, and most are idle.
+    #[test]
+    fn an_idle_session_is_small() {
+        let size = size_of::<Session>();
+        assert!(size <= 688, "{size} bytes: what is seldom there belongs in a box");
+    }
+}

@@ -192,17 +192,21 @@ impl Conversation {
             _ => self.invalidate(args),
         };
         if flow == Flow::Done {
-            self.learning = Learning::default();
+            self.learning = None;
         }
         flow
     }
 
+    fn learning(&mut self) -> &mut Learning {
+        self.learning.get_or_insert_default()
+    }
+
     /// What a request that is held back waits for is there.
     pub(super) fn learned(&mut self, learned: Result<Vec<Learned>, String>) {
-        self.learning.is_waiting = false;
+        self.learning().is_waiting = false;
         match learned {
-            Ok(learned) => self.learning.known.extend(learned),
-            Err(reason) => self.learning.failure = Some(reason),
+            Ok(learned) => self.learning().known.extend(learned),
+            Err(reason) => self.learning().failure = Some(reason),
         }
     }
 
@@ -307,10 +311,10 @@ impl Conversation {
 
     /// All these generations, in their order; `Err`: the request is held back until more is known, or answered.
     fn generations(&mut self, wants: &[Want]) -> Result<Vec<Learned>, Flow> {
-        if self.learning.is_waiting {
+        if self.learning().is_waiting {
             return Err(Flow::Hold);
         }
-        if let Some(reason) = self.learning.failure.take() {
+        if let Some(reason) = self.learning().failure.take() {
             let text =
                 format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
             return Err(self.answer_error(&text));
@@ -322,7 +326,7 @@ impl Conversation {
                 let Learned { reading, .. } = learned;
                 reading.value.is_some() && !matches!(&want.how, How::With(detail, _) if reading.detail != *detail)
             };
-            let known = self.learning.known.iter().rev().find(|known| known.cell.name() == &*want.name).cloned();
+            let known = self.learning().known.iter().rev().find(|known| known.cell.name() == &*want.name).cloned();
             match known.filter(fits).or_else(|| shared.in_force(database, &want.name).filter(fits)) {
                 Some(learned) => all.push(learned),
                 None => missing.push(want.clone()),
@@ -331,38 +335,38 @@ impl Conversation {
         if missing.is_empty() {
             return Ok(all);
         }
-        self.learning.rounds += 1;
-        if self.learning.rounds > MAX_ROUNDS {
+        self.learning().rounds += 1;
+        if self.learning().rounds > MAX_ROUNDS {
             let text =
                 "STALE what the value depends on is renewed all the time, so that nothing was written; try again";
             return Err(self.answer_error(text));
         }
-        self.learning.is_waiting = true;
+        self.learning().is_waiting = true;
         shared.learn(database, missing, Then::Session(self.mailbox.clone()));
         Err(Flow::Hold)
     }
 
     /// What these generations are in L3 at this moment, absent ones included.
     pub(super) fn generations_afresh(&mut self, wants: Vec<Want>) -> Result<Vec<Learned>, Flow> {
-        if self.learning.is_waiting {
+        if self.learning().is_waiting {
             return Err(Flow::Hold);
         }
-        if let Some(reason) = self.learning.failure.take() {
+        if let Some(reason) = self.learning().failure.take() {
             let text =
                 format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
             return Err(self.answer_error(&text));
         }
-        if !self.learning.known.is_empty() || wants.is_empty() {
-            return Ok(std::mem::take(&mut self.learning.known));
+        if !self.learning().known.is_empty() || wants.is_empty() {
+            return Ok(std::mem::take(&mut self.learning().known));
         }
-        self.learning.is_waiting = true;
+        self.learning().is_waiting = true;
         self.worker.shared.learn(self.client.database, wants, Then::Session(self.mailbox.clone()));
         Err(Flow::Hold)
     }
 
     /// Whether the request was held back to learn of generations.
     pub(super) fn has_learned(&self) -> bool {
-        self.learning.rounds > 0
+        self.learning.as_ref().is_some_and(|learning| learning.rounds > 0)
     }
 
     /// The name of the keyspace that a key is in.

@@ -152,10 +152,11 @@ pub(crate) struct Conversation {
     pub(super) out: Vec<u8>,
     /// Where the requests in `replies` are under way; meaningless while none is.
     pub(super) stream: Stream,
-    pub(super) pinned: Option<Pinned>,
+    /// Seldom there, so not of every session's size.
+    pub(super) pinned: Option<Box<Pinned>>,
     pub(super) patterns: Patterns,
     /// What the next request had to know of generations.
-    pub(super) learning: Learning,
+    pub(super) learning: Option<Box<Learning>>,
     /// Subscribed to channels of the embedded L3 at some time.
     pub(super) listener: Option<Listener>,
     /// There since the first LOCK command.
@@ -192,7 +193,7 @@ impl Conversation {
             stream: Stream::Pinned,
             pinned: None,
             patterns: Patterns::default(),
-            learning: Learning::default(),
+            learning: None,
             listener: None,
             locking: None,
             now: Moment::ZERO,

@@ -150,10 +150,11 @@ impl Gathering {
                     encode::integer(&mut out, i64::from(values.iter().all(is_set)));
                 }
             }
-            Merge::Least => match values.iter().filter_map(Value::as_integer).min() {
-                Some(least) => encode::integer(&mut out, least),
-                None => {
-                    let rows: Vec<&[Value<'_>]> = values.iter().filter_map(Value::as_elements).collect();
+            Merge::Least => {
+                let rows: Vec<&[Value<'_>]> = values.iter().filter_map(Value::as_elements).collect();
+                if rows.is_empty() {
+                    encode::integer(&mut out, values.iter().filter_map(Value::as_integer).min().unwrap_or(0));
+                } else {
                     let columns = rows.iter().map(|row| row.len()).min().unwrap_or(0);
                     encode::array_header(&mut out, columns);
                     for column in 0..columns {
@@ -161,7 +162,7 @@ impl Gathering {
                         encode::integer(&mut out, least.unwrap_or(0));
                     }
                 }
-            },
+            }
             Merge::InOrder => {
                 let mut elements = vec![&Value::Null; self.keys.iter().map(SmallVec::len).sum()];
                 for (value, places) in values.iter().zip(&self.keys) {

@@ -102,7 +102,7 @@ impl Conversation {
                 Err(flow) => return flow,
             }
         };
-        self.pinned = Some(Pinned {
+        self.pinned = Some(Box::new(Pinned {
             lane,
             beside: Vec::new(),
             early: Vec::new(),
@@ -113,7 +113,7 @@ impl Conversation {
             subscribed_resp2: false,
             confirming: 0,
             subscriptions: 0,
-        });
+        }));
         if opens {
             if let Some(pinned) = &mut self.pinned {
                 pinned.transaction = Some(Transaction::default());
@@ -140,14 +140,14 @@ impl Conversation {
 
     /// Whether the session's own connection is kept by nothing but what is unanswered.
     pub(super) fn is_about_to_unpin(&self) -> bool {
-        self.pinned.as_ref().is_some_and(Pinned::is_clean) && self.replies.waiting() > 0
+        self.pinned.as_deref().is_some_and(Pinned::is_clean) && self.replies.waiting() > 0
     }
 
     /// Whether a command may be for another node than what is under way on the session's own connection, which nothing else
     /// keeps.
     fn leaves_its_node(&self, row: &Row) -> bool {
         matches!(row.class, Class::Pinned(_))
-            && self.pinned.as_ref().is_some_and(Pinned::is_clean)
+            && self.pinned.as_deref().is_some_and(Pinned::is_clean)
             && self.replies.waiting() > 0
             && matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some())
     }
@@ -170,7 +170,7 @@ impl Conversation {
     /// The only request under way on the session's own connection has to go to another node: the session moves there, if
     /// nothing keeps it.
     pub(super) fn move_own_lane(&mut self, node: &Arc<Node>) -> Option<LaneHandle<Tag>> {
-        let is_free = |pinned: &&mut Pinned| pinned.is_clean() || (pinned.sent == 1 && pinned.fate != Fate::Kept);
+        let is_free = |pinned: &&mut Box<Pinned>| pinned.is_clean() || (pinned.sent == 1 && pinned.fate != Fate::Kept);
         let pinned = self.pinned.as_mut().filter(is_free).filter(|_| self.replies.waiting() == 1)?;
         let lane = self.worker.pin(node, self.client.database, self.client.protocol, &self.mailbox).ok()?;
         let handle = lane.handle().clone();

@@ -110,10 +110,8 @@ impl Conversation {
         let Some(Pending::Gathering(gathering)) = self.replies.pending_mut(place.seq) else {
             return self.complete(place.seq, bytes);
         };
-        let bytes = match gathering.waits() {
-            true => waiting::explained(&bytes).map_or(bytes, Bytes::from),
-            false => bytes,
-        };
+        let explained = if gathering.waits() { waiting::explained(&bytes) } else { None };
+        let bytes = explained.map_or(bytes, Bytes::from);
         if let Some(whole) = gathering.give(place.part, bytes) {
             let keys = gathering.take_keys();
             self.under_way.remove(&keys);

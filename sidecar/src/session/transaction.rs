@@ -83,7 +83,7 @@ impl Conversation {
                 return Some(Flow::Done);
             }
             _ if can_wait_for_a_key(row, args) && self.early() < MAX_EARLY => {
-                if let Some(Pinned { early, transaction: Some(transaction), .. }) = &mut self.pinned {
+                if let Some(Pinned { early, transaction: Some(transaction), .. }) = self.pinned.as_deref_mut() {
                     early.push(args.to_bytes());
                     transaction.effect.merge_queued(&effect(row, args), transaction.queued);
                     transaction.queued += 1;

@@ -10,7 +10,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use caddy_engine::KeyHash;
 use caddy_remote::{LaneHandle, Request, cluster::tag_of};
 use caddy_resp::encode;
@@ -20,7 +19,6 @@ use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, Stream},
     gather::Gathering,
-    pinned::Pinned,
 };
 use crate::{
     commands::{self, Merge, Row},
@@ -91,7 +89,7 @@ impl Conversation {
                     self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()).map(|lane| lane.handle().clone());
                 let place = self.expect(Pending::WaitingForReplicas);
                 if let Some(lane) = lane {
-                    self.ask_replicas(&lane, KEY, args.to_bytes(), place);
+                    self.ask_replicas(&lane, KEY, &args.to_bytes(), place);
                 }
                 Flow::Done
             }
@@ -130,7 +128,7 @@ impl Conversation {
         let seq = self.replies.expect(Pending::Gathering(Box::new(gathering)));
         for (part, (lane, slot)) in (0..).zip(targets) {
             let key = format!("{KEY}:{{{}}}", tag_of(slot));
-            self.ask_replicas(&lane, &key, args.to_bytes(), Place { seq, part });
+            self.ask_replicas(&lane, &key, &args.to_bytes(), Place { seq, part });
         }
         Flow::Done
     }
@@ -145,17 +143,17 @@ impl Conversation {
         }
         let lane = self.worker.pin(node, database, protocol, &self.mailbox)?;
         let handle = lane.handle().clone();
-        if let Some(Pinned { beside, .. }) = &mut self.pinned {
-            beside.push(lane);
+        if let Some(pinned) = &mut self.pinned {
+            pinned.beside.push(lane);
         }
         Ok(handle)
     }
 
-    fn ask_replicas(&mut self, lane: &LaneHandle<Tag>, key: &str, request: Bytes, place: Place) {
+    fn ask_replicas(&mut self, lane: &LaneHandle<Tag>, key: &str, request: &[u8], place: Place) {
         let mut bytes = Vec::with_capacity(160);
         encode::command(&mut bytes, ["SET", key, "", "PX", "1000"]);
         encode::command(&mut bytes, ["DEL", key]);
-        bytes.extend_from_slice(&request);
+        bytes.extend_from_slice(request);
         let effect = Effect { keys: [KeyHash::of(key.as_bytes())].into_iter().collect(), ..Effect::default() };
         let to = ReplyTo { mailbox: self.mailbox.clone(), place };
         self.stream = Stream::Pinned;
