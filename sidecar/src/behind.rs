@@ -6,22 +6,29 @@
 //! and never touches a tier.
 
 mod keyspace;
+mod members;
 mod releasing;
 mod storing;
+mod streams;
 mod turns;
+mod ways;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use caddy_contract::{Config, Durability, Strategy};
-use caddy_remote::{Request, journal::LogError, leases};
+use caddy_contract::{Config, Durability, RedisMode, Strategy, coordination::POD_UID_ENV};
+use caddy_remote::{Request, journal::LogError};
 use caddy_resp::encode;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 pub(crate) use keyspace::{Behind, Size};
+pub(crate) use members::watch;
 pub(crate) use releasing::Releases;
-pub(crate) use storing::{Storing, error_text, translated};
+pub(crate) use storing::{Form, Sending, Storing, Via, error_text, translated};
+use streams::Place;
+pub(crate) use streams::{Round, Streams, Taking};
 pub(crate) use turns::Turns;
+pub(crate) use ways::Ways;
 
 use crate::{
     loading::Stores,
@@ -30,6 +37,8 @@ use crate::{
     upstream::Tag,
 };
 
+/// How long a sidecar that ends waits until that is noted.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Begins the name of every log's directory.
 const PREFIX: &str = "keyspace-";
 
@@ -59,6 +68,11 @@ pub(crate) struct Behinds {
     pub(crate) releases: Releases,
     /// Who writes through to a key.
     pub(crate) turns: Turns,
+    /// Which nodes of a cluster writes behind are under way to.
+    pub(crate) ways: Ways,
+    place: Place,
+    /// There may be streams now.
+    pub(crate) begun_streams: Notify,
 }
 
 /// Those that were begun.
@@ -68,8 +82,16 @@ impl Behinds {
     /// Those of `config`, with what earlier processes left in their logs.
     pub(crate) fn new(config: &Config, stores: &Stores) -> Result<(Self, Begun), BehindSetupError> {
         let (begun, inbox) = mpsc::unbounded_channel();
-        let (all, leaving) = (Mutex::default(), Mutex::default());
-        let behinds = Self { all, leaving, begun, releases: Releases::default(), turns: Turns::default() };
+        let behinds = Self {
+            all: Mutex::default(),
+            leaving: Mutex::default(),
+            begun,
+            releases: Releases::default(),
+            turns: Turns::default(),
+            ways: Ways::default(),
+            place: place(config),
+            begun_streams: Notify::new(),
+        };
         behinds.reconfigure(config, stores)?;
         behinds.adopt_orphans(config, stores);
         Ok((behinds, inbox))
@@ -122,12 +144,22 @@ impl Behinds {
         settings: &caddy_contract::Behind,
         store: &Arc<crate::loading::Store>,
     ) -> Result<Arc<Behind>, BehindSetupError> {
-        let behind = Behind::open(name, settings, store, &self.releases)
+        let behind = Behind::open(name, settings, store, &self.releases, &self.place)
             .map_err(|source| BehindSetupError::Log { keyspace: name.to_owned(), source })?;
         let behind = Arc::new(behind);
         // Without a task the sidecar is ending.
         let _ = self.begun.send(behind.clone());
+        self.begun_streams.notify_one();
         Ok(behind)
+    }
+
+    /// A queue for records in streams of a keyspace that has none of its own (any more); to be left when they are in it.
+    fn begin_for_records(&self, name: &str, store: Option<&Arc<crate::loading::Store>>) -> Option<Arc<Behind>> {
+        let settings =
+            caddy_contract::Behind { durability: Durability::Replicated, ..caddy_contract::Behind::default() };
+        let behind = self.begin(name, &settings, store?).ok()?;
+        self.leaving.lock().push(behind.clone());
+        Some(behind)
     }
 
     /// Logs whose keyspace does not write behind any more.
@@ -160,19 +192,14 @@ impl Behinds {
     }
 
     /// Brings what waits to the stores, for so long at most; says what is lost or stays.
-    pub(crate) async fn drain(&self, patience: Duration) {
+    pub(crate) async fn drain(&self, shared: &Arc<Shared>, patience: Duration) {
         let every = self.every();
         let drains = every.iter().map(|behind| behind.drain(patience));
         let left = futures::future::join_all(drains).await;
         for (behind, left) in every.iter().zip(left).filter(|(_, left)| left.records > 0) {
             let (keyspace, records, dead_letters) = (&behind.name, left.records, left.dead_letters);
-            if behind.is_logged() {
-                tracing::warn!(
-                    keyspace,
-                    records,
-                    dead_letters,
-                    "writes stay in the log of this pod for its next process"
-                );
+            if behind.is_kept() {
+                tracing::warn!(keyspace, records, dead_letters, "writes stay in {}", behind.keeper());
             } else {
                 tracing::error!(
                     keyspace,
@@ -181,6 +208,9 @@ impl Behinds {
                     "writes are lost: the store has not taken them in time"
                 );
             }
+        }
+        if tokio::time::timeout(LEAVE_PATIENCE, members::leave(shared)).await.is_err() {
+            tracing::info!("Redis did not answer: that this sidecar ends, others see by its silence");
         }
     }
 }
@@ -196,7 +226,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut begun: Begun, supervisor: Super
         let shared = shared.clone();
         supervisor.spawn_local("write-behind queue", async move {
             tokio::select! {
-                () = behind.work() => {}
+                () = behind.work(&shared) => {}
                 () = behind.has_left() => {
                     shared.behinds.leaving.lock().retain(|other| !Arc::ptr_eq(other, &behind));
                 }
@@ -211,19 +241,37 @@ pub(crate) fn end_leases(shared: &Arc<Shared>) {
     shared.behinds.releases.set(move |keys| {
         let Some(shared) = weak.upgrade() else { return };
         let L3::Redis(redis) = &shared.l3 else { return };
-        let domain = &shared.config().cluster.domain;
-        let names: Vec<Vec<u8>> = keys.iter().map(|key| leases::name(domain, key, false)).collect();
-        let mut bytes = Vec::new();
-        encode::command(
-            &mut bytes,
-            std::iter::once(b"DEL".as_slice()).chain(names.iter().map(Vec::as_slice)).collect::<Vec<_>>(),
-        );
-        // A lease that cannot be ended runs out.
-        if let Some(node) = redis.only() {
-            let request = Request { bytes: bytes.into(), replies: 1, tag: Tag::Forward };
-            let _ = redis.errand_lane(&shared, node, 0).submit(request);
+        for key in keys {
+            let name = shared.lease_of(key);
+            let mut bytes = Vec::new();
+            encode::command(&mut bytes, [&b"DEL"[..], &name]);
+            // A lease that cannot be ended runs out.
+            if let Some(node) = redis.owner(key) {
+                let request = Request { bytes: bytes.into(), replies: 1, tag: Tag::Forward };
+                let _ = redis.errand_lane(&shared, &node, 0).submit(request);
+            }
         }
     });
+}
+
+/// Where streams are, and who this sidecar is in them: the pod, whose next process goes on with them; without one, whoever
+/// listens on the same socket of the same machine.
+fn place(config: &Config) -> Place {
+    let by_hand = || {
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let socket = std::path::absolute(&config.listen.socket).unwrap_or_else(|_| config.listen.socket.clone());
+        format!("{}{}", machine.trim(), socket.display())
+    };
+    let redis = match &config.l3 {
+        caddy_contract::L3::Redis(redis) => Some(redis),
+        caddy_contract::L3::Embedded => None,
+    };
+    Place {
+        domain: config.cluster.domain.clone(),
+        member: std::env::var(POD_UID_ENV).unwrap_or_else(|_| by_hand()).into(),
+        in_cluster: redis.is_some_and(|redis| redis.mode == RedisMode::Cluster),
+        timeout: redis.map_or(LEAVE_PATIENCE, |redis| redis.timeout),
+    }
 }
 
 /// Where a keyspace's log is.

@@ -149,7 +149,7 @@ impl ConditionalWrite {
                 fence: fence.as_deref(),
                 proof: proof.as_deref(),
             });
-            let reply = errands::ask_wherever(shared, &self.key, self.database, bytes).await.map_err(unanswered)?;
+            let reply = errands::ask_owner(shared, &self.key, self.database, bytes).await.map_err(unanswered)?;
             let unreadable = || WriteError::Unclear("the answer cannot be read".to_owned());
             match Outcome::parse(&reply).ok_or_else(unreadable)? {
                 Outcome::Stored => return Ok(true),

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use caddy_remote::{Loss, Request};
+use caddy_remote::{Loss, Request, cluster::Redirect};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -14,6 +14,12 @@ use crate::{
     shared::{L3, Shared},
     upstream::Tag,
 };
+
+/// So many redirections one command may get, and how long is waited between two of a cluster that has not settled.
+const MAX_HOPS: u32 = 16;
+const SETTLING: Duration = Duration::from_millis(100);
+
+pub(crate) const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 
 /// See [`Tag::Errand`].
 #[derive(Debug)]
@@ -71,39 +77,10 @@ pub(crate) async fn ask(
     }
 }
 
-/// Pauses while a slot moves.
-const PAUSES: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(10),
-    Duration::from_millis(50),
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-];
-
-/// As [`ask_owner`]; while the key's slot moves it is asked again where it is then.
-pub(crate) async fn ask_wherever(
-    shared: &Arc<Shared>,
-    key: &[u8],
-    database: u32,
-    bytes: Vec<u8>,
-) -> Result<Bytes, ErrandError> {
-    let mut outcome = Err(ErrandError::NoNode);
-    for pause in PAUSES {
-        tokio::time::sleep(pause).await;
-        outcome = ask_owner(shared, key, database, bytes.clone()).await;
-        match &outcome {
-            Err(ErrandError::NoNode) => {}
-            Err(ErrandError::Refused(text)) if ELSEWHERE.iter().any(|kind| text.starts_with(kind)) => {}
-            _ => return outcome,
-        }
-    }
-    outcome
-}
-
 /// What a node of a cluster says that does not have, or cannot say whether it has, a key.
 const ELSEWHERE: [&str; 4] = ["MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN"];
 
-/// As [`ask`], for one command, of the node that has `key`.
+/// As [`ask`], for one command, of the node that has `key`; in a cluster also while its slot is on its way.
 pub(crate) async fn ask_owner(
     shared: &Arc<Shared>,
     key: &[u8],
@@ -111,7 +88,24 @@ pub(crate) async fn ask_owner(
     bytes: Vec<u8>,
 ) -> Result<Bytes, ErrandError> {
     let L3::Redis(redis) = &shared.l3 else { return Err(ErrandError::NoNode) };
-    let node = redis.owner(key).ok_or(ErrandError::NoNode)?;
-    let replies = ask(shared, &node, database, bytes, 1).await?;
-    replies.into_iter().next().ok_or(ErrandError::NoNode)
+    let (mut at, mut asking, mut outcome) = (redis.owner(key), false, Err(ErrandError::NoNode));
+    for _ in 0..MAX_HOPS {
+        let Some(node) = at else {
+            tokio::time::sleep(SETTLING).await;
+            at = redis.owner(key);
+            continue;
+        };
+        let (request, replies) = if asking { ([ASKING, &bytes].concat(), 2) } else { (bytes.clone(), 1) };
+        let asked = ask(shared, &node, database, request, replies).await;
+        outcome = asked.and_then(|replies| replies.into_iter().next_back().ok_or(ErrandError::NoNode));
+        let (Err(ErrandError::Refused(text)), Some(cluster)) = (&outcome, redis.cluster()) else { return outcome };
+        if !ELSEWHERE.iter().any(|kind| text.starts_with(kind)) {
+            return outcome;
+        }
+        let redirect = Redirect::parse(format!("-{text}").as_bytes(), &node.target.endpoint);
+        asking = matches!(redirect, Some(Redirect::Ask { .. }));
+        // Without one it is looked for by the next map.
+        at = redirect.and_then(|redirect| cluster.node_at(redirect.to()));
+    }
+    outcome
 }

@@ -30,6 +30,11 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Whether it may evict any key, as far as is known.
+    pub(crate) fn evicts_any(&self) -> bool {
+        self.eviction.load().starts_with("allkeys")
+    }
+
     /// What the server does when its memory is full.
     pub(crate) fn eviction(&self) -> String {
         told(&self.eviction)

@@ -296,6 +296,7 @@ fn behind(shared: &Shared, registry: &mut Registry) {
             ("waited", stats.waited),
             ("refused", stats.refused),
             ("unlogged", stats.unkept),
+            ("adopted", behind.streams.as_ref().map_or(0, |streams| streams.adopted())),
         ] {
             writes.get_or_create(&[keyspace(), ("outcome", outcome.to_owned())]).inc_by(counted);
         }
@@ -308,7 +309,7 @@ fn behind(shared: &Shared, registry: &mut Registry) {
         bytes.get_or_create(&label).set(count(backlog.bytes));
         let oldest = backlog.oldest.map_or(Duration::ZERO, |oldest| shared.now().since(oldest));
         age.get_or_create(&label).set(i64::try_from(oldest.as_millis()).unwrap_or(i64::MAX));
-        at_risk.get_or_create(&label).set(if behind.is_logged() { 0 } else { count(backlog.records) });
+        at_risk.get_or_create(&label).set(if behind.is_kept() { 0 } else { count(backlog.records) });
         dead.get_or_create(&label).set(count(backlog.dead_letters));
         syncs.get_or_create(&label).inc_by(logged.map_or(0, |log| log.syncs));
         log.get_or_create(&label).set(logged.map_or(0, |log| log.bytes.cast_signed()));

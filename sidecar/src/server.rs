@@ -115,6 +115,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     let loader = start_thread("loader", &supervisor, move || loading::run(own, loads, watch))?;
     behind::end_leases(&shared);
     supervisor.spawn_vital("write-behind", behind::run(shared.clone(), begun, supervisor.clone()));
+    supervisor.spawn_vital("write-behind members", behind::watch(shared.clone()));
     supervisor.spawn_vital("memory", memory::watch(shared.clone()));
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
     if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
@@ -147,7 +148,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
             patience = drain(&shared, start.grace).await.max(DRAIN_LEAST);
         } => {}
     }
-    shared.behinds.drain(patience).await;
+    shared.behinds.drain(&shared, patience).await;
     warm::farewell(&shared).await;
     if let Some(coordination) = coordination {
         coordination.end().await;

@@ -17,7 +17,7 @@ use caddy_engine::{
     L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
     reuse::{Estimate, Reads, ReuseSample},
 };
-use caddy_remote::embedded::Embedded;
+use caddy_remote::{embedded::Embedded, leases};
 use caddy_resp::{Protocol, encode};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -282,6 +282,16 @@ impl Shared {
         let entries = sizes.iter().map(|size| size.bytes).sum::<usize>() as f64;
         let all = self.cache.stats().l2_bytes as f64;
         if entries * 8.0 < budget { budget } else { budget * entries / all }
+    }
+
+    /// Whether L3 is a Redis Cluster.
+    pub(crate) fn in_cluster(&self) -> bool {
+        matches!(&self.l3, L3::Redis(redis) if redis.cluster().is_some())
+    }
+
+    /// The fill lease of a key.
+    pub(crate) fn lease_of(&self, key: &[u8]) -> Vec<u8> {
+        leases::name(&self.config().cluster.domain, key, self.in_cluster())
     }
 
     /// Something contradicts the slot map of a cluster, or may; without one, nothing.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::{
-    behind::Storing,
+    behind::{Round, Storing, Taking, Via},
     cache::{Cached, KeyRef, Read, TierKey, Waiter},
     envelope::Decoded,
     errands::Errand,
@@ -98,6 +98,10 @@ pub(crate) enum Tag {
     Learn(Box<Learn>),
     /// A write that goes to a store, too.
     Store(Box<Storing>),
+    /// Waits until replicas have writes that are recorded in streams.
+    Round(Box<Round>),
+    /// Takes records of a stream.
+    Taking(Box<Taking>),
     /// A look at the index of invalidations by pattern.
     Look(Box<Look>),
     /// A request of one of the sidecar's own tasks.
@@ -198,12 +202,14 @@ pub(crate) struct Upstream {
     id: NodeId,
     target: Arc<Target>,
     purpose: Purpose,
+    /// Connections so far.
+    connection: u64,
 }
 
 impl Upstream {
     pub(crate) fn new(shared: &Arc<Shared>, node: &Arc<Node>, purpose: Purpose) -> Self {
         let (id, target) = (node.id, node.target.clone());
-        Self { shared: shared.clone(), node: Arc::downgrade(node), id, target, purpose }
+        Self { shared: shared.clone(), node: Arc::downgrade(node), id, target, purpose, connection: 0 }
     }
 }
 
@@ -221,7 +227,9 @@ impl Handler for Upstream {
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(probe) => probe.replies.push(frame),
             Tag::Learn(learn) => learn.replies.push(frame),
-            Tag::Store(storing) if index == storing.index => storing.reply = Some(frame),
+            Tag::Store(storing) => storing.take(index, frame),
+            Tag::Round(round) => round.reply = Some(frame),
+            Tag::Taking(taking) => taking.reply = Some(frame),
             Tag::Look(look) => look.reply = Some(frame),
             Tag::Errand(errand) => errand.replies.push(frame),
             Tag::AboutServer if index == 0 => self.shared.commands.take(&frame),
@@ -239,7 +247,7 @@ impl Handler for Upstream {
                 }
             }
             Tag::AboutTable => self.shared.status.facts.tracking_table_is(&frame),
-            Tag::Barrier(_) | Tag::Forward | Tag::Store(_) => {}
+            Tag::Barrier(_) | Tag::Forward => {}
         }
     }
 
@@ -266,7 +274,14 @@ impl Handler for Upstream {
             (Tag::Errand(errand), outcome) => errand.finish(outcome),
             (Tag::Learn(learn), Ok(())) => learn.finish(),
             (Tag::Learn(learn), Err(loss)) => learn.lost(&loss.to_string()),
-            (Tag::Store(storing), outcome) => storing.finish(&self.shared, outcome),
+            (Tag::Store(storing), outcome) => self.finish_store(storing, outcome),
+            (Tag::Round(round), outcome) => {
+                if let Some(node) = self.node.upgrade() {
+                    let via = Via { node: &node, connection: self.connection };
+                    round.finish(&self.shared, &via, &outcome);
+                }
+            }
+            (Tag::Taking(taking), outcome) => taking.finish(outcome),
             (
                 Tag::Probe(_) | Tag::Barrier(_) | Tag::Forward | Tag::AboutServer | Tag::AboutUser | Tag::AboutTable,
                 _,
@@ -289,6 +304,7 @@ impl Handler for Upstream {
     }
 
     fn connected(&mut self, server: Option<&ServerInfo>) {
+        self.connection += 1;
         if let Purpose::Tracked { source, incarnation, prover, .. } = &mut self.purpose {
             *prover = Prover::default();
             *incarnation = Some(self.shared.kernel().connected(*source));
@@ -345,6 +361,19 @@ impl Upstream {
         // A node that has left the cluster is missed by nobody.
         if self.node.strong_count() > 0 {
             self.shared.status.tracked_down(self.id, reason);
+        }
+    }
+
+    fn finish_store(&self, storing: Box<Storing>, outcome: Result<(), Loss>) {
+        let Some(node) = self.node.upgrade() else {
+            return storing.to.reply(&b"-NOTREADY the node has left the cluster; repeat it\r\n"[..]);
+        };
+        let via = Via { node: &node, connection: self.connection };
+        let redirect =
+            outcome.is_ok().then(|| storing.redirection().and_then(|error| self.redirection(error))).flatten();
+        match redirect {
+            Some(redirect) => storing.follow(&self.shared, &redirect),
+            None => storing.finish(&self.shared, &via, outcome),
         }
     }
 

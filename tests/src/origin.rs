@@ -26,6 +26,8 @@ struct State {
     failure: Option<Failure>,
     requests: usize,
     by_path: HashMap<String, usize>,
+    /// What writes were called, by path.
+    names: HashMap<String, Vec<String>>,
     cache_control: Option<String>,
     /// Paths whose next request is answered late, with what was there when it came.
     late: HashSet<String>,
@@ -69,6 +71,11 @@ impl Origin {
             }
         });
         Ok(Self { address, state, releases, _tasks: tasks })
+    }
+
+    /// The `Idempotency-Key` of each write that came for a path, also of those that failed; empty: it had none.
+    pub fn names_of(&self, path: &str) -> Vec<String> {
+        self.state.lock().names.get(path).cloned().unwrap_or_default()
     }
 
     /// Without a slash at its end.
@@ -159,6 +166,10 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         let mut state = state.lock();
         state.requests += 1;
         *state.by_path.entry(path.clone()).or_default() += 1;
+        if matches!(head.method, Method::PUT | Method::DELETE) {
+            let name = head.headers.get("idempotency-key").and_then(|name| name.to_str().ok()).unwrap_or_default();
+            state.names.entry(path.clone()).or_default().push(name.to_owned());
+        }
         if let Some(code) = state.failure.as_ref().and_then(|failure| failure(&path)) {
             return Ok(status(StatusCode::from_u16(code).unwrap_or_default()));
         }

@@ -233,6 +233,12 @@ impl Sidecar {
         self.directory.path().join("cache.sock")
     }
 
+    /// A variable of its environment from its next start on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.options.environment.retain(|(other, _)| other != name);
+        self.options.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Its configuration file.
     pub fn config(&self) -> PathBuf {
         self.directory.path().join("config.yaml")

@@ -90,7 +90,9 @@ pub enum Strategy {
 pub struct WriteBehind {
     /// What a write survives that was acknowledged and that the store does not have yet. `Memory`: outages of the store; it
     /// is lost with the sidecar's process. `Pod`: also the end of that process, however it comes: it is written to a log,
-    /// on a volume of the pod's, before it is acknowledged. It takes effect in new pods, which get that volume.
+    /// on a volume of the pod's, before it is acknowledged. `Replicated`: also the end of the pod and of its node: Redis keeps
+    /// it in a stream, in the same step as the write, and has copied it to `replicas` before it is acknowledged; another pod
+    /// stores it should this one not come back. A change takes effect in new pods.
     #[serde(default)]
     pub durability: Durability,
     /// Records of one call to the store, 1 to 5000.
@@ -115,6 +117,15 @@ pub struct WriteBehind {
     #[serde(default = "max_attempts")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: i32,
+    /// With `Replicated`: how many replicas of Redis have a write before it is acknowledged, 0 to 10. 0: it is lost if Redis
+    /// fails over before it was copied.
+    #[serde(default = "replicas")]
+    #[schemars(range(min = 0, max = 10))]
+    pub replicas: i32,
+    /// With `Replicated`: how long nothing may be heard of a sidecar before another one stores what waits in its stream, 1s to
+    /// 24h. One that is started again in the same pod goes on by itself at once.
+    #[serde(default = "adopt_after")]
+    pub adopt_after: Period,
 }
 
 impl Default for WriteBehind {
@@ -127,6 +138,8 @@ impl Default for WriteBehind {
             max_bytes: max_bytes(),
             max_wait: max_wait(),
             max_attempts: max_attempts(),
+            replicas: replicas(),
+            adopt_after: adopt_after(),
         }
     }
 }
@@ -139,6 +152,8 @@ pub enum Durability {
     Memory,
     /// Also the end of the sidecar's process.
     Pod,
+    /// Also the end of the pod and of its node.
+    Replicated,
 }
 
 /// What the copies of a keyspace's keys are for.
@@ -179,6 +194,14 @@ fn max_bytes() -> Size {
 
 fn max_wait() -> Period {
     "1s".into()
+}
+
+fn replicas() -> i32 {
+    1
+}
+
+fn adopt_after() -> Period {
+    "30s".into()
 }
 
 fn max_attempts() -> i32 {

@@ -333,6 +333,7 @@ fn raw_write_behind(behind: &cluster::WriteBehind) -> RawWriteBehind {
         durability: match behind.durability {
             cluster::Durability::Memory => Durability::Memory,
             cluster::Durability::Pod => Durability::Pod,
+            cluster::Durability::Replicated => Durability::Replicated,
         },
         batch_size: behind.batch_size.unsigned_abs(),
         flush_interval: behind.flush_interval.0.clone(),
@@ -340,6 +341,8 @@ fn raw_write_behind(behind: &cluster::WriteBehind) -> RawWriteBehind {
         max_bytes: behind.max_bytes.0.clone(),
         max_wait: behind.max_wait.0.clone(),
         max_attempts: behind.max_attempts.unsigned_abs(),
+        replicas: behind.replicas.unsigned_abs(),
+        adopt_after: behind.adopt_after.0.clone(),
         ..RawWriteBehind::default()
     }
 }

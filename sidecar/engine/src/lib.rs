@@ -95,6 +95,8 @@
 mod cache;
 mod clock;
 pub mod codec;
+#[doc(hidden)]
+pub mod crash;
 mod entry;
 mod flights;
 pub mod generations;

@@ -99,6 +99,24 @@ pub trait BackingStore<K: Sync, V: Send>: Send + Sync {
     /// Removes what is there. After an error any of it may have been removed.
     fn delete_many<'a>(&'a self, keys: &'a [K]) -> StoreFuture<'a, ()>;
 
+    /// Whether [`store_named`](Self::store_named) and [`delete_named`](Self::delete_named) do more than the others.
+    fn takes_names(&self) -> bool {
+        false
+    }
+
+    /// As [`store_many`](Self::store_many), with a name for each write: one that is repeated has the same again, and no other
+    /// has it, so that a store which notes them can tell.
+    fn store_named<'a>(&'a self, entries: &'a [(K, V)], names: &'a [String]) -> StoreFuture<'a, ()> {
+        let _ = names;
+        self.store_many(entries)
+    }
+
+    /// As [`delete_many`](Self::delete_many), with names as in [`store_named`](Self::store_named).
+    fn delete_named<'a>(&'a self, keys: &'a [K], names: &'a [String]) -> StoreFuture<'a, ()> {
+        let _ = names;
+        self.delete_many(keys)
+    }
+
     /// Asks whether the value of `key` is still the one of `version`; a store without versions loads it anew.
     fn revalidate<'a>(&'a self, key: &'a K, version: &'a Bytes) -> StoreFuture<'a, Revalidated<V>>
     where

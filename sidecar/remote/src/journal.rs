@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use caddy_engine::strategy::behind::{Done, Journal, JournalError, Record};
+use caddy_engine::strategy::behind::{Done, Journal, JournalError, Ledger, Record};
 use parking_lot::{Condvar, Mutex};
 use thiserror::Error;
 
@@ -35,12 +35,21 @@ pub struct LogConfig {
     pub directory: PathBuf,
     /// Bytes after which a new segment is begun.
     pub segment_bytes: u64,
+    /// Begins the names of its writes; no other log's.
+    pub owner: String,
 }
 
 impl LogConfig {
     /// A log in `directory`, in segments of 8 MiB.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), segment_bytes: 8 << 20 }
+        Self { directory: directory.into(), segment_bytes: 8 << 20, owner: String::new() }
+    }
+
+    /// Whose writes they are, for their names.
+    #[must_use]
+    pub fn owned_by(mut self, owner: impl Into<String>) -> Self {
+        self.owner = owner.into();
+        self
     }
 }
 
@@ -129,6 +138,7 @@ struct Mail {
 pub struct SegmentLog {
     mail: Arc<Mail>,
     thread: Option<JoinHandle<()>>,
+    owner: String,
 }
 
 impl SegmentLog {
@@ -146,7 +156,7 @@ impl SegmentLog {
             .name("write-behind log".to_owned())
             .spawn(move || run(&theirs, writer))
             .map_err(LogError::Thread)?;
-        Ok((Self { mail, thread: Some(thread) }, recovered))
+        Ok((Self { mail, thread: Some(thread), owner: config.owner.clone() }, recovered))
     }
 
     /// What it has done, and holds.
@@ -169,7 +179,9 @@ impl Journal<Bytes, Bytes> for SegmentLog {
     fn append(&self, records: Vec<Record<Bytes, Bytes>>, done: Done) {
         self.send(Command::Append { records, done });
     }
+}
 
+impl Ledger for SegmentLog {
     fn settled(&self, seqs: &[u64]) {
         if !seqs.is_empty() {
             self.send(Command::Settled(seqs.to_vec()));
@@ -178,6 +190,10 @@ impl Journal<Bytes, Bytes> for SegmentLog {
 
     fn replaced(&self, seq: u64) {
         self.send(Command::Replaced(seq));
+    }
+
+    fn name(&self, seq: u64) -> String {
+        format!("{}-{seq:x}", self.owner)
     }
 }
 

@@ -24,6 +24,7 @@ pub mod stores;
 mod stream;
 mod target;
 mod tls;
+pub mod writes;
 
 pub use breaker::Breaker;
 pub use handshake::{ConnectError, Role, ServerInfo};

@@ -11,16 +11,28 @@ use bytes::Bytes;
 use caddy_contract::{Behind as Settings, Durability};
 use caddy_engine::{
     TokioTimer,
-    strategy::behind::{Backlog, BehindConfig, BehindStats, Journal, Record, Room, Write, WriteBehind},
+    strategy::behind::{Backlog, BehindConfig, BehindStats, Journal, Ledger, Record, Room, Write, WriteBehind},
 };
-use caddy_remote::journal::{LogConfig, LogError, LogStats, SegmentLog};
+use caddy_remote::{
+    journal::{LogConfig, LogError, LogStats, SegmentLog},
+    leases,
+};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Releases, log_directory, releasing::Releasing};
-use crate::loading::Store;
+use super::{
+    Releases, log_directory,
+    releasing::Releasing,
+    streams::{Place, Streams},
+};
+use crate::{loading::Store, shared::Shared};
 
 /// In a log's directory: the name of the store that its records are for.
 const STORE_FILE: &str = "store";
+/// Before streams that could not be read are read again.
+const RECOVER_PAUSE: Duration = Duration::from_secs(1);
+/// How long a sidecar that ends waits until Redis has removed what the store has.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// What a queue that is left waits for its store.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -33,6 +45,9 @@ pub(crate) struct Behind {
     pub(crate) writer: WriteBehind<Bytes, Bytes>,
     durability: Durability,
     log: Option<Arc<SegmentLog>>,
+    /// Where Redis keeps what waits.
+    pub(crate) streams: Option<Arc<Streams>>,
+    adopt_after: Mutex<Duration>,
     leaving: CancellationToken,
 }
 
@@ -48,25 +63,41 @@ impl Behind {
         settings: &Settings,
         store: &Arc<Store>,
         releases: &Releases,
+        place: &Place,
     ) -> Result<Self, LogError> {
-        let mut recovered = Vec::new();
-        let log = match settings.durability {
-            Durability::Memory => None,
+        let backing = Arc::new(Releasing::new(store.backing.clone(), releases.clone()));
+        let (config, timer) = (config(settings), Arc::new(TokioTimer));
+        let owner = format!("{}-{name}", place.member);
+        let (mut log, mut streams, mut recovered) = (None, None, Vec::new());
+        let writer = match settings.durability {
+            Durability::Memory => {
+                let named = Arc::new(Named(format!("{owner}-{}", leases::hex(leases::unique()))));
+                if store.backing.takes_names() {
+                    WriteBehind::kept_elsewhere(config, backing, named, timer)
+                } else {
+                    WriteBehind::new(config, backing, None, timer)
+                }
+            }
             Durability::Pod => {
                 let directory = log_directory(&settings.directory, name);
-                let (log, found) = SegmentLog::open(&LogConfig::new(&directory))?;
+                let (opened, found) = SegmentLog::open(&LogConfig::new(&directory).owned_by(owner))?;
                 note_store(&directory, &store.name);
                 if !found.records.is_empty() || found.damaged > 0 {
                     let (records, damaged) = (found.records.len(), found.damaged);
                     tracing::info!(keyspace = name, records, damaged, "writes of an earlier process are stored now");
                 }
                 recovered = found.records;
-                Some(Arc::new(log))
+                let opened = Arc::new(opened);
+                log = Some(opened.clone());
+                WriteBehind::new(config, backing, Some(opened as Arc<dyn Journal<Bytes, Bytes>>), timer)
+            }
+            Durability::Replicated => {
+                let kept = Arc::new(Streams::new(place, name, settings));
+                streams = Some(kept.clone());
+                WriteBehind::kept_elsewhere(config, backing, kept, timer)
             }
         };
-        let journal = log.clone().map(|log| log as Arc<dyn Journal<Bytes, Bytes>>);
-        let backing = Arc::new(Releasing::new(store.backing.clone(), releases.clone()));
-        let writer = WriteBehind::new(config(settings), backing, journal, Arc::new(TokioTimer));
+        writer.number_from(first_number());
         writer.restore(recovered);
         Ok(Self {
             name: name.to_owned(),
@@ -74,6 +105,8 @@ impl Behind {
             writer,
             durability: settings.durability,
             log,
+            streams,
+            adopt_after: Mutex::new(settings.adopt_after),
             leaving: CancellationToken::new(),
         })
     }
@@ -86,11 +119,50 @@ impl Behind {
             );
         }
         self.writer.reconfigure(config(settings));
+        *self.adopt_after.lock() = settings.adopt_after;
     }
 
     /// Whether what is acknowledged survives this process.
-    pub(crate) fn is_logged(&self) -> bool {
-        self.log.is_some()
+    pub(crate) fn is_kept(&self) -> bool {
+        self.durability != Durability::Memory
+    }
+
+    /// Where it is then, for people.
+    pub(super) fn keeper(&self) -> &'static str {
+        match self.durability {
+            Durability::Memory => "nowhere",
+            Durability::Pod => "the log of this pod, for its next process",
+            Durability::Replicated => "Redis, for the next process of this pod or another sidecar",
+        }
+    }
+
+    pub(super) fn adopt_after(&self) -> Duration {
+        *self.adopt_after.lock()
+    }
+
+    /// Why nothing can be written now as durably as it is to be.
+    pub(crate) fn refusal(&self, shared: &Shared) -> Option<String> {
+        (self.streams.is_some() && shared.status.facts.evicts_any()).then(|| {
+            format!(
+                "STOREERR keyspace '{}' has durability Replicated, and Redis evicts any key when its memory is full \
+                 (maxmemory-policy {}): set noeviction or a volatile- policy there, or choose durability Pod; nothing was \
+                 written",
+                self.name,
+                shared.status.facts.eviction()
+            )
+        })
+    }
+
+    /// Whether a write of a slot may go now; else [`prepare`](Self::prepare) it.
+    pub(crate) fn takes(&self, slot: u16) -> bool {
+        self.streams.as_ref().is_none_or(|streams| streams.takes(slot))
+    }
+
+    pub(crate) async fn prepare(&self, shared: &Arc<Shared>, slot: u16) -> Result<(), String> {
+        match &self.streams {
+            Some(streams) => streams.prepare(shared, slot).await,
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn stats(&self) -> BehindStats {
@@ -113,15 +185,33 @@ impl Behind {
         self.leaving.cancel();
     }
 
-    /// Brings writes to the store.
-    pub(super) async fn work(&self) {
-        self.writer.run().await;
+    /// Brings writes to the store, those of an earlier process first.
+    pub(super) async fn work(self: &Arc<Self>, shared: &Arc<Shared>) {
+        let Some(streams) = &self.streams else { return self.writer.run().await };
+        let recover = async {
+            loop {
+                match streams.recover(shared, self).await {
+                    Ok(0) => return,
+                    Ok(records) => {
+                        let keyspace = &self.name;
+                        tracing::info!(keyspace, records, "writes of an earlier process are stored now");
+                        return;
+                    }
+                    Err(reason) => tracing::debug!(keyspace = self.name, reason, "its streams cannot be read yet"),
+                }
+                tokio::time::sleep(RECOVER_PAUSE).await;
+            }
+        };
+        futures::future::join3(recover, self.writer.run(), streams.remove(shared)).await;
     }
 
     /// Done when nothing new comes and the store has everything. What it refuses stays, in the log if there is one.
     pub(super) async fn has_left(&self) {
         self.leaving.cancelled().await;
         let left = self.writer.drain(FOR_EVER).await;
+        if let Some(streams) = &self.streams {
+            streams.removed().await;
+        }
         if left.records > 0 {
             tracing::error!(
                 keyspace = self.name,
@@ -134,8 +224,32 @@ impl Behind {
     }
 
     pub(super) async fn drain(&self, patience: Duration) -> Backlog {
-        self.writer.drain(patience).await
+        let left = self.writer.drain(patience).await;
+        if let Some(streams) = &self.streams {
+            // What stays there although the store has it, is stored once more.
+            let _ = tokio::time::timeout(REMOVE_PATIENCE, streams.removed()).await;
+        }
+        left
     }
+}
+
+/// Names for the writes of a process that keeps none.
+struct Named(String);
+
+impl Ledger for Named {
+    fn settled(&self, _: &[u64]) {}
+
+    fn replaced(&self, _: u64) {}
+
+    fn name(&self, seq: u64) -> String {
+        format!("{}-{seq:x}", self.0)
+    }
+}
+
+/// Higher than any number of an earlier process: names are not used again.
+fn first_number() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0) << 20
 }
 
 /// What writes take of the room.

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use caddy_engine::store::{BackingStore, StoreFuture, Stored};
+use caddy_engine::{
+    crash,
+    store::{BackingStore, StoreFuture, Stored},
+};
 
 type Release = Box<dyn Fn(&[Bytes]) + Send + Sync>;
 
@@ -45,12 +48,33 @@ impl BackingStore<Bytes, Bytes> for Releasing {
     }
 
     fn store_many<'a>(&'a self, entries: &'a [(Bytes, Bytes)]) -> StoreFuture<'a, ()> {
-        self.inner.store_many(entries)
+        crash::point("before-store");
+        Box::pin(async move {
+            self.inner.store_many(entries).await?;
+            crash::point("stored");
+            Ok(())
+        })
     }
 
     fn delete_many<'a>(&'a self, keys: &'a [Bytes]) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             self.inner.delete_many(keys).await?;
+            self.releases.of(keys);
+            Ok(())
+        })
+    }
+
+    fn takes_names(&self) -> bool {
+        self.inner.takes_names()
+    }
+
+    fn store_named<'a>(&'a self, entries: &'a [(Bytes, Bytes)], names: &'a [String]) -> StoreFuture<'a, ()> {
+        self.inner.store_named(entries, names)
+    }
+
+    fn delete_named<'a>(&'a self, keys: &'a [Bytes], names: &'a [String]) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.inner.delete_named(keys, names).await?;
             self.releases.of(keys);
             Ok(())
         })

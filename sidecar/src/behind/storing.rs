@@ -3,17 +3,30 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use caddy_engine::strategy::behind::Room;
-use caddy_remote::Loss;
-use caddy_resp::{Protocol, encode};
-
-use super::Behind;
-use crate::{
-    mailbox::ReplyTo,
-    session::store_writes::StoreWrite,
-    shared::Shared,
-    upstream::{Effect, error_reply, nil},
+use caddy_engine::{crash, strategy::behind::Room};
+use caddy_remote::{
+    Loss, Request,
+    cluster::Redirect,
+    writes::{self, StreamNames},
 };
+use caddy_resp::{Protocol, encode};
+use smallvec::SmallVec;
+
+use super::{Behind, ways::Way};
+use crate::{
+    errands::ASKING,
+    mailbox::ReplyTo,
+    nodes::Node,
+    session::store_writes::StoreWrite,
+    shared::{L3, Shared},
+    upstream::{Effect, Tag, error_reply, nil},
+};
+
+/// So many redirections a write may get: while a slot changes hands, two nodes point at each other for a moment.
+const MAX_HOPS: u16 = 1_000;
+
+const UNSETTLED: &str =
+    "NOTREADY the key's slot is on its way between nodes of the cluster; nothing was written; repeat it";
 
 /// A write of a keyspace that writes behind, under way to L3.
 #[derive(Debug)]
@@ -21,43 +34,170 @@ pub(crate) struct Storing {
     pub(crate) to: ReplyTo,
     pub(crate) protocol: Protocol,
     pub(crate) effect: Effect,
-    /// Which of the replies is the command's; the other is the lease's.
-    pub(crate) index: u16,
-    pub(crate) reply: Option<Bytes>,
+    pub(crate) form: Form,
+    /// To what it was sent as.
+    pub(crate) replies: SmallVec<[Option<Bytes>; 2]>,
     pub(crate) write: StoreWrite,
     pub(crate) behind: Arc<Behind>,
     pub(crate) room: Room<Bytes, Bytes>,
+    /// In a cluster.
+    pub(crate) sending: Option<Sending>,
+}
+
+/// How it was sent.
+#[derive(Debug)]
+pub(crate) enum Form {
+    /// As it is, with what concerns the leases beside it: in a cluster each goes where it has to.
+    Plain {
+        /// Which of the replies is the command's own.
+        own: usize,
+    },
+    /// As one script.
+    Script {
+        /// Whether the command's reply is a number.
+        is_number: bool,
+        /// Where it is recorded.
+        names: Arc<StreamNames>,
+    },
+}
+
+/// What it takes to send it to another node.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    /// What it was sent as.
+    pub(crate) parts: Vec<Bytes>,
+    /// Which of them are under way.
+    pub(crate) open: SmallVec<[usize; 2]>,
+    /// Each behind an ASKING.
+    pub(crate) is_asking: bool,
+    pub(crate) database: u32,
+    pub(crate) way: Way,
+    pub(crate) hops: u16,
+}
+
+/// The connection that a reply came over.
+pub(crate) struct Via<'a> {
+    pub(crate) node: &'a Arc<Node>,
+    /// Which of the node's connections it was, counted.
+    pub(crate) connection: u64,
 }
 
 impl Storing {
+    /// The `index`-th reply.
+    pub(crate) fn take(&mut self, index: u16, frame: Bytes) {
+        let index = usize::from(index);
+        let place = match &self.sending {
+            None => Some(index),
+            Some(sending) if sending.is_asking => {
+                (index % 2 == 1).then(|| sending.open.get(index / 2).copied()).flatten()
+            }
+            Some(sending) => sending.open.get(index).copied(),
+        };
+        if let Some(reply) = place.and_then(|place| self.replies.get_mut(place)) {
+            *reply = Some(frame);
+        }
+    }
+
+    /// The error by which a node of a cluster has sent it, or a part of it, away.
+    pub(crate) fn redirection(&self) -> Option<&Bytes> {
+        let open = &self.sending.as_ref()?.open;
+        open.iter().filter_map(|place| self.replies.get(*place)?.as_ref()).find(|reply| is_redirection(reply))
+    }
+
+    /// Goes where a node has sent it. What is behind it on the node that it comes from, is sent on behind it.
+    pub(crate) fn follow(mut self: Box<Self>, shared: &Arc<Shared>, redirect: &Redirect) {
+        let L3::Redis(redis) = &shared.l3 else { return };
+        let node = redis.cluster().and_then(|cluster| cluster.node_at(redirect.to()));
+        let (Some(node), Some(sending)) = (node, self.sending.take_if(|sending| sending.hops < MAX_HOPS)) else {
+            return self.to.reply(error_text(UNSETTLED));
+        };
+        let Sending { parts, mut open, database, way, hops, .. } = sending;
+        let is_asking = matches!(redirect, Redirect::Ask { .. });
+        let mut bytes = Vec::new();
+        open.retain(|place| {
+            let reply = self.replies.get_mut(*place);
+            let is_sent_away = reply.is_some_and(|reply| reply.take_if(|reply| is_redirection(reply)).is_some());
+            if is_sent_away {
+                bytes.extend_from_slice(if is_asking { ASKING } else { b"" });
+                bytes.extend_from_slice(&parts[*place]);
+            }
+            is_sent_away
+        });
+        let replies = open.len() as u16 * (1 + u16::from(is_asking));
+        let way = way.redirected(&node);
+        let from = self.to.clone();
+        self.sending = Some(Sending { parts, open, is_asking, database, way, hops: hops + 1 });
+        let request = Request { bytes: bytes.into(), replies, tag: Tag::Store(self) };
+        if redis.writer(shared, &node, database).is_none_or(|lane| lane.submit(request).is_err()) {
+            from.reply(&b"-NOTREADY the sidecar is shutting down\r\n"[..]);
+        }
+    }
+
     /// L3 has answered, or never will. Called in the order in which L3 executed the writes: that is the order of the queue.
-    pub(crate) fn finish(self: Box<Self>, shared: &Shared, outcome: Result<(), Loss>) {
-        let Self { to, protocol, effect, reply, write, behind, room, .. } = *self;
+    pub(crate) fn finish(self: Box<Self>, shared: &Arc<Shared>, via: &Via<'_>, outcome: Result<(), Loss>) {
+        let Self { to, protocol, effect, form, mut replies, write, behind, room, sending } = *self;
+        crash::point("redis-has-it");
         // Whatever the answer is, also a loss: it may have been executed.
         effect.apply(shared);
-        let reply = match (outcome, reply) {
+        let own = if let Form::Plain { own } = form { own } else { 0 };
+        let reply = match (outcome, replies.get_mut(own).and_then(Option::take)) {
+            // What concerns several keys waits for the end of a slot's move, as it does in any cluster.
+            (Ok(()), Some(reply)) if reply.starts_with(b"-TRYAGAIN") => return to.reply(error_text(UNSETTLED)),
             (Ok(()), Some(reply)) => reply,
             (Err(loss), _) => return to.reply(error_reply(&loss)),
             (Ok(()), None) => return to.reply(&b"-ERR the connection ended without a reply\r\n"[..]),
         };
+        let (ids, reply, names, is_number) = match form {
+            Form::Script { .. } if reply.starts_with(b"-") => return to.reply(reply),
+            Form::Script { is_number, names } => match writes::stepped(&reply) {
+                Some(stepped) => (stepped.ids, reply.slice_ref(stepped.reply), Some(names), is_number),
+                None => return to.reply(&b"-ERR the reply of Redis to the write cannot be read\r\n"[..]),
+            },
+            Form::Plain { .. } => (Vec::new(), reply, None, false),
+        };
         let writes = write.applied(&reply);
-        let reply = translated(reply, protocol);
+        let reply = translated(if is_number { as_number(&reply) } else { reply }, protocol);
         if writes.is_empty() {
             return to.reply(reply);
         }
         let keyspace = behind.clone();
-        behind.writer.write(
-            room,
-            writes,
-            Box::new(move |kept| match kept {
-                Ok(()) => to.reply(reply),
-                Err(error) => to.reply(error_text(&format!(
-                    "STOREERR Redis has it, but store '{}' may never: {error}; see whether the store is up and the \
-                     pod's volume has room, and write it again",
-                    keyspace.store
-                ))),
-            }),
-        );
+        let done = Box::new(move |kept: Result<(), caddy_engine::strategy::behind::JournalError>| {
+            match kept {
+            Ok(()) => {
+                crash::point("before-answer");
+                to.reply(reply);
+            }
+            Err(error) => to.reply(error_text(&format!(
+                "STOREERR Redis has it, but store '{}' may never: {error}; see whether the store is up, and write it again",
+                keyspace.store
+            ))),
+        }
+        });
+        match (&behind.streams, names) {
+            (Some(streams), Some(names)) => behind.writer.write_kept(
+                room,
+                writes,
+                |records, done| streams.recorded(shared, via, &names, ids, &records, done),
+                done,
+            ),
+            _ => behind.writer.write(room, writes, done),
+        }
+        crash::point("queued");
+        // Only now the next write of the slot may go another way.
+        drop(sending);
+    }
+}
+
+fn is_redirection(reply: &[u8]) -> bool {
+    reply.starts_with(b"-MOVED ") || reply.starts_with(b"-ASK ")
+}
+
+/// A number that came as text.
+fn as_number(reply: &Bytes) -> Bytes {
+    let Ok((value, _)) = caddy_resp::Value::decode(reply) else { return reply.clone() };
+    match value.as_bytes() {
+        Some(digits) => [b":", digits, b"\r\n"].concat().into(),
+        None => reply.clone(),
     }
 }
 

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     cache::Cached,
     commands::{self, Class, Pin, Row},
+    errands::ASKING,
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Place, ReplyTo},
     shared::L3,
@@ -104,8 +105,6 @@ pub(super) enum Asking {
     Yes,
     No,
 }
-
-const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 
 const CONNECTION_HINT: &str =
     "it is about the very connection to Redis, and connections are shared here; send it to Redis directly";

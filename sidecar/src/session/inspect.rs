@@ -162,7 +162,7 @@ fn waiting(behind: &Behind, now: Moment) -> Vec<(&'static str, Field)> {
     let backlog = stats.backlog;
     let number = |count: u64| Field::Number(count.cast_signed());
     let age = backlog.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
-    let lost = if behind.is_logged() { 0 } else { backlog.records };
+    let lost = if behind.is_kept() { 0 } else { backlog.records };
     vec![
         ("behind_records", backlog.records.into()),
         ("behind_bytes", backlog.bytes.into()),
@@ -178,6 +178,7 @@ fn waiting(behind: &Behind, now: Moment) -> Vec<(&'static str, Field)> {
         ("behind_waited", number(stats.waited)),
         ("behind_refused", number(stats.refused)),
         ("behind_unlogged", number(stats.unkept)),
+        ("behind_adopted", number(behind.streams.as_ref().map_or(0, |streams| streams.adopted()))),
         ("behind_log_bytes", number(behind.log_stats().map_or(0, |log| log.bytes))),
         ("behind_last_error", stats.last_error.as_deref().unwrap_or_default().into()),
     ]

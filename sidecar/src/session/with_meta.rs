@@ -248,7 +248,7 @@ impl Asked {
     }
 
     async fn ask(&self, shared: &Arc<Shared>, bytes: Vec<u8>) -> Result<Bytes, String> {
-        let asked = errands::ask_wherever(shared, &self.key, self.database, bytes).await;
+        let asked = errands::ask_owner(shared, &self.key, self.database, bytes).await;
         asked.map_err(|error| match error {
             errands::ErrandError::Refused(text) => text,
             error => format!("NOTREADY {error}"),

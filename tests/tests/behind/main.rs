@@ -1,7 +1,9 @@
 //! Writes that go to a store, through it and behind it: a real sidecar, a real Redis, a real PostgreSQL.
 
+mod cluster;
 mod crashes;
 mod examples;
+mod replicated;
 mod through;
 mod world;
 mod writes;

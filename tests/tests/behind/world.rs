@@ -1,6 +1,6 @@
 //! One Redis, one PostgreSQL with a table of users, and sidecars between them.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use caddy_resp::Value;
@@ -35,16 +35,39 @@ pub(crate) fn logged(directory: &Path, more: &str) -> String {
     format!("strategy: WriteBehind, writeBehind: {{durability: Pod, directory: {directory}{more}}}")
 }
 
-impl World {
-    /// Values longer than 100 characters are refused by the table.
-    pub(crate) fn start() -> Result<Self> {
-        let (redis, postgres) = (RedisServer::start()?, PostgresServer::start()?);
-        postgres.execute(
-            "CREATE TABLE users (key text PRIMARY KEY, value text CHECK (length(value) <= 100));
+/// The table, and what was written to it in which order.
+pub(crate) fn table(postgres: &PostgresServer) -> Result<()> {
+    postgres.execute(
+        "CREATE TABLE users (key text PRIMARY KEY, value text CHECK (length(value) <= 100));
              CREATE TABLE history (n serial, key text, value text);
              CREATE FUNCTION note() RETURNS trigger AS 'BEGIN INSERT INTO history (key, value) VALUES (new.key, new.value); RETURN new; END' LANGUAGE plpgsql;
              CREATE TRIGGER note AFTER INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION note();",
-        )?;
+    )?;
+    Ok(())
+}
+
+/// Of every key the table has seen numbers that only grow; a repetition is the same again.
+pub(crate) fn history_is_in_order(postgres: &PostgresServer) -> Result<()> {
+    let history = postgres.execute("SELECT key || ' ' || value FROM history ORDER BY n")?;
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    for (key, value) in history.lines().filter_map(|line| line.split_once(' ')) {
+        let Ok(value) = value.parse() else { continue };
+        let before = last.insert(key, value).unwrap_or(0);
+        ensure!(before <= value, "{key} went back from {before} to {value}");
+    }
+    ensure!(!last.is_empty(), "nothing was written");
+    Ok(())
+}
+
+impl World {
+    /// Values longer than 100 characters are refused by the table.
+    pub(crate) fn start() -> Result<Self> {
+        Self::of(RedisServer::start()?)
+    }
+
+    pub(crate) fn of(redis: RedisServer) -> Result<Self> {
+        let postgres = PostgresServer::start()?;
+        table(&postgres)?;
         Ok(Self { redis, postgres })
     }
 

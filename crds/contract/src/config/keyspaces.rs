@@ -3,7 +3,7 @@
 use super::reader::Reader;
 use crate::{
     Algorithm, ByteSize, CacheMode, Durability, KeyspaceMode, RawCompression, RawConfig, RawKeyspace, RawPostgresStore,
-    RawStore, RawWriteBehind, RedisMode, Strategy, parse_duration,
+    RawStore, RawWriteBehind, Strategy, parse_duration,
 };
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
@@ -84,6 +84,10 @@ pub struct Behind {
     pub max_wait: Duration,
     /// How often a record that the store refuses is offered to it, at least 1.
     pub max_attempts: u32,
+    /// With [`Durability::Replicated`]: replicas that have a write before it is acknowledged.
+    pub replicas: u32,
+    /// With [`Durability::Replicated`]: how long a sidecar may be silent before others store what it has left.
+    pub adopt_after: Duration,
     /// Where the logs are.
     pub directory: PathBuf,
 }
@@ -183,12 +187,6 @@ impl Reader {
             format!("{:?} needs cache: Auto and mode: Serve", raw.strategy),
         );
         let writes = matches!(raw.strategy, Strategy::WriteThrough | Strategy::WriteBehind);
-        let is_cluster = config.l3.redis.as_ref().is_some_and(|redis| redis.mode == RedisMode::Cluster);
-        self.check(
-            !writes || !is_cluster,
-            &at("strategy"),
-            format!("{:?} needs l3.redis.mode Standalone or Sentinel", raw.strategy),
-        );
         let read_only = |store: &&RawStore| {
             let is_read_only = |sql: &RawPostgresStore| sql.store.is_empty() || sql.delete.is_empty();
             store.name == raw.store && store.postgres.as_ref().is_some_and(is_read_only)
@@ -256,6 +254,8 @@ impl Reader {
             max_bytes: self.size_from(&at("maxBytes"), &raw.max_bytes, ByteSize::mebi(1)),
             max_wait: self.time(&at("maxWait"), &raw.max_wait, 1),
             max_attempts: self.within(&at("maxAttempts"), raw.max_attempts, 1, 1_000),
+            replicas: self.within(&at("replicas"), raw.replicas, 0, 10),
+            adopt_after: self.time(&at("adoptAfter"), &raw.adopt_after, 1_000),
             directory: raw.directory.clone().into(),
         }
     }

@@ -86,6 +86,11 @@ pub struct RawWriteBehind {
     pub max_wait: String,
     /// How often a record that the store refuses is offered to it before it becomes a dead letter.
     pub max_attempts: u32,
+    /// With durability `Replicated`: how many replicas of Redis have a write before it is acknowledged.
+    pub replicas: u32,
+    /// With durability `Replicated`: how long nothing may be heard of a sidecar before another one stores what waits in its
+    /// stream.
+    pub adopt_after: String,
     /// With durability `Pod`: where the logs are, each in a directory of its own.
     pub directory: String,
 }
@@ -98,6 +103,8 @@ pub enum Durability {
     Memory,
     /// The end of the sidecar's process, however it comes: it is in a log on a disk of the pod's.
     Pod,
+    /// The end of the pod and of its node: Redis and its replicas have it in a stream.
+    Replicated,
 }
 
 impl Default for RawWriteBehind {
@@ -110,6 +117,8 @@ impl Default for RawWriteBehind {
             max_bytes: "64Mi".into(),
             max_wait: "1s".into(),
             max_attempts: 5,
+            replicas: 1,
+            adopt_after: "30s".into(),
             directory: WRITE_BEHIND_DIR.into(),
         }
     }

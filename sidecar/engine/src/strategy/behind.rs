@@ -15,6 +15,6 @@ mod unkept;
 mod writer;
 
 pub use config::BehindConfig;
-pub use journal::{Done, Journal, JournalError};
+pub use journal::{Done, Journal, JournalError, Ledger};
 pub use queue::{Backlog, Batch, DeadLetter, Landed, Outcome, Queue, Record, Write};
 pub use writer::{BehindError, BehindStats, Room, WriteBehind};

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use caddy_engine::strategy::behind::{Journal, JournalError, Record, Write};
+use caddy_engine::strategy::behind::{Journal, JournalError, Ledger, Record, Write};
 use proptest::prelude::*;
 
 use super::format::{self, Item};

@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io;
 
 use bytes::Bytes;
-use caddy_engine::strategy::behind::{Done, JournalError, Record};
+use caddy_engine::{
+    crash,
+    strategy::behind::{Done, JournalError, Record},
+};
 
 use super::format::{self, Item};
 use super::segments::Segments;
@@ -88,7 +91,14 @@ impl Writer {
                 Command::Replaced(seq) => free.push(seq),
             }
         }
+        let is_settling = !free.is_empty();
+        if is_settling {
+            crash::point("before-settled");
+        }
         let written = opened.map(drop).and_then(|()| self.write(!dones.is_empty()));
+        if is_settling {
+            crash::point("settled");
+        }
         match &written {
             Ok(()) => {
                 self.segments.stats.appended += appended.len() as u64;
@@ -117,11 +127,14 @@ impl Writer {
     /// Writes the buffer; after an error nothing of it is there, as far as anybody can tell.
     fn write(&mut self, durably: bool) -> io::Result<()> {
         let end = self.segments.end();
+        crash::point("before-log");
         self.segments.append(&self.buffer)?;
+        crash::point("in-log");
         if durably && let Err(error) = self.segments.sync() {
             self.segments.cut(end);
             return Err(error);
         }
+        crash::point("synced");
         Ok(())
     }
 

@@ -32,6 +32,7 @@ use super::{StoreKey, StoreValue};
 use crate::tls::{Tls, TlsError, TlsOptions};
 
 /// The place of the key in [`HttpConfig::url`].
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PLACEHOLDER: &str = "{key}";
 /// All but RFC 3986's unreserved characters: a key with a slash is still one segment.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -211,9 +212,14 @@ impl HttpStore {
         answer.into_stored(asked)
     }
 
-    async fn change(&self, method: Method, key: &[u8], body: Bytes) -> Result<(), StoreError> {
+    /// `name`: what the write is called, also if it is repeated.
+    async fn change(&self, method: Method, key: &[u8], body: Bytes, name: Option<&String>) -> Result<(), StoreError> {
         let deletes = method == Method::DELETE;
-        let answer = self.ask(self.request(method, key, body)?).await?;
+        let mut request = self.request(method, key, body)?;
+        if let Some(name) = name.and_then(|name| HeaderValue::from_str(name).ok()) {
+            request.headers_mut().insert(IDEMPOTENCY_KEY, name);
+        }
+        let answer = self.ask(request).await?;
         let gone = deletes && matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::GONE);
         if answer.status.is_success() || gone { Ok(()) } else { Err(answer.refusal()) }
     }
@@ -296,13 +302,29 @@ impl BackingStore<StoreKey, StoreValue> for HttpStore {
 
     /// In order for each key: writes of one key never overtake each other, those of others may.
     fn store_many<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)]) -> StoreFuture<'a, ()> {
-        let last = last_of_each(entries);
-        let writes = stream::iter(last).map(|(key, value)| self.change(Method::PUT, key, value.clone()));
-        Box::pin(writes.buffer_unordered(self.config.concurrency.max(1)).try_collect())
+        self.store_named(entries, &[])
     }
 
     fn delete_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, ()> {
-        let deletes = stream::iter(keys).map(|key| self.change(Method::DELETE, key, Bytes::new()));
+        self.delete_named(keys, &[])
+    }
+
+    fn takes_names(&self) -> bool {
+        true
+    }
+
+    /// Each request has its write's name in the header `Idempotency-Key`.
+    fn store_named<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)], names: &'a [String]) -> StoreFuture<'a, ()> {
+        let writes = stream::iter(last_of_each(entries)).map(move |at| {
+            let (key, value) = &entries[at];
+            self.change(Method::PUT, key, value.clone(), names.get(at))
+        });
+        Box::pin(writes.buffer_unordered(self.config.concurrency.max(1)).try_collect())
+    }
+
+    fn delete_named<'a>(&'a self, keys: &'a [StoreKey], names: &'a [String]) -> StoreFuture<'a, ()> {
+        let deletes = stream::iter(keys.iter().enumerate())
+            .map(move |(at, key)| self.change(Method::DELETE, key, Bytes::new(), names.get(at)));
         Box::pin(deletes.buffer_unordered(self.config.concurrency.max(1)).try_collect())
     }
 
@@ -326,10 +348,10 @@ impl BackingStore<StoreKey, StoreValue> for HttpStore {
     }
 }
 
-/// The last value of each key: what the writes in this order leave.
-pub(super) fn last_of_each(entries: &[(StoreKey, StoreValue)]) -> Vec<&(StoreKey, StoreValue)> {
+/// The places of the last value of each key: what the writes in this order leave.
+pub(super) fn last_of_each(entries: &[(StoreKey, StoreValue)]) -> Vec<usize> {
     let mut seen = std::collections::HashSet::with_capacity(entries.len());
-    let mut last: Vec<_> = entries.iter().rev().filter(|(key, _)| seen.insert(key)).collect();
+    let mut last: Vec<_> = (0..entries.len()).rev().filter(|at| seen.insert(&entries[*at].0)).collect();
     last.reverse();
     last
 }
@@ -366,6 +388,6 @@ mod tests {
     fn of_several_writes_of_a_key_the_last_is_sent() {
         let entry = |key: &'static str, value: &'static str| (Bytes::from(key), Bytes::from(value));
         let entries = [entry("a", "1"), entry("b", "1"), entry("a", "2")];
-        assert_eq!(last_of_each(&entries), [&entries[1], &entries[2]]);
+        assert_eq!(last_of_each(&entries), [1, 2]);
     }
 }

@@ -20,7 +20,12 @@ use std::time::Duration;
 use caddy_engine::store::{BackingStore, StoreError, StoreFuture, Stored};
 use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
 use thiserror::Error;
-use tokio_postgres::{Client, NoTls, Row, Statement, config::SslMode, error::SqlState, types::Type};
+use tokio_postgres::{
+    Client, NoTls, Row, Statement,
+    config::SslMode,
+    error::SqlState,
+    types::{ToSql, Type},
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::values::{Column, VALUES, array_of};
@@ -119,13 +124,16 @@ impl PostgresStore {
         Ok(Self { pool, timeout: config.timeout })
     }
 
-    /// Runs `work` on a connection; one that did not finish in time is closed, since its next answer would be this one's.
+    /// Runs `work` on a connection; one that did not finish in time, or that nobody waits for any more, is closed: the next
+    /// answer on it would be this one's.
     async fn on<T>(&self, work: impl AsyncFnOnce(&Connected) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let connected = self.pool.get().await.map_err(no_connection)?;
-        if let Ok(done) = tokio::time::timeout(self.timeout, work(&connected)).await {
+        let mut busy = Busy(None);
+        let connected = &*busy.0.insert(self.pool.get().await.map_err(no_connection)?);
+        if let Ok(done) = tokio::time::timeout(self.timeout, work(connected)).await {
+            // Back into the pool.
+            busy.0 = None;
             return done;
         }
-        drop(Object::take(connected));
         Err(StoreError::Unavailable { reason: format!("no answer within {} ms", self.timeout.as_millis()).into() })
     }
 
@@ -146,6 +154,17 @@ impl PostgresStore {
         }
         // A key may be asked for twice.
         Ok(keys.iter().map(|key| found.get(key.as_ref()).cloned()).collect())
+    }
+}
+
+/// A connection with something under way; dropped, it is closed.
+struct Busy(Option<Object<Connector>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(connected) = self.0.take() {
+            drop(Object::take(connected));
+        }
     }
 }
 
@@ -174,16 +193,35 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
     }
 
     fn store_many<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)]) -> StoreFuture<'a, ()> {
+        self.store_named(entries, &[])
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, ()> {
+        self.delete_named(keys, &[])
+    }
+
+    /// Whether a statement has a parameter for them.
+    fn takes_names(&self) -> bool {
+        let connector = self.pool.manager();
+        let has =
+            |statement: &Option<String>, parameter| statement.as_ref().is_some_and(|text| text.contains(parameter));
+        has(&connector.store, "$3") || has(&connector.delete, "$2")
+    }
+
+    fn store_named<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)], names: &'a [String]) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            for entries in last_of_each(entries).chunks(ROWS) {
+            for rows in last_of_each(entries).chunks(ROWS) {
                 self.on(async |connected| {
                     let Some(store) = &connected.store else { return Err(read_only("store")) };
-                    for (key, _) in entries {
-                        connected.keys.check(key)?;
+                    for at in rows {
+                        connected.keys.check(&entries[*at].0)?;
                     }
-                    let keys: Vec<_> = entries.iter().map(|(key, _)| Column(key)).collect();
-                    let values: Vec<_> = entries.iter().map(|(_, value)| Column(value)).collect();
-                    connected.client.execute(store, &[&keys, &values]).await.map(drop).map_err(|error| failed(&error))
+                    let keys: Vec<_> = rows.iter().map(|at| Column(&entries[*at].0)).collect();
+                    let values: Vec<_> = rows.iter().map(|at| Column(&entries[*at].1)).collect();
+                    let names: Vec<_> = rows.iter().map(|at| names.get(*at)).collect();
+                    let all: [&(dyn ToSql + Sync); 3] = [&keys, &values, &names];
+                    let parameters = &all[..store.params().len()];
+                    connected.client.execute(store, parameters).await.map(drop).map_err(|error| failed(&error))
                 })
                 .await?;
             }
@@ -191,14 +229,18 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
         })
     }
 
-    fn delete_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, ()> {
+    fn delete_named<'a>(&'a self, keys: &'a [StoreKey], names: &'a [String]) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            for keys in keys.chunks(ROWS) {
+            let all: Vec<_> = (0..keys.len()).collect();
+            for rows in all.chunks(ROWS) {
                 self.on(async |connected| {
                     let Some(delete) = &connected.delete else { return Err(read_only("delete")) };
-                    let keys = keys.iter().filter(|key| connected.keys.can_be(key));
-                    let keys: Vec<_> = keys.map(|key| Column(key)).collect();
-                    connected.client.execute(delete, &[&keys]).await.map(drop).map_err(|error| failed(&error))
+                    let rows = || rows.iter().filter(|at| connected.keys.can_be(&keys[**at]));
+                    let keys: Vec<_> = rows().map(|at| Column(&keys[*at])).collect();
+                    let names: Vec<_> = rows().map(|at| names.get(*at)).collect();
+                    let all: [&(dyn ToSql + Sync); 2] = [&keys, &names];
+                    let parameters = &all[..delete.params().len()];
+                    connected.client.execute(delete, parameters).await.map(drop).map_err(|error| failed(&error))
                 })
                 .await?;
             }
@@ -305,9 +347,14 @@ impl managed::Manager for Connector {
         if let Some(text) = &self.store {
             let store = prepare(&connected.client, "store", text).await?;
             match store.params() {
-                [of, values] if array_of(of, keys.types()) && array_of(values, &VALUES) => {}
+                [of, values, names @ ..]
+                    if array_of(of, keys.types()) && array_of(values, &VALUES) && are_names(names) => {}
                 other => {
-                    return Err(types("store", "two parameters: keys as in 'load', and an array of values", other));
+                    return Err(types(
+                        "store",
+                        "two or three parameters: keys as in 'load', an array of values and, if any, text[] for the names of the writes",
+                        other,
+                    ));
                 }
             }
             connected.store = Some(store);
@@ -315,8 +362,14 @@ impl managed::Manager for Connector {
         if let Some(text) = &self.delete {
             let delete = prepare(&connected.client, "delete", text).await?;
             match delete.params() {
-                [of] if array_of(of, keys.types()) => {}
-                other => return Err(types("delete", "one parameter: keys as in 'load'", other)),
+                [of, names @ ..] if array_of(of, keys.types()) && are_names(names) => {}
+                other => {
+                    return Err(types(
+                        "delete",
+                        "one or two parameters: keys as in 'load' and, if any, text[] for the names of the writes",
+                        other,
+                    ));
+                }
             }
             connected.delete = Some(delete);
         }
@@ -363,6 +416,15 @@ fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + S
 
 async fn prepare(client: &Client, statement: &'static str, text: &str) -> Result<Statement, ConnectError> {
     client.prepare(text).await.map_err(|error| ConnectError::Prepare { statement, error })
+}
+
+/// Nothing, or one parameter for the names of writes.
+fn are_names(parameters: &[Type]) -> bool {
+    match parameters {
+        [] => true,
+        [names] => array_of(names, &[Type::TEXT]),
+        _ => false,
+    }
 }
 
 fn types(statement: &'static str, wanted: &'static str, has: &[Type]) -> ConnectError {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use caddy_engine::strategy::behind::Write;
+use caddy_remote::writes::ValueAt;
 use caddy_resp::Value;
 
 use crate::session::args::Args;
@@ -144,6 +145,35 @@ impl StoreWrite {
         let text = number.or_else(|| value.as_bytes().map(Bytes::copy_from_slice));
         let Some(text) = text else { return Vec::new() };
         self.writes.into_iter().map(|(key, _)| (key, Write::Put(text.clone()))).collect()
+    }
+
+    /// As [`When`], for [`Step`](caddy_remote::writes::Step).
+    pub(crate) fn condition(&self) -> &'static str {
+        match self.when {
+            When::Done => "done",
+            When::Ok | When::OkIf => "ok",
+            When::One => "one",
+            When::WasAbsent => "absent",
+            When::WasPresent => "present",
+            When::Value => "value",
+        }
+    }
+
+    /// Where the values of the writes stand among the words of the command `name`.
+    pub(crate) fn values(&self, name: &str) -> Vec<ValueAt> {
+        let at = |(place, (_, write)): (usize, &(Bytes, Write<Bytes>))| match (write, name) {
+            (Write::Delete, _) => ValueAt::Nowhere,
+            _ if self.when == When::Value => ValueAt::Result,
+            (_, "setex" | "psetex") => ValueAt::Word(3),
+            (_, "mset" | "msetnx") => ValueAt::Word(2 * place + 2),
+            _ => ValueAt::Word(2),
+        };
+        self.writes.iter().enumerate().map(at).collect()
+    }
+
+    /// The writes at these places alone.
+    pub(crate) fn part(&self, places: &[usize]) -> Self {
+        Self { when: self.when, writes: places.iter().filter_map(|place| self.writes.get(*place).cloned()).collect() }
     }
 
     /// Whether a SET answers what was there before.

@@ -12,7 +12,7 @@ use caddy_engine::strategy::behind::Write;
 use caddy_remote::leases;
 use caddy_resp::{Protocol, Value, encode};
 
-use super::StoreWrite;
+use super::{Part, StoreWrite};
 use crate::{
     behind::{error_text, translated},
     commands::Row,
@@ -22,8 +22,9 @@ use crate::{
     session::{
         args::Args,
         conversation::{Conversation, Flow, Pending, Stream, effect},
+        routing::effect_of_part,
     },
-    shared::{L3, Shared},
+    shared::Shared,
     upstream::Effect,
 };
 
@@ -45,6 +46,10 @@ const FINISH: &str = "local n = tonumber(ARGV[2]) local alone = ARGV[3] == '0' \
     for i = 1, n do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end \
     return {alone and 1 or 0, reply}";
 
+/// `KEYS`: leases. `ARGV`: the id, milliseconds. Takes them; answers who had them before.
+const TAKE: &str = "local before = {} \
+    for i = 1, #KEYS do before[i] = redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2], 'GET') end return before";
+
 /// `KEYS`: leases. `ARGV`: the id. Gives back those that have it.
 const GIVE_BACK: &str =
     "for i = 1, #KEYS do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end return 1";
@@ -54,7 +59,7 @@ impl Conversation {
         &mut self,
         row: &'static Row,
         args: Args<'_>,
-        source: Arc<Source>,
+        source: &Arc<Source>,
         write: StoreWrite,
     ) -> Flow {
         if self.replies.waiting() > 0 {
@@ -62,22 +67,26 @@ impl Conversation {
         }
         let shared = self.worker.shared.clone();
         self.stream = Stream::Stored(self.client.database);
-        let place = self.expect(Pending::Storing);
-        let domain = &shared.config().cluster.domain;
-        let through = Through {
-            leases: write.writes.iter().map(|(key, _)| leases::name(domain, key, false)).collect(),
-            id: format!("{}{}", char::from(WRITER), leases::hex(leases::unique())),
-            command: args.iter().map(Bytes::copy_from_slice).collect(),
-            returns_old: matches!(row.name, "getset" | "getdel") || (row.name == "set" && write.returns_old()),
-            to: ReplyTo { mailbox: self.mailbox.clone(), place },
-            protocol: self.client.protocol,
-            database: self.client.database,
-            effect: effect(row, args),
-            shared: shared.clone(),
-            source,
-            write,
-        };
-        self.worker.supervisor.spawn_local("write through", through.run());
+        let effect = effect(row, args);
+        let parts = self.expect_parts(args, write, Pending::Storing);
+        for part in parts {
+            let Part { place, command, write } = part;
+            let keys: Vec<&[u8]> = write.writes.iter().map(|(key, _)| &key[..]).collect();
+            let through = Through {
+                leases: keys.iter().map(|key| shared.lease_of(key)).collect(),
+                id: format!("{}{}", char::from(WRITER), leases::hex(leases::unique())),
+                command,
+                returns_old: matches!(row.name, "getset" | "getdel") || (row.name == "set" && write.returns_old()),
+                to: ReplyTo { mailbox: self.mailbox.clone(), place },
+                protocol: self.client.protocol,
+                database: self.client.database,
+                effect: effect_of_part(&effect, &keys),
+                shared: shared.clone(),
+                source: source.clone(),
+                write,
+            };
+            self.worker.supervisor.spawn_local("write through", through.run());
+        }
         Flow::Done
     }
 }
@@ -128,16 +137,14 @@ impl Through {
 
     /// Takes the leases; whether another write has one.
     async fn begin(&self) -> Result<bool, ErrandError> {
-        let mut bytes = Vec::new();
-        for lease in &self.leases {
-            let take: [&[u8]; 6] = [b"SET", lease, self.id.as_bytes(), b"PX", LEASE_MILLIS.as_bytes(), b"GET"];
-            encode::command(&mut bytes, take);
-        }
-        let replies = self.ask(bytes, self.leases.len() as u16).await?;
-        let is_writer = |reply: &Bytes| {
-            Value::decode(reply).is_ok_and(|(id, _)| id.as_bytes().is_some_and(|id| id.first() == Some(&WRITER)))
-        };
-        Ok(replies.iter().any(is_writer))
+        let count = self.leases.len().to_string();
+        let mut command: Vec<&[u8]> = vec![b"EVAL", TAKE.as_bytes(), count.as_bytes()];
+        command.extend(self.leases.iter().map(Vec::as_slice));
+        command.extend([self.id.as_bytes(), LEASE_MILLIS.as_bytes()]);
+        let reply = self.ask(command).await?;
+        let is_writer = |id: &Value<'_>| id.as_bytes().is_some_and(|id| id.first() == Some(&WRITER));
+        let before = Value::decode(&reply).ok();
+        Ok(before.is_some_and(|(before, _)| before.as_elements().is_some_and(|ids| ids.iter().any(is_writer))))
     }
 
     async fn store(&self) -> Result<(), caddy_engine::store::StoreError> {
@@ -149,11 +156,13 @@ impl Through {
                 Write::Delete => deletes.push(key.clone()),
             }
         }
+        // A write that is repeated on the way to the store is the same one.
+        let names = |count: usize| (0..count).map(|n| format!("{}-{n}", self.id)).collect::<Vec<_>>();
         if !puts.is_empty() {
-            backing.store_many(&puts).await?;
+            backing.store_named(&puts, &names(puts.len())).await?;
         }
         if !deletes.is_empty() {
-            backing.delete_many(&deletes).await?;
+            backing.delete_named(&deletes, &names(deletes.len())).await?;
         }
         Ok(())
     }
@@ -166,9 +175,7 @@ impl Through {
         command.extend(self.write.writes.iter().map(|(key, _)| &key[..]));
         command.extend([self.id.as_bytes(), leases.as_bytes(), if overlaps { b"1" } else { b"0" }]);
         command.extend(self.command.iter().map(|argument| &argument[..]));
-        let mut bytes = Vec::new();
-        encode::command(&mut bytes, command);
-        let reply = self.ask(bytes, 1).await?.pop().unwrap_or_default();
+        let reply = self.ask(command).await?;
         let unclear = || ErrandError::Lost("its reply cannot be read".to_owned());
         let (value, _) = Value::decode(&reply).map_err(|_| unclear())?;
         let Some([alone, own]) = value.as_elements() else { return Err(unclear()) };
@@ -197,10 +204,8 @@ impl Through {
         let mut command: Vec<&[u8]> = vec![b"EVAL", GIVE_BACK.as_bytes(), count.as_bytes()];
         command.extend(self.leases.iter().map(Vec::as_slice));
         command.push(self.id.as_bytes());
-        let mut bytes = Vec::new();
-        encode::command(&mut bytes, command);
         // Leases that cannot be given back run out.
-        let _ = self.ask(bytes, 1).await;
+        let _ = self.ask(command).await;
     }
 
     /// What L3 has is older than what the store has: it goes as soon as L3 answers.
@@ -208,12 +213,10 @@ impl Through {
         let begun = self.shared.now();
         while self.shared.now().since(begun) < LONGEST_REPAIR {
             tokio::time::sleep(REPAIR_PAUSE).await;
-            let mut bytes = Vec::new();
             let keys = self.write.writes.iter().map(|(key, _)| &key[..]);
             let all: Vec<&[u8]> =
                 std::iter::once(&b"DEL"[..]).chain(keys).chain(self.leases.iter().map(Vec::as_slice)).collect();
-            encode::command(&mut bytes, all);
-            let removed = self.ask(bytes, 1).await;
+            let removed = self.ask(all).await;
             self.effect.apply(&self.shared);
             if removed.is_ok() {
                 return;
@@ -225,9 +228,11 @@ impl Through {
         );
     }
 
-    async fn ask(&self, bytes: Vec<u8>, replies: u16) -> Result<Vec<Bytes>, ErrandError> {
-        let L3::Redis(redis) = &self.shared.l3 else { return Err(ErrandError::NoNode) };
-        let node = redis.only().ok_or(ErrandError::NoNode)?;
-        errands::ask(&self.shared, node, self.database, bytes, replies).await
+    /// All its keys are on one node.
+    async fn ask(&self, command: Vec<&[u8]>) -> Result<Bytes, ErrandError> {
+        let mut bytes = Vec::new();
+        encode::command(&mut bytes, command);
+        let key = self.write.writes.first().map_or(&b""[..], |(key, _)| key);
+        errands::ask_owner(&self.shared, key, self.database, bytes).await
     }
 }

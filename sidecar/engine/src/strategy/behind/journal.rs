@@ -21,14 +21,20 @@ pub struct JournalError {
 ///
 /// After the process has died, of each key the record with the highest number is to be restored, unless that number was
 /// settled; a journal may also give back some that were settled just before.
-pub trait Journal<K, V>: Send + Sync {
+pub trait Journal<K, V>: Ledger {
     /// Keeps `records`; `done` runs, never within this call, when they would survive what the journal is for, or cannot be
     /// kept.
     fn append(&self, records: Vec<Record<K, V>>, done: Done);
+}
 
+/// Is told what became of writes, by their numbers. All calls return at once.
+pub trait Ledger: Send + Sync {
     /// The store has these, or they were given up.
     fn settled(&self, seqs: &[u64]);
 
     /// A newer record of its key has taken this one's place.
     fn replaced(&self, seq: u64);
+
+    /// What a write is called wherever it is repeated, by this process or a later one; no other write is called so.
+    fn name(&self, seq: u64) -> String;
 }

@@ -66,6 +66,10 @@ pub struct Batch<K, V> {
     pub puts: Vec<(K, V)>,
     /// To be deleted.
     pub deletes: Vec<K>,
+    /// The numbers of `puts`.
+    pub(super) put_seqs: Vec<u64>,
+    /// The numbers of `deletes`.
+    pub(super) delete_seqs: Vec<u64>,
 }
 
 /// What the store did with one part of a batch.
@@ -225,6 +229,11 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         (seq, self.restore(Record { seq, key, write }, now))
     }
 
+    /// The next write's number is at least this.
+    pub fn number_from(&mut self, seq: u64) {
+        self.next_seq = self.next_seq.max(seq);
+    }
+
     /// Takes a write that was numbered before, in an earlier life; tells the number of one that it replaces.
     pub fn restore(&mut self, record: Record<K, V>, now: Moment) -> Option<u64> {
         let Record { seq, key, write } = record;
@@ -275,7 +284,8 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         }
         let id = self.next_batch;
         self.next_batch += 1;
-        let mut batch = Batch { id, puts: Vec::new(), deletes: Vec::new() };
+        let mut batch =
+            Batch { id, puts: Vec::new(), deletes: Vec::new(), put_seqs: Vec::new(), delete_seqs: Vec::new() };
         let (mut keys, mut bytes, mut most, mut since) = (Vec::new(), 0, self.config.batch_size.max(1), now);
         while let Some(entry) = self.ready.first_entry() {
             let Some(slot) = self.slots.get_mut(entry.get()) else {
@@ -291,8 +301,14 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             since = since.min(waiting.since);
             let key = entry.remove();
             match &waiting.write {
-                Write::Put(value) => batch.puts.push((key.clone(), value.clone())),
-                Write::Delete => batch.deletes.push(key.clone()),
+                Write::Put(value) => {
+                    batch.puts.push((key.clone(), value.clone()));
+                    batch.put_seqs.push(waiting.seq);
+                }
+                Write::Delete => {
+                    batch.deletes.push(key.clone());
+                    batch.delete_seqs.push(waiting.seq);
+                }
             }
             slot.flying = slot.waiting.take();
             keys.push(key);

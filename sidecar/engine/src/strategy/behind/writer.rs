@@ -15,7 +15,9 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::unkept::{Answer, Unkept};
-use super::{Backlog, Batch, BehindConfig, DeadLetter, Done, Journal, JournalError, Outcome, Queue, Record, Write};
+use super::{
+    Backlog, Batch, BehindConfig, DeadLetter, Done, Journal, JournalError, Ledger, Outcome, Queue, Record, Write,
+};
 use crate::clock::Moment;
 use crate::store::{BackingStore, StoreError};
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -100,6 +102,8 @@ struct Inner<K, V> {
     state: Mutex<State<K, V>>,
     store: Arc<dyn BackingStore<K, V>>,
     journal: Option<Arc<dyn Journal<K, V>>>,
+    /// What is told what became of writes: the journal, if there is one.
+    ledger: Option<Arc<dyn Ledger>>,
     timer: Arc<dyn Timer>,
     /// There may be something to send.
     work: Notify,
@@ -131,6 +135,16 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> std::fmt::Debug for Room<K,
     }
 }
 
+impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Room<K, V> {
+    /// So much of it, for writes that go by themselves.
+    #[must_use]
+    pub fn split(&mut self, records: usize, bytes: usize) -> Self {
+        let (records, bytes) = (records.min(self.records), bytes.min(self.bytes));
+        (self.records, self.bytes) = (self.records - records, self.bytes - bytes);
+        Self { of: self.of.clone(), records, bytes }
+    }
+}
+
 impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Drop for Room<K, V> {
     fn drop(&mut self) {
         if self.records > 0 {
@@ -152,6 +166,27 @@ where
         journal: Option<Arc<dyn Journal<K, V>>>,
         timer: Arc<dyn Timer>,
     ) -> Self {
+        let ledger = journal.clone().map(|journal| journal as Arc<dyn Ledger>);
+        Self::with(config, store, journal, ledger, timer)
+    }
+
+    /// The same where writes are kept elsewhere before they are taken: by [`write_kept`](Self::write_kept).
+    pub fn kept_elsewhere(
+        config: BehindConfig,
+        store: Arc<dyn BackingStore<K, V>>,
+        ledger: Arc<dyn Ledger>,
+        timer: Arc<dyn Timer>,
+    ) -> Self {
+        Self::with(config, store, None, Some(ledger), timer)
+    }
+
+    fn with(
+        config: BehindConfig,
+        store: Arc<dyn BackingStore<K, V>>,
+        journal: Option<Arc<dyn Journal<K, V>>>,
+        ledger: Option<Arc<dyn Ledger>>,
+        timer: Arc<dyn Timer>,
+    ) -> Self {
         let queue = Queue::new(config);
         let state =
             State { queue, draining: false, unkept: Unkept::default(), last_error: None, max_wait: config.max_wait };
@@ -160,6 +195,7 @@ where
                 state: Mutex::new(state),
                 store,
                 journal,
+                ledger,
                 timer,
                 work: Notify::new(),
                 relief: Notify::new(),
@@ -177,6 +213,11 @@ where
         }
         drop(state);
         self.inner.work.notify_one();
+    }
+
+    /// The next write's number is at least this: in a journal, numbers of earlier lives are not used again.
+    pub fn number_from(&self, seq: u64) {
+        self.inner.state.lock().queue.number_from(seq);
     }
 
     /// From now on by another configuration; what is held is kept.
@@ -234,16 +275,59 @@ where
     }
 
     /// Takes writes of different keys, in the room that was reserved for them; `done` runs when all are kept.
-    pub fn write(&self, mut room: Room<K, V>, writes: Vec<(K, Write<V>)>, done: Done) {
+    pub fn write(&self, room: Room<K, V>, writes: Vec<(K, Write<V>)>, done: Done) {
+        let Some(journal) = self.inner.journal.clone() else {
+            self.offer(Some(room), writes, |_| {});
+            return done(Ok(()));
+        };
+        let keep = |records, done| {
+            journal.append(records, done);
+            None
+        };
+        self.write_kept(room, writes, keep, done);
+    }
+
+    /// The same for writes that somebody else keeps: `keep` is given their numbers, and gives back what it will not run
+    /// because they are kept already.
+    pub fn write_kept(
+        &self,
+        room: Room<K, V>,
+        writes: Vec<(K, Write<V>)>,
+        keep: impl FnOnce(Vec<Record<K, V>>, Done) -> Option<Done>,
+        done: Done,
+    ) {
+        let this = self.clone();
+        let kept = self.offer(Some(room), writes, |records| {
+            let names: Vec<(u64, K)> = records.iter().map(|record| (record.seq, record.key.clone())).collect();
+            keep(records, Box::new(move |kept| this.kept(&names, kept, done)))
+        });
+        if let Some(done) = kept {
+            done(Ok(()));
+        }
+    }
+
+    /// Takes over what somebody else has acknowledged, also without room; `keep` is given the numbers.
+    pub fn take_over(&self, writes: Vec<(K, Write<V>)>, keep: impl FnOnce(Vec<Record<K, V>>)) {
+        self.offer(None, writes, keep);
+    }
+
+    fn offer<T>(
+        &self,
+        room: Option<Room<K, V>>,
+        writes: Vec<(K, Write<V>)>,
+        keep: impl FnOnce(Vec<Record<K, V>>) -> T,
+    ) -> T {
         let inner = &*self.inner;
         let now = inner.timer.now();
         inner.counts.taken.fetch_add(writes.len() as u64, Ordering::Relaxed);
         let mut state = inner.state.lock();
         let State { queue, unkept, .. } = &mut *state;
-        queue.release(std::mem::take(&mut room.records), room.bytes);
+        if let Some(mut room) = room {
+            queue.release(std::mem::take(&mut room.records), room.bytes);
+        }
         let mut records = Vec::new();
         for (key, write) in writes {
-            let (seq, replaced) = match &inner.journal {
+            let (seq, replaced) = match &inner.ledger {
                 Some(_) => {
                     let (seq, replaced) = queue.offer(key.clone(), write.clone(), now);
                     records.push(Record { seq, key, write });
@@ -254,26 +338,16 @@ where
             if let Some(replaced) = replaced {
                 count(&inner.counts.coalesced);
                 unkept.pass_on(replaced, seq);
-                if let Some(journal) = &inner.journal {
-                    journal.replaced(replaced);
+                if let Some(ledger) = &inner.ledger {
+                    ledger.replaced(replaced);
                 }
             }
         }
-        let done = match &inner.journal {
-            Some(journal) => {
-                let names: Vec<(u64, K)> = records.iter().map(|record| (record.seq, record.key.clone())).collect();
-                let this = self.clone();
-                // Under the lock: the journal hears of a record before it hears that it is settled.
-                journal.append(records, Box::new(move |kept| this.kept(&names, kept, done)));
-                None
-            }
-            None => Some(done),
-        };
+        // Under the lock: who keeps a record hears of it before it hears that it is settled.
+        let kept = keep(records);
         drop(state);
         inner.work.notify_one();
-        if let Some(done) = done {
-            done(Ok(()));
-        }
+        kept
     }
 
     /// The journal has records, or could not keep them: then who wrote is told when the store has them.
@@ -341,9 +415,24 @@ where
 
     async fn fly(&self, batch: Batch<K, V>) {
         let inner = &*self.inner;
-        let puts = async { if batch.puts.is_empty() { Ok(()) } else { inner.store.store_many(&batch.puts).await } };
-        let deletes =
-            async { if batch.deletes.is_empty() { Ok(()) } else { inner.store.delete_many(&batch.deletes).await } };
+        let puts = async {
+            if batch.puts.is_empty() {
+                return Ok(());
+            }
+            match self.names(&batch.put_seqs) {
+                Some(names) => inner.store.store_named(&batch.puts, &names).await,
+                None => inner.store.store_many(&batch.puts).await,
+            }
+        };
+        let deletes = async {
+            if batch.deletes.is_empty() {
+                return Ok(());
+            }
+            match self.names(&batch.delete_seqs) {
+                Some(names) => inner.store.delete_named(&batch.deletes, &names).await,
+                None => inner.store.delete_many(&batch.deletes).await,
+            }
+        };
         let (puts, deletes) = futures::future::join(puts, deletes).await;
         for (any, done) in [(!batch.puts.is_empty(), &puts), (!batch.deletes.is_empty(), &deletes)] {
             if any {
@@ -357,9 +446,9 @@ where
         let landed = state.queue.landed(&batch, &outcome(puts), &outcome(deletes), now);
         inner.counts.stored.fetch_add(landed.stored.len() as u64, Ordering::Relaxed);
         inner.counts.coalesced.fetch_add(landed.replaced.len() as u64, Ordering::Relaxed);
-        if let Some(journal) = &inner.journal {
-            journal.settled(&landed.stored);
-            landed.replaced.iter().for_each(|(old, _)| journal.replaced(*old));
+        if let Some(ledger) = &inner.ledger {
+            ledger.settled(&landed.stored);
+            landed.replaced.iter().for_each(|(old, _)| ledger.replaced(*old));
         }
         landed.replaced.iter().for_each(|(old, newer)| state.unkept.pass_on(*old, *newer));
         let mut told = state.unkept.stored(&landed.stored);
@@ -372,6 +461,12 @@ where
         drop(state);
         told.into_iter().for_each(Answer::give);
         inner.relief.notify_waiters();
+    }
+
+    /// What writes are called, if the store wants to know and they have names.
+    fn names(&self, seqs: &[u64]) -> Option<Vec<String>> {
+        let ledger = self.inner.ledger.as_ref().filter(|_| self.inner.store.takes_names())?;
+        Some(seqs.iter().map(|seq| ledger.name(*seq)).collect())
     }
 
     /// Waits until the store has everything that it does not refuse, for so long at most; what is left.
@@ -436,8 +531,8 @@ where
     pub fn discard(&self, keys: Option<&[K]>) -> usize {
         let mut state = self.inner.state.lock();
         let discarded = state.queue.discard(keys);
-        if let Some(journal) = &self.inner.journal {
-            journal.settled(&discarded);
+        if let Some(ledger) = &self.inner.ledger {
+            ledger.settled(&discarded);
         }
         drop(state);
         self.inner.relief.notify_waiters();

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use futures::future::{Either, select};
 use parking_lot::Mutex;
 
-use super::super::{BehindConfig, BehindError, Done, Journal, JournalError, Record, Write, WriteBehind};
+use super::super::{BehindConfig, BehindError, Done, Journal, JournalError, Ledger, Record, Write, WriteBehind};
 use crate::store::{BackingStore, InMemoryStore, StoreError, StoreFuture, Stored};
 use crate::timer::ManualTimer;
 
@@ -78,12 +78,18 @@ impl Journal<String, String> for Held {
     fn append(&self, _: Vec<Record<String, String>>, done: Done) {
         self.waiting.lock().push(done);
     }
+}
 
+impl Ledger for Held {
     fn settled(&self, seqs: &[u64]) {
         self.settled.lock().extend(seqs);
     }
 
     fn replaced(&self, _: u64) {}
+
+    fn name(&self, seq: u64) -> String {
+        format!("write-{seq}")
+    }
 }
 
 struct World {
