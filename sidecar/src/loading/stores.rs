@@ -230,7 +230,7 @@ impl Store {
     /// Makes calls while anybody waits, if there may be one more.
     async fn call(self: Arc<Self>) {
         loop {
-            let batch: Vec<Waiting> = {
+            let mut batch: Vec<Waiting> = {
                 let mut state = self.state.lock();
                 // Who has given up is not asked for.
                 state.waiting.retain(|waiting| !waiting.answer.is_closed());
@@ -246,7 +246,7 @@ impl Store {
             let keys: Vec<Bytes> = batch.iter().map(|waiting| waiting.key.clone()).collect();
             self.counts.calls.inc();
             self.counts.keys.inc_by(keys.len() as u64);
-            let loaded = self.backing.load_many(&keys).await;
+            let loaded = self.load_for(&keys, &mut batch).await;
             self.judge(loaded.as_ref().err());
             drop(slot);
             let results: Vec<Result<Found, LoadFailure>> = match loaded {
@@ -259,6 +259,23 @@ impl Store {
             for (waiting, result) in batch.into_iter().zip(results) {
                 // Who does not wait any more is not told.
                 let _ = waiting.answer.send(result);
+            }
+        }
+    }
+
+    /// Asks the store for as long as anybody waits: who has given up gives the place back, also if the store hangs.
+    async fn load_for(&self, keys: &[Bytes], batch: &mut [Waiting]) -> Result<Vec<Found>, StoreError> {
+        let given_up = async {
+            for waiting in batch {
+                waiting.answer.closed().await;
+            }
+        };
+        let loaded = self.backing.load_many(keys);
+        match futures::future::select(loaded, std::pin::pin!(given_up)).await {
+            futures::future::Either::Left((loaded, _)) => loaded,
+            futures::future::Either::Right(_) => {
+                let reason = "no answer for as long as anybody waited (keyspaces[].hardTimeout)".into();
+                Err(StoreError::Unavailable { reason })
             }
         }
     }

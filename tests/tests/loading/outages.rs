@@ -61,6 +61,23 @@ fn a_hung_load_holds_up_nobody_else() -> Result<()> {
 }
 
 #[test]
+fn a_load_that_was_given_up_leaves_its_place_to_others() -> Result<()> {
+    let one_at_a_time = ", maxConcurrent: 1, breaker: {failures: 0}";
+    let rule = ", ttl: 1h, hardTimeout: 500ms";
+    let loaded = Loaded::start(&Subject::good(), 1, rule, one_at_a_time)?;
+    let (mut stuck, mut other) = (loaded.client()?, loaded.client()?);
+    loaded.origin.hang_on("/user%3A1");
+    loaded.origin.set("/user%3A2", "Bob");
+    loaded.ask_late(&mut stuck, "user:1")?;
+    let error = stuck.reply()?;
+    ensure!(error.contains("gave no value within 500ms"), "{error}");
+    // The store itself hangs for as long as this test lasts.
+    let read = other.ask("GET user:2")?;
+    ensure!(read == "Bob", "the place of the load that was given up is still taken: {read}");
+    Ok(())
+}
+
+#[test]
 fn a_slow_store_is_not_waited_for_where_there_is_an_old_value() -> Result<()> {
     let rule = format!("{STALE}, softTimeout: 20ms");
     let loaded = Loaded::start(&Subject::good(), 1, &rule, "")?;
