@@ -12,7 +12,7 @@ mod warming;
 
 pub use auth::{Auth, AuthUser, PasswordKey};
 pub use bounds::{Amounts, Limits, LockLimits, Locks, Resources};
-pub use keyspaces::{Cache, Durability, Keyspace, KeyspaceMode, Strategy, WriteBehind};
+pub use keyspaces::{Cache, Durability, Keyspace, KeyspaceMode, NegativeFilter, Strategy, WriteBehind};
 pub use redis::{CaKey, Embedded, L3, Mode, Redis, RedisTls, SecretKey, SecretName, Sentinel, SentinelTls};
 pub use stores::{Breaker, HttpHeader, HttpStore, PostgresStore, Store};
 pub use tiers::{Algorithm, Compression, L1, L2, L2Policy, Tiering};

@@ -3,7 +3,7 @@
 //!
 //! `tests/rules.rs` evaluates the CEL beside the function and fails where they disagree.
 
-use crate::cluster::{CacheCluster, Coherence, Keyspace, Mode, Redis, Strategy};
+use crate::cluster::{Cache, CacheCluster, Coherence, Keyspace, KeyspaceMode, Mode, Redis, Strategy};
 use crate::names::CLUSTER_NAME_MAX;
 use crate::quantity::Period;
 use caddy_contract::parse_duration;
@@ -197,6 +197,39 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, !has(k.negativeFilter) || (k.match.matches('^[^*]+[*]$') && !['?', '[', ']', '\\\\'].exists(c, k.match.contains(c))))",
+        message: "a keyspace with negativeFilter has a match that is a prefix and a star, e.g. user:*",
+        holds: |cluster| {
+            filtered(cluster).all(|keyspace| {
+                let prefix = keyspace.pattern.strip_suffix('*');
+                prefix.is_some_and(|prefix| !prefix.is_empty() && !prefix.contains(['*', '?', '[', ']', '\\']))
+            })
+        },
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, !has(k.negativeFilter) || (k.strategy == 'CacheAside' && k.cache == 'Auto' && k.mode == 'Serve'))",
+        message: "a keyspace with negativeFilter has no store (which has keys that Redis does not know), cache: Auto and mode: Serve",
+        holds: |cluster| {
+            filtered(cluster).all(|keyspace| {
+                keyspace.strategy == Strategy::CacheAside
+                    && keyspace.cache == Cache::Auto
+                    && keyspace.mode == KeyspaceMode::Serve
+            })
+        },
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.keyspaces) || !self.keyspaces.exists(k, has(k.negativeFilter)) || (has(self.l3.redis) && self.l3.redis.mode != 'Cluster' && self.consistency.coherence != 'Ttl')",
+        message: "negativeFilter needs l3.redis in mode Standalone or Sentinel, and coherence Tracking or Broadcast",
+        holds: |cluster| {
+            filtered(cluster).next().is_none()
+                || redis(cluster).is_some_and(|redis| redis.mode != Mode::Cluster)
+                    && cluster.spec.consistency.coherence != Coherence::Ttl
+        },
+    },
+    Rule {
         at: &["spec", "auth"],
         cel: "has(self.secretRef) || (has(self.users) && size(self.users) > 0)",
         message: "auth needs secretRef, users, or both; leave auth out to let every container of the pod in",
@@ -231,6 +264,10 @@ fn name(cluster: &CacheCluster) -> &str {
 
 fn all_within(cluster: &CacheCluster, time: fn(&Keyspace) -> Option<&Period>) -> bool {
     cluster.spec.keyspaces.iter().filter_map(time).all(|time| within(&time.0, 10))
+}
+
+fn filtered(cluster: &CacheCluster) -> impl Iterator<Item = &Keyspace> {
+    cluster.spec.keyspaces.iter().filter(|keyspace| keyspace.negative_filter.is_some())
 }
 
 fn redis(cluster: &CacheCluster) -> Option<&Redis> {

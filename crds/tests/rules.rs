@@ -78,6 +78,24 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
         ("startupDeadline must be", object("n", &json!({"l3": l3, "warming": {"startupDeadline": "11m"}}))),
         ("warming needs l3.redis", object("n", &json!({"l3": {"embedded": {}}, "warming": {"enabled": true}}))),
         ("startupShare is of use", object("n", &json!({"l3": l3, "warming": {"startupShare": 50}}))),
+        (
+            "is a prefix and a star",
+            object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a?*", "negativeFilter": {}}]})),
+        ),
+        (
+            "has no store",
+            object(
+                "n",
+                &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a*", "cache": "Off", "negativeFilter": {}}]}),
+            ),
+        ),
+        (
+            "negativeFilter needs l3.redis",
+            object(
+                "n",
+                &json!({"l3": l3, "consistency": {"coherence": "Ttl"}, "keyspaces": [{"name": "a", "match": "a*", "negativeFilter": {}}]}),
+            ),
+        ),
         ("with coherence Broadcast only", object("n", &json!({"l3": l3, "consistency": {"broadcastPrefixes": ["a"]}}))),
         (
             "both name the authorities",

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use caddy_remote::{Loss, Request, cluster::Redirect};
+use caddy_remote::{LaneHandle, Loss, Request, cluster::Redirect};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -59,10 +59,19 @@ pub(crate) async fn ask(
     replies: u16,
 ) -> Result<Vec<Bytes>, ErrandError> {
     let L3::Redis(redis) = &shared.l3 else { return Err(ErrandError::NoNode) };
+    ask_on(shared, &redis.errand_lane(shared, node, database), bytes, replies).await
+}
+
+/// The same on a given connection.
+pub(crate) async fn ask_on(
+    shared: &Shared,
+    lane: &LaneHandle<Tag>,
+    bytes: Vec<u8>,
+    replies: u16,
+) -> Result<Vec<Bytes>, ErrandError> {
     let (answer, answered) = oneshot::channel();
     let tag = Tag::Errand(Box::new(Errand { replies: Vec::new(), answer }));
     let ending = || ErrandError::Lost("the sidecar is shutting down".to_owned());
-    let lane = redis.errand_lane(shared, node, database);
     lane.submit(Request { bytes: bytes.into(), replies, tag }).map_err(|_| ending())?;
     let replies = answered.await.map_err(|_| ending())?.map_err(|loss| ErrandError::Lost(loss.to_string()))?;
     match replies.iter().find(|reply| reply.first() == Some(&b'-')) {

@@ -73,6 +73,10 @@ pub(crate) enum Guard {
     RangesKnown,
     /// A push of their index ends what was known of them.
     RangesFollow,
+    /// A negative filter takes in what is announced.
+    FilterLearns,
+    /// It does not answer about a key that an app was shown, or wrote, since the moment that is proved.
+    FilterTouches,
     /// What an index that was lost, or a failover, has lost of them is entered again.
     RangesRepeated,
     /// A new epoch of the locks is agreed on in the Lease before it is in Redis.

@@ -24,6 +24,7 @@ use caddy_engine::{
 use parking_lot::RwLock;
 
 use crate::{
+    absence::KeyspaceFilter,
     behind::{Behind, Behinds},
     cache::Cached,
     loading::{Store, Stores},
@@ -93,6 +94,8 @@ pub(crate) struct Rule {
     negative_ttl: Option<Duration>,
     /// What its absent keys are loaded from.
     pub(crate) source: Option<Arc<Source>>,
+    /// Which of its keys L3 does not have.
+    pub(crate) filter: Option<Arc<KeyspaceFilter>>,
     /// How its values are packed; `None`: they are not.
     pub(crate) codec: Option<Arc<KeyspaceCodec>>,
     training: Arc<Schedule>,
@@ -173,6 +176,7 @@ impl Rule {
 pub(crate) struct Keyspaces {
     rules: Vec<(Glob, Rule)>,
     rest: Rule,
+    filters: Vec<Arc<KeyspaceFilter>>,
     loads: bool,
     writes: bool,
 }
@@ -221,17 +225,23 @@ impl Keyspaces {
             });
             let negative_ttl = source.as_ref().map(|source| source.settings.negative_ttl).or(rule.negative_ttl);
             let (cache, mode, ttl) = (rule.cache, rule.mode, rule.ttl);
-            let compiled = Rule { id, cache, mode, ttl, negative_ttl, source, codec, training };
+            let filter = rule.negative_filter.as_ref().map(|wanted| {
+                let filter = KeyspaceFilter::new(id, wanted.prefix.clone(), wanted.max_keys);
+                let known = previous.and_then(|previous| previous.by_id(id)?.filter.clone());
+                known.filter(|known| known.is_alike(&filter)).unwrap_or_else(|| Arc::new(filter))
+            });
+            let compiled = Rule { id, cache, mode, ttl, negative_ttl, source, filter, codec, training };
             (Glob::new(rule.pattern.as_bytes()), compiled)
         };
         let id = names.id(UNMATCHED);
         let (codec, training) = packing(id, &config.l2.compression);
         let (cache, mode) = (CacheMode::Auto, KeyspaceMode::Serve);
-        let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, source: None, codec, training };
+        let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, source: None, filter: None, codec, training };
         let rules: Vec<_> = config.keyspaces.iter().map(rule).collect();
         let loads = rules.iter().any(|(_, rule)| rule.source.is_some());
         let writes = rules.iter().any(|(_, rule)| rule.source.as_ref().is_some_and(|source| source.is_written()));
-        let mut all = Self { rules, rest, loads, writes };
+        let filters = rules.iter().filter_map(|(_, rule)| rule.filter.clone()).collect();
+        let mut all = Self { rules, rest, filters, loads, writes };
         if config.consistency.coherence == Coherence::Ttl {
             let bound = config.consistency.max_staleness;
             let rules = all.rules.iter_mut().map(|(_, rule)| rule);
@@ -265,6 +275,11 @@ impl Keyspaces {
     /// Where a key is loaded from when it is absent.
     pub(crate) fn source(&self, key: &[u8]) -> Option<&Arc<Source>> {
         if self.loads { self.rule(key).source.as_ref() } else { None }
+    }
+
+    /// The negative filters of all keyspaces.
+    pub(crate) fn filters(&self) -> &[Arc<KeyspaceFilter>] {
+        &self.filters
     }
 
     /// Whether writes of any key go to a store.
@@ -325,6 +340,7 @@ mod tests {
             ttl: ttl.map(Duration::from_secs),
             negative_ttl: negative_ttl.map(Duration::from_secs),
             loading: None,
+            negative_filter: None,
             compression: Config::default().l2.compression,
         };
         let config = Config { keyspaces: rules.iter().map(keyspace).collect(), ..Config::default() };

@@ -7,6 +7,7 @@
 //!
 //! The binary is all that is meant to be used; the library exists for its tests and for the command table.
 
+mod absence;
 mod admin;
 mod auth;
 mod behind;

@@ -197,6 +197,7 @@ fn keyspaces(shared: &Shared, registry: &mut Registry) {
     let compressed_bytes = Family::<[(&str, String); 2], Counter>::default();
     let compression_time = Family::<[(&str, String); 2], Counter<f64, AtomicU64>>::default();
     let [entries, bytes] = [(); 2].map(|()| Family::<[(&str, String); 1], Gauge>::default());
+    filters(shared, registry);
     for stats in shared.keyspace_stats() {
         let label = [("keyspace", stats.name.clone())];
         for count in Count::READS {
@@ -243,6 +244,23 @@ fn keyspaces(shared: &Shared, registry: &mut Registry) {
     registry.register("keyspace_hit_ratio", "Share of reads that L2 would answer with so much memory", ratios);
     registry.register("keyspace_entries", "Entries in L2, by keyspace", entries);
     registry.register("keyspace_bytes", "Bytes of the entries in L2, by keyspace", bytes);
+}
+
+/// The negative filters; the keyspace is the label.
+fn filters(shared: &Shared, registry: &mut Registry) {
+    let [active, keys] = [(); 2].map(|()| Family::<[(&str, String); 1], Gauge>::default());
+    let builds = Family::<[(&str, String); 1], Counter>::default();
+    let names = shared.names.all();
+    for filter in shared.keyspaces().filters() {
+        let label = [("keyspace", names.get(filter.keyspace.index()).cloned().unwrap_or_default())];
+        let stats = filter.stats(shared);
+        active.get_or_create(&label).set(i64::from(stats.is_active));
+        keys.get_or_create(&label).set(i64::try_from(stats.keys).unwrap_or(i64::MAX));
+        builds.get_or_create(&label).inc_by(stats.builds);
+    }
+    registry.register("negative_filter_active", "1 while the keyspace's negative filter answers", active);
+    registry.register("negative_filter_keys", "Keys that it knows, those removed since its build included", keys);
+    registry.register("negative_filter_builds", "How often it was built", builds);
 }
 
 /// What is known of each store; its name is the label.
@@ -346,6 +364,7 @@ fn lock_counters(locks: &LockStats) -> [(&'static str, &'static str, u64); 10] {
 const FAMILIES: &[(&str, &str)] = &[
     ("hits", "Reads answered from a tier"),
     ("misses", "Reads that found nothing to serve, by reason"),
+    ("filtered", "Reads of keys that Redis is known not to have, answered without asking it"),
     ("observed", "Reads that were only counted, because their keyspace's rule says mode: Observe"),
     ("uncertain", "Reads that found a copy which could not be vouched for, by what was missing"),
     ("fills", "Copies put into L2"),
@@ -368,6 +387,7 @@ fn series(counter: EngineCounter) -> (&'static str, Option<(&'static str, &'stat
         EngineCounter::MissInvalidated => ("misses", Some(("reason", "invalidated"))),
         EngineCounter::MissExpired => ("misses", Some(("reason", "expired"))),
         EngineCounter::MissUnusable => ("misses", Some(("reason", "unusable"))),
+        EngineCounter::Filtered => ("filtered", None),
         EngineCounter::Observed => ("observed", None),
         EngineCounter::UncertainFlushed => ("uncertain", Some(("doubt", "flushed"))),
         EngineCounter::UncertainLapsed => ("uncertain", Some(("doubt", "lapsed"))),

@@ -62,6 +62,23 @@ pub(crate) struct Tracked {
     pub(crate) source: SourceId,
 }
 
+/// The connection on which a server announces every write to keys with some prefixes, with its probe and its source.
+pub(crate) struct Announcing {
+    pub(crate) node: Arc<Node>,
+    pub(crate) tracked: Tracked,
+}
+
+impl std::fmt::Debug for Announcing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Announcing").field("source", &self.tracked.source).finish_non_exhaustive()
+    }
+}
+
+impl NodeId {
+    /// Of the connection of negative filters, whose troubles are not those of copies.
+    pub(crate) const ANNOUNCING: Self = Self(u32::MAX);
+}
+
 /// What a node is asked to prove that its copies are current.
 #[derive(Debug, Clone)]
 pub(crate) struct Probing {
@@ -190,6 +207,22 @@ impl RedisL3 {
         let tracked = Tracked { lane: handle, source };
         all.insert(database, tracked.clone());
         Some(tracked)
+    }
+
+    /// A connection on which writes to keys with these prefixes are announced; it connects when it is asked something.
+    /// `None`: the kernel has no room for it, or it is a cluster.
+    pub(crate) fn announce(&self, shared: &Arc<Shared>, prefixes: Vec<String>) -> Option<Arc<Announcing>> {
+        let only = self.only()?;
+        let target = Target { tracking: Tracking::Broadcast(prefixes), ..(*only.target).clone() };
+        let node = Arc::new(Node::new(NodeId::ANNOUNCING, target));
+        let source = shared.kernel().register(SourceKind::Tracked).ok()?;
+        let setup = Setup { protocol: Protocol::Resp3, database: 0, tracked: true, timed: true };
+        let handler = Upstream::new(shared, &node, Purpose::announcing(source));
+        let (handle, lane) = lane(node.target.clone(), setup, handler);
+        self.hub.send(Addition::Tracked(lane)).ok()?;
+        let tracked = Tracked { lane: handle, source };
+        node.tracked.write().insert(0, tracked.clone());
+        Some(Arc::new(Announcing { node, tracked }))
     }
 
     /// The connection for the sidecar's own requests about a node's database.

@@ -53,8 +53,8 @@ fn submit(node: &Node, lane: &LaneHandle<Tag>, proof: Arc<Proof>) {
 pub(crate) struct Prover {
     /// The node's standing in its cluster when it was last probed.
     standing: Option<Standing>,
-    /// The last probe that was answered as it should be.
-    previous: Option<Sent>,
+    /// The last probe that was answered as it should be, and when.
+    previous: Option<(Sent, Moment)>,
 }
 
 /// Why a probe proves nothing.

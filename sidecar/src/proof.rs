@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use caddy_engine::{Currency, Sent};
+use caddy_engine::{Currency, Moment, Sent};
 use caddy_remote::{Sentinels, ServerInfo, Tracking};
 use parking_lot::Mutex;
 
@@ -77,18 +77,22 @@ impl Proof {
         self.sent
     }
 
-    /// The server has answered as it should. `previous` is the last probe of the same connection that was answered.
+    /// The server has answered as it should. `previous` is the last probe of the same connection that was answered, and when
+    /// that was.
     pub(crate) fn server_answered(
         &self,
         shared: &Shared,
         tracking: &Tracking,
-        previous: &mut Option<Sent>,
+        previous: &mut Option<(Sent, Moment)>,
         info: &ServerInfo,
     ) {
-        let before = previous.replace(self.sent);
+        let before = previous.replace((self.sent, shared.now()));
         let proven = match tracking {
-            // What is announced to all goes out at the end of the server's round, which may be after this answer.
-            Tracking::Broadcast(_) if hold(Guard::BroadcastLag) => before,
+            // What is announced to all goes out at the end of the server's round, which may be after this answer, and after
+            // that to another probe in the same round: only one that was answered before this one was sent is behind it.
+            Tracking::Broadcast(_) if hold(Guard::BroadcastLag) => {
+                before.filter(|(_, answered)| *answered < self.sent.at()).map(|(before, _)| before)
+            }
             _ => Some(self.sent),
         };
         self.parts.lock().server = Some((proven, info.clone()));

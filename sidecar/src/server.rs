@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    admin,
+    absence, admin,
     behind::{self, BehindSetupError, Behinds},
     cli::Start,
     cluster::Cluster,
@@ -126,6 +126,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     }
     supervisor.spawn_vital("command table", server_commands::refresh(shared.clone()));
     supervisor.spawn_vital("sweep", ranges::sweep(shared.clone()));
+    supervisor.spawn_vital("negative filters", absence::run(shared.clone()));
     supervisor.spawn_vital("warming", warm::run(shared.clone()));
     supervisor.spawn_vital("events", events::run(shared.clone()));
     let coordination = Running::start(&shared, &supervisor);

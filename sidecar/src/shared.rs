@@ -14,7 +14,7 @@ use bytes::Bytes;
 use caddy_contract::{Config, RedisMode};
 use caddy_engine::{
     BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
-    L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
+    KeyHash, L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
     reuse::{Estimate, Reads, ReuseSample},
 };
 use caddy_remote::{embedded::Embedded, leases};
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
+    absence::Absences,
     auth::Auth,
     behind::Behinds,
     cache::{TierKey, Waiter},
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) memory: Memory,
     /// What other amounts of memory would do.
     pub(crate) reuse: ReuseSample,
+    /// Which keys L3 does not have.
+    pub(crate) absences: Absences,
     /// What is read most.
     pub(crate) heat: Heat,
     pub(crate) warming: warm::Progress,
@@ -171,6 +174,7 @@ impl Shared {
             packer,
             memory: Memory::default(),
             reuse: ReuseSample::default(),
+            absences: Absences::default(),
             heat: Heat::default(),
             warming: warm::Progress::default(),
             config: ArcSwap::from_pointee(config),
@@ -216,6 +220,13 @@ impl Shared {
         self.cache.kernel()
     }
 
+    /// A reply that has to do with the key came over another connection than the tracked one: copies of it die, before the
+    /// reply is handed on.
+    pub(crate) fn bump(&self, key: KeyHash) {
+        self.kernel().bump(key);
+        self.absences.touched(key, || self.now());
+    }
+
     pub(crate) fn config(&self) -> Guard<Arc<Config>> {
         self.config.load()
     }
@@ -241,6 +252,7 @@ impl Shared {
             self.auth.reconfigure(&config.auth);
         }
         self.config.store(Arc::new(config));
+        self.absences.changed();
         if !alike {
             // Behind the new rules: a fill that looked at the old ones either is in and dies here, or has a token that does.
             self.kernel().flush_all(caddy_engine::FlushCause::Overwritten);

@@ -94,6 +94,9 @@ impl Status {
 
     /// The tracked connection to a node cannot be had: nothing of it is cached until it can.
     pub(crate) fn tracked_down(&self, node: NodeId, reason: &str) {
+        if node == NodeId::ANNOUNCING {
+            return;
+        }
         let mut troubles = self.troubles.lock();
         self.change(reason, |status| status.coherent = false);
         troubles.insert(node, reason.to_owned());
@@ -113,6 +116,9 @@ impl Status {
 
     /// The tracked connection is up, and something else is missing for copies to be served.
     pub(crate) fn unproven(&self, node: NodeId, reason: &str) {
+        if node == NodeId::ANNOUNCING {
+            return;
+        }
         if self.get().coherent {
             self.tracked_down(node, reason);
         }
@@ -120,6 +126,9 @@ impl Status {
 
     /// Copies are proved current.
     pub(crate) fn proven(&self, node: NodeId, server: &ServerInfo) {
+        if node == NodeId::ANNOUNCING {
+            return;
+        }
         if !self.get().coherent {
             self.tracked_up(node, Some(server));
         }

@@ -32,6 +32,8 @@ pub(crate) enum Count {
     WouldMiss,
     /// Reads under `cache: Off`.
     Off,
+    /// Reads answered by the negative filter.
+    Filtered,
     /// Copies kept.
     Fill,
     /// Copies that were packed.
@@ -69,13 +71,14 @@ pub(crate) enum Count {
 }
 
 impl Count {
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::HitL1,
         Self::HitL2,
         Self::Miss,
         Self::WouldHit,
         Self::WouldMiss,
         Self::Off,
+        Self::Filtered,
         Self::Fill,
         Self::Packed,
         Self::NotPacked,
@@ -96,8 +99,8 @@ impl Count {
     ];
 
     /// What reads came to: each is counted as one of these.
-    pub(crate) const READS: [Self; 6] =
-        [Self::HitL1, Self::HitL2, Self::Miss, Self::WouldHit, Self::WouldMiss, Self::Off];
+    pub(crate) const READS: [Self; 7] =
+        [Self::HitL1, Self::HitL2, Self::Miss, Self::WouldHit, Self::WouldMiss, Self::Off, Self::Filtered];
 
     /// Its name in `CACHE.STATS` and in the label `outcome`.
     pub(crate) const fn name(self) -> &'static str {
@@ -108,6 +111,7 @@ impl Count {
             Self::WouldHit => "would_hit",
             Self::WouldMiss => "would_miss",
             Self::Off => "off",
+            Self::Filtered => "filtered",
             Self::Fill => "fills",
             Self::Packed => "compressed",
             Self::NotPacked => "not_compressed",

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::{
+    absence::Absences,
     behind::{Round, Storing, Taking, Via},
     cache::{Cached, KeyRef, Read, TierKey, Waiter},
     envelope::Decoded,
@@ -71,7 +72,7 @@ impl Effect {
     /// What must have happened before the reply is handed on.
     pub(crate) fn apply(&self, shared: &Shared) {
         for key in &self.keys {
-            shared.kernel().bump(*key);
+            shared.bump(*key);
         }
         if self.flush {
             shared.kernel().flush_all(FlushCause::Overwritten);
@@ -175,6 +176,8 @@ impl Drop for HeldReply {
 pub(crate) enum Purpose {
     /// Fills and proofs of one database.
     Tracked { source: SourceId, database: u32, incarnation: Option<Incarnation>, prover: Prover },
+    /// What negative filters learn from.
+    Announcing { source: SourceId, incarnation: Option<Incarnation>, prover: Prover },
     /// Everything else, of many sessions.
     Relay,
     /// One session's own connection, or in a pool: what it pushes is its owner's.
@@ -184,6 +187,10 @@ pub(crate) enum Purpose {
 impl Purpose {
     pub(crate) fn tracked(source: SourceId, database: u32) -> Self {
         Self::Tracked { source, database, incarnation: None, prover: Prover::default() }
+    }
+
+    pub(crate) fn announcing(source: SourceId) -> Self {
+        Self::Announcing { source, incarnation: None, prover: Prover::default() }
     }
 }
 
@@ -265,7 +272,7 @@ impl Handler for Upstream {
             (Tag::FillMany(many), Ok(())) => finish_fill_many(shared, *many),
             (Tag::FillMany(many), Err(_)) => many.waiter.to.bypass(),
             (Tag::Probe(probe), Ok(())) => {
-                if let Purpose::Tracked { prover, .. } = &mut self.purpose {
+                if let Purpose::Tracked { prover, .. } | Purpose::Announcing { prover, .. } = &mut self.purpose {
                     prover.judge(&self.shared, self.id, self.node.upgrade().as_deref(), &probe);
                 }
             }
@@ -297,6 +304,7 @@ impl Handler for Upstream {
             Purpose::Tracked { source, database, .. } => {
                 invalidate_later(self.shared.clone(), *source, *database, frame);
             }
+            Purpose::Announcing { source, .. } => announced(&self.shared, *source, &frame),
             Purpose::Pinned(owner) => tell(owner, Delivery::Push(frame)),
             // RESP3 relays get none: nothing on them subscribes or tracks.
             Purpose::Relay => tracing::debug!("a relay connection got an unexpected push"),
@@ -305,13 +313,18 @@ impl Handler for Upstream {
 
     fn connected(&mut self, server: Option<&ServerInfo>) {
         self.connection += 1;
-        if let Purpose::Tracked { source, incarnation, prover, .. } = &mut self.purpose {
-            *prover = Prover::default();
-            *incarnation = Some(self.shared.kernel().connected(*source));
-            self.shared.status.tracked_up(self.id, server);
-            self.shared.commands.want();
-        } else {
-            self.shared.status.reachable();
+        match &mut self.purpose {
+            Purpose::Tracked { source, incarnation, prover, .. } => {
+                *prover = Prover::default();
+                *incarnation = Some(self.shared.kernel().connected(*source));
+                self.shared.status.tracked_up(self.id, server);
+                self.shared.commands.want();
+            }
+            Purpose::Announcing { source, incarnation, prover } => {
+                *prover = Prover::default();
+                *incarnation = Some(self.shared.kernel().connected(*source));
+            }
+            Purpose::Relay | Purpose::Pinned(_) => self.shared.status.reachable(),
         }
     }
 
@@ -325,6 +338,12 @@ impl Handler for Upstream {
                 self.shared.ranges.lost(*source);
                 self.tracked_down(&format!("the tracked connection was lost: {reason}"));
             }
+            Purpose::Announcing { source, incarnation, .. } => {
+                if let Some(incarnation) = incarnation.take() {
+                    self.shared.kernel().lost(*source, incarnation);
+                }
+                Absences::trouble(&self.shared, reason);
+            }
             Purpose::Relay => {}
             Purpose::Pinned(owner) => tell(owner, Delivery::PinnedLost(reason.to_owned())),
         }
@@ -334,6 +353,7 @@ impl Handler for Upstream {
     fn refused(&mut self, error: &Arc<ConnectError>) {
         match &self.purpose {
             Purpose::Tracked { .. } => self.tracked_down(&error.to_string()),
+            Purpose::Announcing { .. } => Absences::trouble(&self.shared, &error.to_string()),
             // Redis answered: there is no such database.
             Purpose::Relay if matches!(**error, ConnectError::Select { .. }) => {}
             Purpose::Relay => self.shared.status.unreachable(&error.to_string()),
@@ -346,7 +366,7 @@ impl Handler for Upstream {
 impl Drop for Upstream {
     /// A lane ends when its node has left the cluster, or with the sidecar.
     fn drop(&mut self) {
-        if let Purpose::Tracked { source, .. } = self.purpose {
+        if let Purpose::Tracked { source, .. } | Purpose::Announcing { source, .. } = self.purpose {
             self.shared.kernel().release(source);
         }
     }
@@ -429,6 +449,7 @@ impl Upstream {
 /// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; the reply
 /// goes out when the last PONG is in.
 pub(crate) fn barrier(shared: &Shared, node: &Node, held: HeldReply) {
+    shared.absences.touched_any(|| shared.now());
     if node.target.tracking == Tracking::Nothing {
         // No push will come: whatever it touched dies now, before the reply goes out.
         if hold(Guard::FlushUntracked) {
@@ -473,6 +494,20 @@ fn invalidate(shared: &Arc<Shared>, source: SourceId, database: u32, frame: &[u8
     }
 }
 
+/// As [`invalidate`], on the connection of negative filters: keys that were written may be there now.
+fn announced(shared: &Shared, source: SourceId, frame: &[u8]) {
+    let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
+    match elements.as_slice() {
+        [kind, keys] if kind.as_bytes() == Some(b"invalidate") => match keys.as_elements() {
+            Some(keys) => {
+                keys.iter().filter_map(Value::as_bytes).for_each(|key| Absences::announced(shared, key));
+            }
+            None => shared.kernel().flush(source, FlushCause::Overwritten),
+        },
+        _ => {}
+    }
+}
+
 /// What [`Guard::PushInline`] forbids.
 fn invalidate_later(shared: Arc<Shared>, source: SourceId, database: u32, frame: Bytes) {
     tokio::task::spawn_local(async move {
@@ -512,6 +547,7 @@ pub(crate) fn resume_fill(shared: &Arc<Shared>, fill: FillLanded, learned: Resul
     let bypass = |fill: FillLanded| fill.landed.waiters.iter().for_each(|waiter| waiter.to.bypass());
     let Ok(learned) = learned else { return bypass(fill) };
     let (key, reply) = (fill.landed.key.as_ref(), &fill.reply);
+    shared.absences.touched(KeyHash::of(key.key()), || shared.now());
     let Some(value) = Cached::from_reply(key.read, reply) else {
         if is_elsewhere(shared, reply) {
             return bypass(fill);
@@ -570,6 +606,7 @@ pub(crate) fn resume_fill_many(shared: &Arc<Shared>, many: FillMany, learned: Re
             let (mut all, mut wants) = (Vec::with_capacity(elements.len()), Vec::new());
             for ((element, (key, _)), pttl) in parts {
                 let (key, value) = (key.as_ref(), Cached::from_value(element));
+                shared.absences.touched(KeyHash::of(key.key()), || shared.now());
                 match shared.decode(many.database, key.key(), value, *pttl, &learned) {
                     Ok(decoded) => all.push((decoded, element.as_bytes().is_some())),
                     Err(unknown) => wants.extend(unknown),

@@ -32,10 +32,12 @@ pub enum Class {
     Tracked = 0,
     /// Any other.
     Relay = 1,
+    /// It has asked to be told of every write to keys with some prefix: what negative filters learn from.
+    Announcing = 2,
 }
 
-/// Both classes.
-pub const ALL: [Class; 2] = [Class::Tracked, Class::Relay];
+/// All classes.
+pub const ALL: [Class; 3] = [Class::Tracked, Class::Relay, Class::Announcing];
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +83,9 @@ struct Link {
 #[derive(Debug)]
 struct State {
     links: BTreeMap<u64, Link>,
-    faults: [[Fault; 2]; 2],
-    refused: [bool; 2],
-    accepted: [u64; 2],
+    faults: [[Fault; 2]; 3],
+    refused: [bool; 3],
+    accepted: [u64; 3],
     next: u64,
     ended: bool,
 }
@@ -118,9 +120,9 @@ impl Proxy {
         let listener = UnixListener::bind(&socket).context("listen as proxy")?;
         let state = State {
             links: BTreeMap::new(),
-            faults: [[Fault::Pass; 2]; 2],
-            refused: [false; 2],
-            accepted: [0; 2],
+            faults: [[Fault::Pass; 2]; 3],
+            refused: [false; 3],
+            accepted: [0; 3],
             next: 0,
             ended: false,
         };
@@ -293,7 +295,11 @@ impl State {
 
     /// Decides what a connection is by the first bytes that its client sent.
     fn classify(&mut self, id: u64, first: &[u8]) {
-        let class = if contains(first, b"\r\nTRACKING\r\n") { Class::Tracked } else { Class::Relay };
+        let class = match contains(first, b"\r\nTRACKING\r\n") {
+            true if contains(first, b"\r\nPREFIX\r\n") => Class::Announcing,
+            true => Class::Tracked,
+            false => Class::Relay,
+        };
         let faults = self.faults[class as usize];
         let Some(link) = self.links.get_mut(&id) else { return };
         if self.refused[class as usize] {

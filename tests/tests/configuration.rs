@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use caddy_contract::{
     RawAuth, RawCompression, RawConfig, RawEmbedded, RawHeader, RawHttpStore, RawKeyspace, RawKubernetes, RawL3,
-    RawLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser, RawWarming,
-    RawWriteBehind,
+    RawLimits, RawLocks, RawNegativeFilter, RawPostgresStore, RawRedis, RawSentinel, RawStore, RawTls, RawUser,
+    RawWarming, RawWriteBehind,
 };
 use serde_json::{Value, json};
 
@@ -59,6 +59,7 @@ fn every_field_of_the_file_is_documented_with_its_default() {
         keyspaces: vec![RawKeyspace {
             compression: Some(RawCompression::default()),
             write_behind: Some(RawWriteBehind::default()),
+            negative_filter: Some(RawNegativeFilter::default()),
             ..RawKeyspace::default()
         }],
         kubernetes: Some(RawKubernetes::default()),

@@ -10,7 +10,7 @@ use caddy_tests::{
     chaos::{self, Alone, Run, Sharded, Watched},
     cluster_scenarios,
     e2e::eventually,
-    guard_scenarios, load_scenarios, lock_scenarios,
+    filter_scenarios, guard_scenarios, load_scenarios, lock_scenarios,
     redis::{self, RedisServer},
     redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
@@ -98,6 +98,8 @@ mutations! {
     probe_own_key: "ProbeOwnKey" => cluster_scenarios::a_node_without_its_cluster_proves_nothing;
     probe_slots: "ProbeSlots" => cluster_scenarios::a_dropped_slot_is_read_at_its_new_owner;
     absent_keys_expire: "AbsentKeysExpire" => cluster_scenarios::an_absent_key_is_found_where_its_slot_goes;
+    filter_learns: "FilterLearns" => filter_scenarios::a_foreign_write_is_found_behind_a_filter;
+    filter_touches: "FilterTouches" => filter_scenarios::own_writes_are_found_behind_a_filter;
     writes_end_leases: "WritesEndLeases" => load_scenarios::a_delete_during_a_load_is_not_undone;
     transactions_end_leases: "WritesEndLeases" => load_scenarios::a_delete_in_a_transaction_during_a_load_is_not_undone;
     join_only_live_loads: "JoinOnlyLiveLoads" => load_scenarios::a_dead_load_is_not_joined;

@@ -5,7 +5,7 @@ mod l3;
 mod reader;
 mod stores;
 
-pub use keyspaces::{Behind, Compression, Keyspace, Loading};
+pub use keyspaces::{Behind, Compression, Keyspace, Loading, NegativeFilter};
 pub use l3::{Endpoint, L3, Redis, Sentinel, Tls};
 pub use stores::{HttpStore, PostgresStore, Store, StoreKind};
 

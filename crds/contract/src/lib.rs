@@ -29,16 +29,17 @@ mod read;
 pub use auth::{Auth, CATEGORIES, CommandRule, Commands, RawAuth, RawUser, User};
 pub use config::{
     Admin, Behind, Cluster, Compression, Config, Consistency, Endpoint, HttpStore, Keyspace, Kubernetes, L1, L2, L3,
-    LEASE_MIN_MILLIS, Limits, Listen, Loading, Locks, PostgresStore, Redis, Sentinel, Store, StoreKind, Tiering, Tls,
-    Warming,
+    LEASE_MIN_MILLIS, Limits, Listen, Loading, Locks, NegativeFilter, PostgresStore, Redis, Sentinel, Store, StoreKind,
+    Tiering, Tls, Warming,
 };
 pub use fault::{Fault, Faults};
 pub use quantity::{Budget, ByteSize, QuantityError, parse_duration};
 pub use raw::{
     Algorithm, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin, RawBreaker, RawCluster,
     RawCompression, RawConfig, RawConsistency, RawEmbedded, RawHeader, RawHttpStore, RawKeyspace, RawKubernetes, RawL1,
-    RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawPostgresStore, RawRedis, RawSentinel, RawStore,
-    RawTiering, RawTls, RawWarming, RawWriteBehind, RedisMode, SentinelTls, Strategy, WRITE_BEHIND_DIR,
+    RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawNegativeFilter, RawPostgresStore, RawRedis,
+    RawSentinel, RawStore, RawTiering, RawTls, RawWarming, RawWriteBehind, RedisMode, SentinelTls, Strategy,
+    WRITE_BEHIND_DIR,
 };
 pub use read::{Parsed, parse};
 

@@ -8,7 +8,9 @@ mod tiers;
 mod warming;
 
 pub use bounds::{RawLimits, RawLockLimits, RawLocks};
-pub use keyspaces::{CacheMode, Durability, KeyspaceMode, RawKeyspace, RawWriteBehind, Strategy, WRITE_BEHIND_DIR};
+pub use keyspaces::{
+    CacheMode, Durability, KeyspaceMode, RawKeyspace, RawNegativeFilter, RawWriteBehind, Strategy, WRITE_BEHIND_DIR,
+};
 pub use l3::{RawEmbedded, RawL3, RawRedis, RawSentinel, RawTls, RedisMode, SentinelTls};
 pub use stores::{RawBreaker, RawHeader, RawHttpStore, RawPostgresStore, RawStore};
 pub use tiers::{Algorithm, L2Policy, RawCompression, RawL1, RawL2, RawTiering};

@@ -80,6 +80,8 @@ fn the_first_contract_still_means_what_it_meant() {
     let StoreKind::Postgres(postgres) = &config.stores[1].kind else { panic!("{:?}", config.stores[1]) };
     assert_eq!((postgres.max_connections, postgres.timeout), (2, Duration::from_millis(800)));
     assert!(config.stores[1].is_writable());
+    let filter = config.keyspaces[3].negative_filter.as_ref().unwrap();
+    assert_eq!((filter.prefix.as_str(), filter.max_keys), ("session:", 5000));
     let warming = config.warming.unwrap();
     assert_eq!((warming.keys, warming.rate_per_second, warming.startup_share), (500, 50, 80));
     assert_eq!(warming.startup_deadline, Duration::from_secs(20));

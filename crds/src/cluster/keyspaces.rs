@@ -65,9 +65,26 @@ pub struct Keyspace {
     /// With `strategy: WriteBehind`: how writes wait for the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_behind: Option<WriteBehind>,
+    /// GET of keys that Redis does not have is answered without asking it, from a Bloom filter of the keys that it has. Never
+    /// wrong about a key that is there; whatever makes it doubtful turns it off until it is built anew. Needs a `match` that
+    /// is a prefix and a star, like `user:*`, no `store`, `cache: Auto`, `mode: Serve`, a Redis that is no Cluster, and
+    /// `coherence` Tracking or Broadcast: Redis then tells every sidecar each write to such a key. Absent: no filter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_filter: Option<NegativeFilter>,
     /// How its values are kept small; absent means as `l2.compression` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+}
+
+/// A Bloom filter of the keys that Redis has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NegativeFilter {
+    /// Keys that it is made for, 1 to 10,000,000: a byte and a half of the sidecar's memory each, twice. With more keys in
+    /// Redis it is off.
+    #[serde(default = "max_keys")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_keys: i32,
 }
 
 /// What the cache of a keyspace has to do with the store behind it.
@@ -174,6 +191,10 @@ pub enum Cache {
     Auto,
     /// Everything is relayed.
     Off,
+}
+
+fn max_keys() -> i32 {
+    100_000
 }
 
 fn batch_size() -> i32 {

@@ -8,8 +8,8 @@ mod stores;
 use caddy_contract::{
     Algorithm, Budget, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, L2Policy, OnUncertain, RawAdmin,
     RawAuth, RawCluster, RawCompression, RawConfig, RawConsistency, RawEmbedded, RawKeyspace, RawKubernetes, RawL1,
-    RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawRedis, RawSentinel, RawTiering, RawUser,
-    RawWarming, RawWriteBehind, RedisMode, SentinelTls, Strategy,
+    RawL2, RawL3, RawLimits, RawListen, RawLockLimits, RawLocks, RawNegativeFilter, RawRedis, RawSentinel, RawTiering,
+    RawUser, RawWarming, RawWriteBehind, RedisMode, SentinelTls, Strategy,
 };
 use caddy_crds::{
     CacheCluster,
@@ -126,7 +126,10 @@ pub fn needed_memory(cluster: &CacheCluster) -> ByteSize {
     let behind = cluster.spec.keyspaces.iter().filter(|keyspace| keyspace.strategy == cluster::Strategy::WriteBehind);
     let waiting = behind.map(|keyspace| keyspace.write_behind.clone().unwrap_or_default().max_bytes);
     let waiting = waiting.map(|size| bytes(&size)).fold(0, u64::saturating_add);
-    ByteSize::new(tiers.saturating_add(waiting).saturating_add(ByteSize::mebi(40).bytes()))
+    // Twelve bits per key, twice while a filter is built anew.
+    let filters = cluster.spec.keyspaces.iter().filter_map(|keyspace| keyspace.negative_filter.as_ref());
+    let filters = filters.map(|filter| u64::from(filter.max_keys.unsigned_abs()) * 3).fold(0, u64::saturating_add);
+    ByteSize::new(tiers.saturating_add(waiting).saturating_add(filters).saturating_add(ByteSize::mebi(40).bytes()))
 }
 
 /// Bytes of the volume for logs of keyspaces that write behind with durability `Pod`; none: none does. A log is tidied when
@@ -324,6 +327,10 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
         refresh_at_percent: keyspace.refresh_at_percent.unsigned_abs(),
         jitter_percent: keyspace.jitter_percent.unsigned_abs(),
         write_behind: keyspace.write_behind.as_ref().map(raw_write_behind),
+        negative_filter: keyspace
+            .negative_filter
+            .as_ref()
+            .map(|filter| RawNegativeFilter { max_keys: filter.max_keys.unsigned_abs() }),
         compression: keyspace.compression.as_ref().map(raw_compression),
     }
 }

@@ -419,6 +419,20 @@ impl Kernel {
         self.currency_of(self.source(id), now)
     }
 
+    /// How often the copies of `id` have been flushed: for what depends on a source as a copy does, and is none.
+    pub fn flushes(&self, id: SourceId) -> u64 {
+        self.source(id).flushes.load(Ordering::Acquire)
+    }
+
+    /// Up to when everything that was overwritten at `id` is known here, if that may be relied on at `now` by what was
+    /// begun when there had been so many flushes. In the order of [`verdict`](Self::verdict), for the same reason.
+    pub fn known_until(&self, id: SourceId, flushes: u64, now: Moment) -> Option<Moment> {
+        let source = self.source(id);
+        let proven_at = source.proven_at();
+        let is_current = self.currency_of(source, now) != Currency::Lapsed;
+        (is_current && source.flushes.load(Ordering::Acquire) == flushes).then_some(proven_at)
+    }
+
     #[inline]
     fn currency_of(&self, source: &Source, now: Moment) -> Currency {
         if now.as_nanos() > source.served_until.load(Ordering::Acquire) && self.guards.hold(Guard::CurrencyCheck) {

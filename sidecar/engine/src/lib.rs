@@ -92,6 +92,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod absence;
 mod cache;
 mod clock;
 pub mod codec;

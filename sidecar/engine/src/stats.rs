@@ -41,6 +41,8 @@ counters! {
     MissExpired => "misses_expired",
     /// Reads that found a copy that could not answer them.
     MissUnusable => "misses_unusable",
+    /// Reads of keys that L3 is known not to have ([`absence`](crate::absence)), answered without asking it.
+    Filtered => "filtered",
     /// Reads whose copy, or lack of one, was only counted, and which were answered from below in any case.
     Observed => "observed",
     /// Reads that found a copy whose source was flushed because invalidations may have been missed.

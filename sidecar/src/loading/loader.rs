@@ -304,7 +304,7 @@ impl Loader {
     }
 
     fn bump(&self, load: &Load) {
-        self.shared.kernel().bump(KeyHash::of(&load.key));
+        self.shared.bump(KeyHash::of(&load.key));
     }
 
     // === what a load brings ===

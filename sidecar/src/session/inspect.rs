@@ -116,7 +116,8 @@ impl Conversation {
 
     /// `CACHE.STATS keyspace`: what its reads came to, and what its copies take.
     fn keyspace_stats(&mut self, name: &[u8]) {
-        let all = self.worker.shared.keyspace_stats();
+        let shared = self.worker.shared.clone();
+        let all = shared.keyspace_stats();
         let Some(stats) = all.iter().find(|stats| stats.name.as_bytes() == name) else {
             let known: Vec<&str> = all.iter().map(|stats| stats.name.as_str()).collect();
             return self.reply_error(&format!(
@@ -134,6 +135,18 @@ impl Conversation {
         fields.extend([("l2_entries", stats.size.entries.into()), ("l2_bytes", stats.size.bytes.into())]);
         if let Some(behind) = self.worker.shared.behinds.get(&stats.name) {
             fields.extend(waiting(&behind, self.worker.shared.now()));
+        }
+        if let Some(filter) =
+            shared.keyspaces().filters().iter().find(|filter| shared.names.id(&stats.name) == filter.keyspace)
+        {
+            let filter = filter.stats(&shared);
+            let state = if filter.is_active { "active".to_owned() } else { format!("off: {}", filter.trouble) };
+            fields.extend([
+                ("filter", state.into()),
+                ("filter_keys", filter.keys.into()),
+                ("filter_bytes", filter.bytes.into()),
+                ("filter_builds", number(filter.builds)),
+            ]);
         }
         let samples = stats.with_memory.iter().flatten().map(|estimate| estimate.samples).next().unwrap_or(0);
         for ((memory, _), estimate) in MEMORIES.iter().zip(stats.with_memory) {

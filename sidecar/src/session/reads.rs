@@ -255,6 +255,10 @@ impl Conversation {
                     _ => (value.map_or(Found::Absent, Found::Unproven), true),
                 }
             }
+            Lookup::Miss(miss) if name.read == Read::Get && self.is_known_absent(name.name, key) => {
+                tiers.recount(miss.counter(), Counter::Filtered);
+                (Found::Answered(render(&Cached::Nil, Moment::NEVER, self.client.protocol)), false)
+            }
             Lookup::Miss(miss) => {
                 if self.count_miss(name) == Count::WouldMiss {
                     tiers.recount(miss.counter(), Counter::Observed);
@@ -267,6 +271,19 @@ impl Conversation {
             self.send_probe(name.key());
         }
         found
+    }
+
+    /// Whether the negative filter of the key's keyspace knows that there is no such key; counted.
+    fn is_known_absent(&self, key: &[u8], hash: KeyHash) -> bool {
+        let shared = &self.worker.shared;
+        let keyspaces = shared.keyspaces();
+        let rule = keyspaces.rule(key);
+        let knows = |filter| !self.patterns.is_blind && shared.absences.is_absent(shared, filter, hash, self.now);
+        let is_absent = rule.filter.as_deref().is_some_and(knows);
+        if is_absent {
+            self.worker.tally.add(rule.id, Count::Filtered);
+        }
+        is_absent
     }
 
     /// Counts a read that no copy answers, as what its keyspace's rule makes of it.

@@ -60,7 +60,9 @@ impl Conversation {
                     encode::bulk(out, field.as_bytes());
                     encode::bulk(out, text.as_bytes());
                 }
-                for (field, number) in [("database", i64::from(name.database)), ("bytes", bytes as i64)] {
+                for (field, number) in
+                    [("database", i64::from(name.database)), ("bytes", i64::try_from(bytes).unwrap_or(i64::MAX))]
+                {
                     encode::bulk(out, field.as_bytes());
                     encode::integer(out, number);
                 }

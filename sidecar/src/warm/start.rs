@@ -188,7 +188,7 @@ async fn write_down(shared: &Arc<Shared>, if_new: IfNew) {
         encode::command(&mut pttl, ["PTTL", &name]);
         let left = errands::ask_owner(shared, name.as_bytes(), 0, pttl).await;
         let left = left.ok().and_then(|reply: Bytes| integer(&reply)).and_then(|left| u64::try_from(left).ok());
-        if left.is_some_and(|left| Duration::from_millis(left) > LIFE - PERIOD / 2) {
+        if left.is_some_and(|left| Duration::from_millis(left) + PERIOD / 2 > LIFE) {
             return;
         }
     }
@@ -206,13 +206,18 @@ fn lines(shared: &Shared, warming: &Warming) -> Vec<Line> {
     let hottest = shared.heat.hottest(warming.keys, shared.now());
     let line = |hot: crate::heat::Heated| {
         let name = hot.name.as_ref();
-        let rate = (hot.per_second * 1000.0).round().clamp(0.0, 1e15) as u64;
+        let rate = per_thousand_seconds(hot.per_second);
         let bytes = shared.cache.peek(name.tier_hash(), &name).map_or(0, |entry| entry.bytes());
         let words = name.words().iter().map(|word| Bytes::copy_from_slice(word)).collect();
         let is_kept = rate >= LEAST_RATE && keyspaces.may_cache(&[name.key()]);
         is_kept.then_some(Line { database: name.database, words, bytes: bytes as u64, rate })
     };
     hottest.into_iter().filter_map(line).collect()
+}
+
+#[expect(clippy::cast_sign_loss, reason = "clamped to what is positive")]
+fn per_thousand_seconds(per_second: f64) -> u64 {
+    (per_second * 1000.0).round().clamp(0.0, 1e15) as u64
 }
 
 fn random() -> u64 {

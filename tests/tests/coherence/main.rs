@@ -1,6 +1,7 @@
 //! C1, C3, C4 and C6 on the real sidecar, in front of a real Redis, through a proxy that holds things back.
 
 mod breaker;
+mod filters;
 mod outages;
 mod pods;
 mod sessions;

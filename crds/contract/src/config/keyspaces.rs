@@ -2,8 +2,8 @@
 
 use super::reader::Reader;
 use crate::{
-    Algorithm, ByteSize, CacheMode, Durability, KeyspaceMode, RawCompression, RawConfig, RawKeyspace, RawPostgresStore,
-    RawStore, RawWriteBehind, Strategy, parse_duration,
+    Algorithm, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, RawCompression, RawConfig, RawKeyspace,
+    RawPostgresStore, RawStore, RawWriteBehind, RedisMode, Strategy, parse_duration,
 };
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
@@ -38,8 +38,19 @@ pub struct Keyspace {
     pub negative_ttl: Option<Duration>,
     /// What is loaded from a store; none: nothing.
     pub loading: Option<Loading>,
+    /// What is known of its keys that Redis does not have; none: nothing.
+    pub negative_filter: Option<NegativeFilter>,
     /// How its values are kept small.
     pub compression: Compression,
+}
+
+/// What is known of a keyspace's keys that Redis does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NegativeFilter {
+    /// What its keys begin with, and no others.
+    pub prefix: String,
+    /// Keys that it is made for.
+    pub max_keys: usize,
 }
 
 /// How values of a keyspace are loaded.
@@ -147,6 +158,7 @@ impl Reader {
                 ttl,
                 negative_ttl: self.bound(&format!("keyspaces[{n}].negativeTtl"), &keyspace.negative_ttl).or(ttl),
                 loading: self.loading(&format!("keyspaces[{n}]"), keyspace, config),
+                negative_filter: self.negative_filter(n, keyspace, config),
                 compression: match &keyspace.compression {
                     Some(own) => self.compression(&format!("keyspaces[{n}].compression"), own),
                     None => Self::default().compression("", compression),
@@ -155,6 +167,47 @@ impl Reader {
         };
         raw.iter().enumerate().map(parsed).collect()
     }
+
+    /// A filter learns of new keys by what Redis announces of all keys with a prefix: so a prefix it has to be.
+    fn negative_filter(&mut self, n: usize, raw: &RawKeyspace, config: &RawConfig) -> Option<NegativeFilter> {
+        let filter = raw.negative_filter.as_ref()?;
+        let path = format!("keyspaces[{n}].negativeFilter");
+        let prefix = raw
+            .pattern
+            .strip_suffix('*')
+            .filter(|prefix| !prefix.is_empty() && !prefix.contains(['*', '?', '[', ']', '\\']));
+        self.check(
+            prefix.is_some(),
+            &path,
+            format!("needs a match that is a prefix and a star, e.g. user:*, not {:?}", raw.pattern),
+        );
+        self.check(
+            raw.strategy == Strategy::CacheAside,
+            &path,
+            "is of no use with a store, which has keys that Redis does not know; leave one of them out",
+        );
+        self.check(
+            raw.cache == CacheMode::Auto && raw.mode == KeyspaceMode::Serve,
+            &path,
+            "needs cache: Auto and mode: Serve",
+        );
+        let redis = config.l3.redis.as_ref();
+        self.check(
+            redis.is_some_and(|redis| redis.mode != RedisMode::Cluster),
+            &path,
+            "needs l3.redis in mode Standalone or Sentinel",
+        );
+        self.check(
+            config.consistency.coherence != Coherence::Ttl,
+            &path,
+            "needs consistency.coherence Tracking or Broadcast: it learns of new keys by CLIENT TRACKING",
+        );
+        Some(NegativeFilter {
+            prefix: prefix.unwrap_or_default().to_owned(),
+            max_keys: self.within(&format!("{path}.maxKeys"), filter.max_keys, 1, 10_000_000) as usize,
+        })
+    }
+
     /// What a keyspace says of its store; without one, nothing that would need it may be said.
     fn loading(&mut self, path: &str, raw: &RawKeyspace, config: &RawConfig) -> Option<Loading> {
         let at = |field: &str| format!("{path}.{field}");

@@ -38,9 +38,26 @@ pub struct RawKeyspace {
     /// With strategy `WriteBehind`: how writes wait for the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_behind: Option<RawWriteBehind>,
+    /// Which of its keys Redis does not have is known without asking; absent: is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_filter: Option<RawNegativeFilter>,
     /// How its values are kept small; absent means as `l2.compression` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<RawCompression>,
+}
+
+/// What is known of keys that Redis does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawNegativeFilter {
+    /// Keys that it is made for.
+    pub max_keys: u32,
+}
+
+impl Default for RawNegativeFilter {
+    fn default() -> Self {
+        Self { max_keys: 100_000 }
+    }
 }
 
 /// What the copies of a keyspace's keys are for.
@@ -144,6 +161,7 @@ impl Default for RawKeyspace {
             refresh_at_percent: 0,
             jitter_percent: 10,
             write_behind: None,
+            negative_filter: None,
             compression: None,
         }
     }
