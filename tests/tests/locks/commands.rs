@@ -86,6 +86,9 @@ fn wrong_tokens_and_bad_requests_are_told_apart() {
         assert_eq!(b.ask(&format!("LOCK.RELEASE {longest} {token_of_longest}")), "0");
         assert_eq!(a.ask(&format!("LOCK.RELEASE l {token}")), "0", "none of it changed anything");
         assert!(a.ask(&format!("LOCK.RENEW l {token}")).starts_with("-FENCED"), "after it was let go");
+        let newer = a.acquire("l");
+        assert!(a.ask(&format!("LOCK.RELEASE l {token}")).starts_with("-FENCED"), "an old token");
+        assert_eq!(a.ask(&format!("LOCK.RELEASE l {newer}")), "0", "which did not let go of the new one");
     });
 }
 
@@ -144,6 +147,10 @@ fn a_named_owner_outlives_its_connections() {
         let mut third = Locker::new(sidecar);
         let later = third.acquire("l WAIT 5000");
         assert!(later > token, "behind the last connection it ended with its lease");
+        for late in ["RENEW", "RELEASE"] {
+            let told = third.ask(&format!("LOCK.{late} l {token} OWNER bob"));
+            assert!(told.starts_with("-FENCED"), "{late} behind the end of the lease: {told}");
+        }
         assert_eq!(third.ask(&format!("LOCK.RELEASE l {later}")), "0");
     });
 }
