@@ -3,12 +3,10 @@
 //! `tests/locks` runs the stories on the sidecar, `tests/mutations.rs` on sidecars that lack a guard. What is compared is
 //! what a reply says, never how long something took: where a moment came too late for the story, it is told again.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use caddy_engine::{BootClock, Clock};
 
 use crate::{
     e2e::eventually,
@@ -64,7 +62,7 @@ pub fn a_lock_counts_from_the_sending_of_its_request(subject: &Subject) -> Resul
     proxy.delay(Class::Relay, Direction::ToClient, LATE);
     let late = granted(&app.ask(&ask)?)?;
     must(
-        late.remaining <= VALIDITY - LATE,
+        late.remaining + LATE <= VALIDITY,
         format!("a lock whose answer took {LATE:?} is said to be held for {:?} of {VALIDITY:?}", late.remaining),
     )
 }
@@ -77,17 +75,17 @@ pub fn a_lock_that_was_handed_over_counts_from_its_queueing(subject: &Subject) -
     for number in 0..TRIES {
         let name = format!("l{number}");
         let held = granted(&holder.ask(&format!("LOCK.ACQUIRE {name}"))?)?;
-        let asked = Instant::now();
+        let asked = BootClock.now();
         waiter.send(&format!("LOCK.ACQUIRE {name} WAIT 60000 LEASE {}", LEASE.as_millis()))?;
         while !watcher.ask(&format!("LOCK.LIST {name}"))?.ends_with(", 1]]") {}
         thread::sleep(LATE);
         let_go(&mut holder, &name, &held.token)?;
-        let is_in_time = asked.elapsed() < ASKS_AGAIN;
+        let is_in_time = BootClock.now().since(asked) < ASKS_AGAIN;
         let handed = granted(&waiter.reply()?)?;
         let_go(&mut waiter, &name, &handed.token)?;
         if is_in_time {
             return must(
-                handed.remaining <= VALIDITY - LATE,
+                handed.remaining + LATE <= VALIDITY,
                 format!(
                     "a lock is said to be held for {:?} of {VALIDITY:?}, {LATE:?} behind its queueing",
                     handed.remaining

@@ -106,7 +106,9 @@ impl Strings {
             self.encoded.reserve(256);
         }
         encode::bulk_header(&mut self.encoded, parts.iter().map(|part| part.len()).sum());
-        parts.iter().for_each(|part| self.encoded.extend_from_slice(part));
+        for part in parts {
+            self.encoded.extend_from_slice(part);
+        }
         self.encoded.extend_from_slice(b"\r\n");
         self
     }
