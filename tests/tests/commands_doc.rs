@@ -1,10 +1,17 @@
-//! `docs/commands.md` is written from the command table, and a sidecar behaves as it says of what it refuses.
+//! `docs/commands.md` is written from the command table and from what the tests send, and a sidecar behaves as it says of
+//! what it refuses. A command that means something to the sidecar is sent by some test, or there is a reason.
 //!
 //! Refreshed by `UPDATE_GOLDEN=1 cargo test -p caddy-tests --test commands_doc`.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+    sync::Arc,
+};
 
 use caddy_remote::embedded::Embedded;
 use caddy_resp::{Protocol, Value};
@@ -210,7 +217,7 @@ fn embedded() -> BTreeSet<String> {
 }
 
 fn document() -> String {
-    let (commands, embedded) = (commands(), embedded());
+    let (commands, embedded, sources) = (commands(), embedded(), sources());
     let mut text = HEAD.to_owned();
     text.push_str("## Who answers\n\n| Answered by | Meaning | Commands |\n|---|---|---|\n");
     let mut classes: Vec<(&str, &str)> = Vec::new();
@@ -242,7 +249,8 @@ fn document() -> String {
         }
     }
     text.push_str(
-        "\n## All commands\n\n| Command | Answered by | Local copies | Since | Embedded |\n|---|---|---|---|---|\n",
+        "\n## All commands\n\nTested: by which of `tests/tests` it is sent, the comparison with a server first, and by how many others.\n\n\
+         | Command | Answered by | Local copies | Since | Embedded | Tested |\n|---|---|---|---|---|---|\n",
     );
     for (name, row) in &commands {
         let since = match row.since {
@@ -253,10 +261,149 @@ fn document() -> String {
         let here = matches!(row.class, Class::Local | Class::Lock | Class::Cache | Class::Session);
         let word = name.split(' ').next().unwrap();
         let embedded = if here || embedded.contains(word) { "yes" } else { "" };
-        writeln!(text, "| `{name}` | {} | {} | {since} | {embedded} |", answered(row.class).0, effect(row.effect))
-            .unwrap();
+        let (class, effect) = (answered(row.class).0, effect(row.effect));
+        let tested = match (senders(name, row, &sources).as_slice(), untried(name)) {
+            ([], Some(place)) if means_something(row) => format!("no: {}", UNTRIED[place].1),
+            (tests, _) => shown(tests),
+        };
+        writeln!(text, "| `{name}` | {class} | {effect} | {since} | {embedded} | {tested} |").unwrap();
     }
     text
+}
+
+// === what is tested ===
+
+/// Commands that mean something to the sidecar, and that no test sends.
+const UNTRIED: &[(&str, &str)] = &[
+    ("CLIENT CACHING", "of the app's own tracking with OPTIN"),
+    ("CLIENT CAPA", "of Valkey's replicas"),
+    ("CLUSTER", "for those who run the cluster: an app sees none"),
+    ("CLUSTERSCAN", "for those who run the cluster: an app sees none"),
+    ("DEBUG", "would stop the server"),
+    ("DELEX", "no server of the tests has it"),
+    ("DIGEST", "no server of the tests has it"),
+    ("FAILOVER", "between servers"),
+    ("MIGRATE", "between servers"),
+    ("MODULE", "needs a module in a file"),
+    ("MSETEX", "no server of the tests has it"),
+    ("PFDEBUG", "internal"),
+    ("SFLUSH", "no server of the tests has it"),
+    ("SLAVEOF", "the old name of REPLICAOF"),
+    ("VADD", "no server of the tests has vector sets"),
+    ("VCARD", "no server of the tests has vector sets"),
+    ("VDIM", "no server of the tests has vector sets"),
+    ("VEMB", "no server of the tests has vector sets"),
+    ("VGETATTR", "no server of the tests has vector sets"),
+    ("VINFO", "no server of the tests has vector sets"),
+    ("VISMEMBER", "no server of the tests has vector sets"),
+    ("VLINKS", "no server of the tests has vector sets"),
+    ("VRANDMEMBER", "no server of the tests has vector sets"),
+    ("VRANGE", "no server of the tests has vector sets"),
+    ("VREM", "no server of the tests has vector sets"),
+    ("VSETATTR", "no server of the tests has vector sets"),
+    ("VSIM", "no server of the tests has vector sets"),
+    ("XACKDEL", "no server of the tests has it"),
+    ("XDELEX", "no server of the tests has it"),
+];
+
+/// Where the reason stands, for a command or its container.
+fn untried(name: &str) -> Option<usize> {
+    let word = name.split(' ').next().unwrap();
+    UNTRIED.iter().position(|(untried, _)| *untried == name || *untried == word)
+}
+
+/// Whether the sidecar does more than to hand it on.
+fn means_something(row: &Row) -> bool {
+    row.class != Class::Relayed || row.effect != Effect::Harmless
+}
+
+/// The tests by name, each with the beginnings of what it sends; stories that several share count as tests, too.
+fn sources() -> BTreeMap<String, BTreeSet<String>> {
+    fn read(path: &Path, name: &str, sources: &mut BTreeMap<String, BTreeSet<String>>) {
+        if path.is_dir() {
+            for entry in fs::read_dir(path).unwrap() {
+                read(&entry.unwrap().path(), name, sources);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.entry(name.to_owned()).or_default().extend(beginnings(&fs::read_to_string(path).unwrap()));
+        }
+    }
+    let mut sources = BTreeMap::new();
+    for folder in ["tests", "src"] {
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            let is_test = match folder {
+                // Those name commands without sending them to a sidecar.
+                "tests" => !["commands_doc", "command_table", "server_facts"].contains(&name.as_str()),
+                _ => name.ends_with("scenarios") || name == "chaos",
+            };
+            if is_test {
+                read(&path, &name, &mut sources);
+            }
+        }
+    }
+    sources
+}
+
+/// The tests that send a command: its name stands at the beginning of a text in their source.
+fn senders<'a>(name: &str, row: &Row, sources: &'a BTreeMap<String, BTreeSet<String>>) -> Vec<&'a str> {
+    if matches!(row.class, Class::Refused(_) | Class::Pinned(Pin::Connection)) {
+        return vec!["commands_doc"];
+    }
+    sources.iter().filter(|(_, sent)| sent.contains(name)).map(|(test, _)| test.as_str()).collect()
+}
+
+/// What stands at the beginning of texts, one word and two: `"GET k"`, `["CLIENT", "KILL"]`, `b"GET"`, `"MULTI\r\nGET k\r\n"`.
+fn beginnings(source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let texts: Vec<&str> = source.split('"').collect();
+    for (at, text) in texts.iter().enumerate() {
+        for line in text.split("\\n") {
+            let mut words = line.split([' ', '\\']);
+            let (first, second) = (words.next().unwrap_or_default(), words.next());
+            let is_name = first.starts_with(|letter: char| letter.is_ascii_uppercase());
+            if is_name {
+                found.insert(first.to_owned());
+                found.extend(second.map(|second| format!("{first} {second}")));
+            }
+        }
+        let between = texts.get(at + 1).map(|between| between.trim_end_matches('b').trim());
+        if between == Some(",")
+            && let Some(next) = texts.get(at + 2)
+        {
+            found.insert(format!("{text} {next}"));
+        }
+    }
+    found
+}
+
+fn shown(tests: &[&str]) -> String {
+    let first = tests.iter().find(|test| **test == "differential").or(tests.first());
+    match (first, tests.len()) {
+        (None, _) => String::new(),
+        (Some(first), 1) => (*first).to_owned(),
+        (Some(first), count) => format!("{first}, {} more", count - 1),
+    }
+}
+
+#[test]
+fn what_means_something_to_the_sidecar_is_sent_by_a_test_or_there_is_a_reason() {
+    let sources = sources();
+    let (mut missing, mut used) = (Vec::new(), BTreeSet::new());
+    for (name, row) in commands() {
+        if !means_something(row) || !senders(&name, row, &sources).is_empty() {
+            continue;
+        }
+        match untried(&name) {
+            Some(place) => drop(used.insert(place)),
+            None => missing.push(name),
+        }
+    }
+    assert!(missing.is_empty(), "sent by no test, without a reason: {missing:?}");
+    let stale: Vec<_> =
+        (0..UNTRIED.len()).filter(|place| !used.contains(place)).map(|place| UNTRIED[place].0).collect();
+    assert!(stale.is_empty(), "sent by a test after all, or no such command: {stale:?}");
 }
 
 #[test]

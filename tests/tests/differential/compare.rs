@@ -48,7 +48,8 @@ pub(crate) fn measure(request: &Args) -> Measure {
         "ttl" | "expiretime" => Measure::Within(SECONDS),
         "pttl" | "pexpiretime" => Measure::Within(MILLIS),
         // Idle times are within.
-        "xpending" | "xinfo" | "randomkey" | "srandmember" | "hrandfield" | "zrandmember" | "time" => Measure::Shape,
+        "httl" | "hpttl" | "hexpiretime" | "hpexpiretime" | "xpending" | "xinfo" | "randomkey" | "srandmember"
+        | "hrandfield" | "zrandmember" | "time" => Measure::Shape,
         // A part of what there is, numbers of the moment, and what hash tables put in order.
         "scan" | "sscan" | "hscan" | "zscan" | "lastsave" | "memory" | "dump" | "command" | "function" | "dbsize"
         | "role" => Measure::Success,

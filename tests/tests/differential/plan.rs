@@ -390,7 +390,20 @@ impl Dice<'_> {
 /// Makes no argument a short time to live: whether the key is still there when it is asked for would be the clock's to
 /// say; nor a far offset: the limits of what the sidecar buffers for a slow reader are no subject here.
 fn tame(request: &mut Args) {
-    const EXPIRING: &[&str] = &["set", "setex", "psetex", "getex", "expire", "pexpire", "restore", "restore-asking"];
+    const EXPIRING: &[&str] = &[
+        "set",
+        "setex",
+        "psetex",
+        "getex",
+        "expire",
+        "pexpire",
+        "restore",
+        "restore-asking",
+        "hexpire",
+        "hpexpire",
+        "hsetex",
+        "hgetex",
+    ];
     const FAR: &[&str] = &["setbit", "bitfield"];
     let is_any = |names: &[&str]| names.iter().any(|name| request[0].eq_ignore_ascii_case(name.as_bytes()));
     let unwanted = match (is_any(EXPIRING), is_any(FAR)) {

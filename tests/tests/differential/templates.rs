@@ -153,6 +153,30 @@ pub(crate) const TEMPLATES: &[(usize, &[&str])] = &[
             "HSCAN {h} 0 MATCH a* COUNT 1000",
         ],
     ),
+    // What only later servers know; an older one has the same word for it on both sides.
+    (
+        1,
+        &[
+            "HEXPIRE {h} {ttl} FIELDS 1 {m}",
+            "HEXPIRE {h} {ttl} NX FIELDS 2 {m} {m}",
+            "HPEXPIRE {h} {pttl} FIELDS 1 {m}",
+            "HEXPIREAT {h} 4102444800 FIELDS 1 {m}",
+            "HPEXPIREAT {h} 4102444800000 FIELDS 1 {m}",
+            "HTTL {h} FIELDS 2 {m} {m}",
+            "HPTTL {h} FIELDS 1 {m}",
+            "HEXPIRETIME {h} FIELDS 1 {m}",
+            "HPEXPIRETIME {h} FIELDS 1 {m}",
+            "HPERSIST {h} FIELDS 2 {m} {m}",
+            "HSETEX {h} EX {ttl} FIELDS 1 {m} {v}",
+            "HSETEX {h} KEEPTTL FIELDS 1 {m} {v}",
+            "HGETEX {h} EX {ttl} FIELDS 1 {m}",
+            "HGETEX {h} PERSIST FIELDS 2 {m} {m}",
+            "HGETDEL {h} FIELDS 1 {m}",
+            "DELIFEQ {s} {v}",
+            "SET {s} {v} IFEQ {v}",
+            "WAITAOF 0 0 1",
+        ],
+    ),
     (
         4,
         &[

@@ -1,0 +1,33 @@
+//! What a session says of itself, as client libraries do when they connect.
+
+use anyhow::{Result, ensure};
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
+
+use crate::session;
+
+#[test]
+fn a_session_tells_who_it_is_and_others_see_it() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = Sidecar::start(&redis)?;
+    let (mut app, mut other) = (session(&sidecar)?, session(&sidecar)?);
+    let told = app.pipeline(&[
+        "CLIENT SETNAME shop",
+        "CLIENT SETINFO lib-name redis-py",
+        "CLIENT SETINFO lib-ver 6.2",
+        "CLIENT NO-TOUCH on",
+        "CLIENT NO-EVICT on",
+    ])?;
+    ensure!(told.iter().all(|reply| reply == "OK"), "{told:?}");
+    let refused = app.ask("CLIENT SETINFO colour red")?;
+    ensure!(refused.starts_with("(error) ERR"), "an attribute that there is not: {refused}");
+    let id = app.ask("CLIENT ID")?;
+    let info = app.ask("CLIENT INFO")?;
+    for part in [&format!("id={id} "), "name=shop", "lib-name=redis-py", "lib-ver=6.2", "db=0"] {
+        ensure!(info.contains(part), "{part} is missing in {info}");
+    }
+    ensure!(other.ask("CLIENT LIST")?.contains("name=shop"), "others see it");
+    ensure!(!other.ask("CLIENT INFO")?.contains("shop"), "and are not it");
+    ensure!(app.ask("CLIENT GETREDIR")? == "-1", "it does not track");
+    ensure!(app.ask("CLIENT HELP")?.contains("CLIENT"), "and gets help");
+    Ok(())
+}
