@@ -65,6 +65,8 @@ pub(crate) enum Guard {
     LoadsInGroups,
     /// A write that is on its way to the store is the answer, whatever L3 and the store have.
     PendingIsAnswered,
+    /// Who deletes what the store still has keeps others from loading it.
+    DeletionsHoldLeases,
     /// Where no pushes come, what touched unknown keys kills every copy.
     FlushUntracked,
     /// A key that a pattern in force has is cleared in L3 before a request about it is taken.

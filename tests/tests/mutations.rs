@@ -117,6 +117,7 @@ mutations! {
     lock_taken_back: "LockTakenBack" => lock_scenarios::an_acquisition_that_timed_out_is_handed_nothing;
     epoch_agreed: "EpochAgreed" => lock_scenarios::an_epoch_is_agreed_on_before_its_first_token;
     pending_is_answered: "PendingIsAnswered" => store_scenarios::a_write_on_its_way_to_the_store_is_read;
+    deletions_hold_leases: "DeletionsHoldLeases" => store_scenarios::a_deletion_on_its_way_to_the_store_is_not_undone;
     slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 

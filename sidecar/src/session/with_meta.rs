@@ -355,7 +355,9 @@ impl Meta {
             let names = names(prefix);
             encode::bulk(out, field);
             encode::array_header(out, names.len());
-            names.iter().for_each(|name| encode::bulk(out, name));
+            for name in names {
+                encode::bulk(out, name);
+            }
         }
         encode::bulk(out, b"valid");
         encode::integer(out, i64::from(self.is_valid));

@@ -20,6 +20,7 @@ use super::{Part, StoreWrite};
 use crate::{
     behind::{Behind, Form, Sending, Size, Storing, Streams, error_text},
     commands::Row,
+    guards::{Guard, hold},
     mailbox::ReplyTo,
     nodes::Node,
     session::{
@@ -193,7 +194,7 @@ fn with_leases(command: &[Bytes], write: &StoreWrite, names: &[Vec<u8>]) -> (Vec
         Bytes::from(out)
     };
     let command = encoded(command.iter().map(|word| &word[..]).collect());
-    if !write.deletes() {
+    if !write.deletes() || !hold(Guard::DeletionsHoldLeases) {
         let end = encoded(std::iter::once(&b"DEL"[..]).chain(names.iter().map(Vec::as_slice)).collect());
         return (vec![command, end], Form::Plain { own: 0 });
     }
