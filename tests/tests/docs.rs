@@ -53,8 +53,10 @@ fn links_lead_to_files_of_the_project() {
 fn tests_that_are_named_as_guards_exist() {
     let text = fs::read_to_string(root().join("docs/consistency.md")).unwrap();
     let quoted = text.split('`').skip(1).step_by(2);
-    let named: Vec<&str> =
-        quoted.filter(|name| name.matches('_').count() >= 3 && !name.contains([' ', '/', '.'])).collect();
+    // Metrics have names as long.
+    let is_test =
+        |name: &&str| name.matches('_').count() >= 3 && !name.contains([' ', '/', '.']) && !name.starts_with("caddy_");
+    let named: Vec<&str> = quoted.filter(is_test).collect();
     assert!(named.len() >= 10, "the names were not found: {named:?}");
     let code: String = ["sidecar", "tests", "operator"].iter().map(|folder| sources(&root().join(folder))).collect();
     let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
