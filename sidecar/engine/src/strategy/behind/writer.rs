@@ -2,8 +2,10 @@
 //!
 //! It owns the [`Queue`] and drives it with a store and a timer; it spawns nothing: [`WriteBehind::run`] is to be polled as
 //! long as it is used. A write is acknowledged when the journal has it; one that the journal could not keep, when the
-//! store has it. Who finds no room waits for it, up to a deadline, and is then refused *before* anything was written.
+//! store has it. The store gets nothing that a journal was not asked to keep before: after a crash an older write of its key
+//! would come back and be stored over it. Who finds no room waits for it, up to a deadline, and is then refused *before* anything was written.
 
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +111,8 @@ struct Inner<K, V> {
     work: Notify,
     /// There may be room, or nothing left.
     relief: Notify,
+    /// The journal has spoken.
+    logged: Notify,
     counts: Counts,
 }
 
@@ -118,6 +122,8 @@ struct State<K, V> {
     draining: bool,
     /// Writes that the journal could not keep: they are acknowledged when the store has them.
     unkept: Unkept,
+    /// Writes that the journal has not spoken of yet.
+    unlogged: BTreeSet<u64>,
     last_error: Option<Arc<str>>,
     max_wait: Duration,
 }
@@ -188,8 +194,14 @@ where
         timer: Arc<dyn Timer>,
     ) -> Self {
         let queue = Queue::new(config);
-        let state =
-            State { queue, draining: false, unkept: Unkept::default(), last_error: None, max_wait: config.max_wait };
+        let state = State {
+            queue,
+            draining: false,
+            unkept: Unkept::default(),
+            unlogged: BTreeSet::new(),
+            last_error: None,
+            max_wait: config.max_wait,
+        };
         Self {
             inner: Arc::new(Inner {
                 state: Mutex::new(state),
@@ -199,6 +211,7 @@ where
                 timer,
                 work: Notify::new(),
                 relief: Notify::new(),
+                logged: Notify::new(),
                 counts: Counts::default(),
             }),
         }
@@ -343,6 +356,9 @@ where
                 }
             }
         }
+        if inner.journal.is_some() {
+            state.unlogged.extend(records.iter().map(|record| record.seq));
+        }
         // Under the lock: who keeps a record hears of it before it hears that it is settled.
         let kept = keep(records);
         drop(state);
@@ -352,9 +368,16 @@ where
 
     /// The journal has records, or could not keep them: then who wrote is told when the store has them.
     fn kept(&self, records: &[(u64, K)], kept: Result<(), JournalError>, done: Done) {
-        let Err(error) = kept else { return done(Ok(())) };
-        self.inner.counts.unkept.fetch_add(records.len() as u64, Ordering::Relaxed);
         let mut state = self.inner.state.lock();
+        for (seq, _) in records {
+            state.unlogged.remove(seq);
+        }
+        self.inner.logged.notify_waiters();
+        let Err(error) = kept else {
+            drop(state);
+            return done(Ok(()));
+        };
+        self.inner.counts.unkept.fetch_add(records.len() as u64, Ordering::Relaxed);
         let deadline = self.inner.timer.now() + state.max_wait;
         let carriers: Vec<u64> = records.iter().filter_map(|(seq, key)| state.queue.carrier(key, *seq)).collect();
         if carriers.is_empty() {
@@ -413,8 +436,23 @@ where
         (batches, due)
     }
 
+    /// Waits until the journal has spoken of these writes.
+    async fn logged(&self, batch: &Batch<K, V>) {
+        let newest = batch.put_seqs.iter().chain(&batch.delete_seqs).max().copied().unwrap_or(0);
+        loop {
+            let told = self.inner.logged.notified();
+            let mut told = std::pin::pin!(told);
+            told.as_mut().enable();
+            if self.inner.state.lock().unlogged.first().is_none_or(|first| *first > newest) {
+                return;
+            }
+            told.await;
+        }
+    }
+
     async fn fly(&self, batch: Batch<K, V>) {
         let inner = &*self.inner;
+        self.logged(&batch).await;
         let puts = async {
             if batch.puts.is_empty() {
                 return Ok(());

@@ -201,6 +201,31 @@ fn with_a_journal_a_write_is_acknowledged_when_the_journal_has_it() {
 }
 
 #[test]
+fn the_store_gets_nothing_before_the_journal_has_it() {
+    block_on(async {
+        let world = World::new(true);
+        world.put("a", "1");
+        let settle = async || {
+            for _ in 0..20 {
+                world.timer.advance(Duration::from_millis(50));
+                tokio::task::yield_now().await;
+            }
+        };
+        let steps = async {
+            settle().await;
+            assert_eq!(world.store.get("a").await, None, "after a crash an older write would be stored over it");
+            world.journal.answer(&Ok(()));
+            settle().await;
+            assert_eq!(world.store.get("a").await, Some("1".into()));
+        };
+        let running = world.writer.run();
+        if let Either::Left(_) = select(std::pin::pin!(running), std::pin::pin!(steps)).await {
+            panic!("the writer ended");
+        }
+    });
+}
+
+#[test]
 fn what_the_journal_cannot_keep_is_acknowledged_by_the_store_or_not_at_all() {
     block_on(async {
         let world = World::new(true);
