@@ -14,6 +14,7 @@ use crate::place::Place;
 use crate::stage::{self, Lane, Outcome, Stage};
 
 /// How long each random run of `--soak` goes on unless `CADDY_SOAK_SECONDS` says otherwise.
+const CRASH_SECONDS: &str = "60";
 const SOAK_SECONDS: &str = "600";
 
 /// Which tests.
@@ -120,10 +121,12 @@ fn interleavings(place: &Place, log: &mut Log) -> Result<Outcome> {
     done(log.run(cargo(place, &["test", "--profile", "quick", "-p", "caddy-engine"]).args(features)))
 }
 
-/// The guards of coherence, each dropped once over a real socket: a build with droppable guards.
+/// The guards of coherence, each dropped once over a real socket, and write-behind, killed at every point: a build with
+/// droppable guards and crash points.
 fn mutations(place: &Place, log: &mut Log) -> Result<Outcome> {
     let mut command =
         cargo(place, &["test", "--workspace", "--features", "caddy-tests/mutations", "--test", "mutations"]);
+    command.args(["--test", "crash_points"]);
     with_parts(&mut command, place);
     done(log.run(&mut command))
 }
@@ -139,7 +142,12 @@ fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
     let mut command = cargo(place, &["test", "--workspace", "--test", "sidecar"]);
     with_parts(&mut command, place);
     command.env("CADDY_SOAK_SECONDS", std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned()));
-    done(log.run(command.args(["--", "memory::", "--nocapture"])))
+    done(log.run(command.args(["--", "memory::", "--nocapture"])))?;
+    let crashes = ["test", "--workspace", "--features", "caddy-tests/mutations", "--test", "crash_points"];
+    let mut command = cargo(place, &crashes);
+    with_parts(&mut command, place);
+    command.env("CADDY_SOAK_SECONDS", CRASH_SECONDS);
+    done(log.run(command.args(["--", "--nocapture"])))
 }
 
 /// The end-to-end tests and what they need: the node is built in the background while cargo compiles.
