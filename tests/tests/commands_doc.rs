@@ -42,7 +42,8 @@ They are answered also while Redis is away, as maps (in RESP2 arrays of names an
 * `CACHE.WHY key`: whether the next `GET` is answered from a copy, from which tier, and why or why not; the key's keyspace.
 * `CACHE.STATS`: what the tiers hold, and every counter of the [metrics](metrics.md).
 * `CACHE.STATS keyspace`: of one keyspace (`*`: keys that no rule matches) the reads that looked for a copy and what became of them
-  (`hits_l1`, `hits_l2`, `misses`; `would_hit`, `would_miss` under `mode: Observe`; `off` under `cache: \"Off\"`), the copies kept (`fills`), and
+  (`hits_l1`, `hits_l2`, `misses`; `would_hit`, `would_miss` under `mode: Observe`; `off` under `cache: \"Off\"`; `filtered`: answered by the [negative filter](configuration.md#negative-filters), of which `filter` says whether
+  it answers or why not, `filter_keys` how many keys it knows, `filter_bytes` what it takes), the copies kept (`fills`), and
   what they take now (`l2_entries`, `l2_bytes`); and of [compression](configuration.md#compression) how many copies were compressed
   and how many are not worth it (`compressed`, `not_compressed`), their bytes before and after, the ratio, the bytes saved, the time
   in nanoseconds, and how many copies could not be read back (`undecodable`); the share of reads that L2 would answer with half, all, twice and four
