@@ -41,20 +41,81 @@ impl Glob {
         text.starts_with(&self.pattern[..self.literal]) && matches(&self.pattern, text)
     }
 
+    /// What the stars take of `text` if it matches; each but the last one as little as it can. A run of stars is one.
+    ///
+    /// ```
+    /// use caddy_engine::glob::Glob;
+    /// let glob = Glob::new(b"user:*:name:*");
+    /// assert_eq!(glob.captures(b"user:1:name:a:b"), Some(vec![b"1".as_slice(), b"a:b"]));
+    /// assert_eq!(glob.captures(b"user:1"), None);
+    /// ```
+    pub fn captures<'t>(&self, text: &'t [u8]) -> Option<Vec<&'t [u8]>> {
+        if self.is_everything() {
+            return Some(vec![text]);
+        }
+        if !text.starts_with(&self.pattern[..self.literal]) {
+            return None;
+        }
+        // What is left of the text where a star begins, and where it ends.
+        let mut taken: Vec<(&[u8], &[u8])> = Vec::new();
+        let does = walk(&self.pattern, text, |star| match star {
+            Star::Begins(rest) => taken.push((rest, rest)),
+            Star::EndsAt(rest) => {
+                if let Some((_, end)) = taken.last_mut() {
+                    *end = rest;
+                }
+            }
+        });
+        // Stars behind the end of the text are not looked at.
+        let missing = stars(&self.pattern).saturating_sub(taken.len());
+        taken.extend(std::iter::repeat_n((&text[text.len()..], &text[text.len()..]), missing));
+        does.then(|| taken.into_iter().map(|(begin, end)| &begin[..begin.len() - end.len()]).collect())
+    }
+
     /// The pattern's text.
     pub fn pattern(&self) -> &[u8] {
         &self.pattern
     }
 }
 
+/// How many runs of stars a pattern has: as many as [`Glob::captures`] finds.
+pub fn stars(mut pattern: &[u8]) -> usize {
+    let mut count = 0;
+    while let [first, rest @ ..] = pattern {
+        pattern = match first {
+            b'*' => {
+                count += 1;
+                skip_stars(rest)
+            }
+            b'[' => class(rest, 0).1,
+            b'\\' => rest.get(1..).unwrap_or_default(),
+            _ => rest,
+        };
+    }
+    count
+}
+
+/// What happens to the star that was met last.
+enum Star<'t> {
+    /// It is met, with this text left.
+    Begins(&'t [u8]),
+    /// It takes all up to this text.
+    EndsAt(&'t [u8]),
+}
+
 /// Whether `pattern` matches the whole of `text`, as `stringmatchlen` (case-sensitive) says.
 ///
 /// Like that, and unlike [`Glob`], it says no of the empty text to a pattern of stars.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    walk(pattern, text, |_| {})
+}
+
+#[inline]
+fn walk<'t>(pattern: &[u8], text: &'t [u8], mut note: impl FnMut(Star<'t>)) -> bool {
     let (mut pattern, mut text) = (pattern, text);
     // Behind the last star, and the text from which it was tried last. An earlier star need not be tried
     // again: whatever it could take, the last one can take as well.
-    let mut retry: Option<(&[u8], &[u8])> = None;
+    let mut retry: Option<(&[u8], &'t [u8])> = None;
     let mut stars = 0;
     loop {
         if pattern.is_empty() && text.is_empty() {
@@ -65,7 +126,9 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
             ([b'*', rest @ ..], _) => {
                 let rest = skip_stars(rest);
                 stars += 1;
+                note(Star::Begins(text));
                 if rest.is_empty() {
+                    note(Star::EndsAt(&text[text.len()..]));
                     return true;
                 }
                 if stars > MAX_STARS {
@@ -82,6 +145,7 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
             (Some(next), _) => (pattern, text) = next,
             // The star takes one byte more.
             (None, Some((rest, [_, behind @ ..]))) if !behind.is_empty() => {
+                note(Star::EndsAt(behind));
                 retry = Some((rest, behind));
                 (pattern, text) = (rest, behind);
             }
@@ -99,14 +163,17 @@ fn skip_stars(pattern: &[u8]) -> &[u8] {
 fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     match pattern {
         [b'?', rest @ ..] => Some(rest),
-        [b'[', rest @ ..] => class(rest, byte),
+        [b'[', rest @ ..] => {
+            let (has, rest) = class(rest, byte);
+            has.then_some(rest)
+        }
         [b'\\', literal, rest @ ..] | [literal, rest @ ..] => (*literal == byte).then_some(rest),
         [] => None,
     }
 }
 
-/// What is behind a class, if it has `byte`; an open class ends with the pattern.
-fn class(class: &[u8], byte: u8) -> Option<&[u8]> {
+/// Whether a class has `byte`, and what is behind it; an open class ends with the pattern.
+fn class(class: &[u8], byte: u8) -> (bool, &[u8]) {
     let (negated, mut class) = match class {
         [b'^', rest @ ..] => (true, rest),
         rest => (false, rest),
@@ -130,12 +197,12 @@ fn class(class: &[u8], byte: u8) -> Option<&[u8]> {
             }
         }
     };
-    (found != negated).then_some(rest)
+    (found != negated, rest)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Glob, matches};
+    use super::{Glob, matches, stars};
 
     #[test]
     fn patterns_match_as_in_redis() {
@@ -179,5 +246,29 @@ mod tests {
         let with_stars = |stars: usize| [&b"*a".repeat(stars - 1)[..], b"*a"].concat();
         assert!(matches(&with_stars(1000), &text));
         assert!(!matches(&with_stars(1001), &text));
+    }
+
+    #[test]
+    fn stars_take_as_little_as_they_can_but_the_last_one() {
+        for (pattern, text, expected) in [
+            ("user:*", "user:1", Some("1")),
+            ("user:*", "user:", Some("")),
+            ("*", "", Some("")),
+            ("*:*", "a:b:c", Some("a|b:c")),
+            ("*:x:*", "a:b:x:c", Some("a:b|c")),
+            ("a**b*", "a12b", Some("12|")),
+            ("a*b", "aXbYb", Some("XbY")),
+            ("a*[*]*", "a1*2", Some("1|2")),
+            (r"a\**", "a*1", Some("1")),
+            ("a?b", "a1b", Some("")),
+            ("a*b", "ac", None),
+        ] {
+            let taken = Glob::new(pattern.as_bytes()).captures(text.as_bytes());
+            let text_of = |taken: &[&[u8]]| String::from_utf8(taken.join(&b'|')).unwrap();
+            assert_eq!(taken.as_ref().map(|taken| text_of(taken)).as_deref(), expected, "{pattern} on {text}");
+            if let Some(taken) = taken {
+                assert_eq!(taken.len(), stars(pattern.as_bytes()), "{pattern}");
+            }
+        }
     }
 }
