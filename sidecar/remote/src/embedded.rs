@@ -15,6 +15,7 @@ mod data;
 mod expiry;
 mod extended;
 mod keys;
+mod lcs;
 mod strings;
 
 use std::{fmt, sync::Arc};

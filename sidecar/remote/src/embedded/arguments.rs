@@ -35,6 +35,10 @@ pub(super) enum Fault {
     SameObject,
     #[error("ERR string exceeds maximum allowed size (proto-max-bulk-len)")]
     TooLong,
+    #[error("ERR If you want both the length and indexes, please just use IDX.")]
+    LengthAndMatches,
+    #[error("ERR the strings are too long for LCS here: their lengths, multiplied, may be 4194304 at most")]
+    TooLongForLcs,
     #[error("ERR offset is out of range")]
     OffsetOutOfRange,
     #[error("ERR DB index is out of range")]

@@ -5,7 +5,7 @@ use caddy_resp::encode;
 use super::{
     Call,
     arguments::{Fault, count, is},
-    channels, expiry, keys, strings,
+    channels, expiry, keys, lcs, strings,
 };
 
 /// One command.
@@ -61,6 +61,7 @@ pub(super) static COMMANDS: &[Command] = &[
     command("incrby", 3, ONE, "write", strings::incrby),
     command("incrbyfloat", 3, ONE, "write", strings::incrbyfloat),
     command("keys", 2, NONE, "readonly", keys::keys),
+    command("lcs", -3, TWO, "readonly", lcs::lcs),
     command("move", 3, ONE, "write", keys::move_key),
     command("mset", -3, PAIRS, "write", strings::mset),
     command("msetnx", -3, PAIRS, "write", strings::msetnx),
