@@ -102,6 +102,10 @@ pub trait Handler {
     fn push(&mut self, frame: Bytes);
     /// The handshake is done.
     fn connected(&mut self, server: Option<&ServerInfo>);
+    /// What is sent on the new connection before anything that waits for it.
+    fn first(&mut self) -> Option<Request<Self::Tag>> {
+        None
+    }
     /// The connection is gone; its waiting requests are finished next.
     fn lost(&mut self, reason: &str);
     /// A connect attempt failed.
@@ -251,6 +255,9 @@ impl<H: Handler> Lane<H> {
                         self.target.breaker.answered();
                         self.handler.connected(link.server.as_ref());
                         let mut connection = Box::new(Connection::new(link));
+                        if let Some(request) = self.handler.first() {
+                            connection.take(request, &mut self.handler);
+                        }
                         if let Some(request) = self.first.take() {
                             connection.take(request, &mut self.handler);
                         }
