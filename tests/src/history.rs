@@ -1,13 +1,17 @@
-//! Judges what clients saw: a history of operations on registers against the promises C3 and C4.
+//! Judges what clients saw: a history of operations on registers against the promises C3 and C4, and of groups against C5.
 //!
 //! A register is a counter that only INCR changes: Redis itself hands out the versions, so a greater version is a later
 //! state, whoever wrote it and whatever became of the writer. All moments are of one clock, the one that sidecars use.
 //! The checker reports only what is certainly wrong: an operation took effect somewhere between its two moments.
 //! Errors are no part of a history; a read marked stale is evidence, but is not judged.
 
+mod groups;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use caddy_engine::Moment;
+
+pub use groups::{GroupEvent, GroupOp};
 
 /// Through what an operation went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +77,8 @@ pub struct History {
     pub events: Vec<Event>,
     /// The barriers.
     pub barriers: Vec<Barrier>,
+    /// What was done with values that have a tag.
+    pub groups: Vec<GroupEvent>,
 }
 
 /// What a history is judged by.
@@ -137,7 +143,7 @@ impl History {
         for event in &self.events {
             keys.entry(&event.key).or_default().push(event);
         }
-        let broken: Vec<Broken> = keys
+        let mut broken: Vec<Broken> = keys
             .values()
             .flat_map(|events| {
                 let found = [session_order(events), self.sidecar_order(events), bounded_staleness(events, promises)];
@@ -149,6 +155,7 @@ impl History {
                 })
             })
             .collect();
+        broken.extend(self.dead_values(promises));
         if broken.is_empty() { Ok(()) } else { Err(broken) }
     }
 
@@ -272,7 +279,7 @@ mod tests {
     }
 
     fn check(events: &[Event], barriers: &[Barrier]) -> Result<(), String> {
-        let history = History { events: events.to_vec(), barriers: barriers.to_vec() };
+        let history = History { events: events.to_vec(), barriers: barriers.to_vec(), ..History::default() };
         history.check(PROMISES).map_err(|broken| broken.iter().map(ToString::to_string).collect())
     }
 
