@@ -29,7 +29,7 @@ use self::commands::Command;
 pub use self::{alone::Alone, sharded::Sharded, watched::Watched};
 use crate::{
     e2e::eventually,
-    history::{Barrier, Event, History, Op, Promises, Through},
+    history::{Barrier, Event, GroupEvent, History, Op, Promises, Through},
     random::Random,
     sidecar::Sidecar,
     world::{Client, SOON, Violation, show},
@@ -326,6 +326,10 @@ impl Stage<'_> {
                 self.failed();
                 continue;
             };
+            let Who { session, through, database } = who;
+            if let Some(op) = command.observed_of_groups(&reply, database) {
+                self.history.lock().groups.push(GroupEvent { session, through, invoked, completed, op });
+            }
             if matches!(command, Command::Barrier) {
                 self.history.lock().barriers.push(Barrier { through: who.through, invoked, completed });
             }

@@ -3,7 +3,10 @@
 use caddy_resp::{Value, encode};
 
 use super::{BUSY, Terrain};
-use crate::{history::Op, random::Random};
+use crate::{
+    history::{GroupOp, Op},
+    random::Random,
+};
 
 /// One command of a pipeline.
 #[derive(Clone, Debug)]
@@ -24,7 +27,17 @@ pub(super) enum Command {
     Transaction(String, String),
     /// Lets the sidecar catch up.
     Barrier,
+    /// A value, which is nobody else's, with a tag.
+    SetPage { page: usize, value: u64, tag: usize },
+    /// A read of one.
+    GetPage(usize),
+    /// An invalidation of all that carry a tag.
+    InvalidateTag(usize),
 }
+
+/// Values that carry a tag each, and how many tags there are.
+const PAGES: usize = 6;
+const TAGS: usize = 2;
 
 /// The key of a write.
 pub(super) fn written(terrain: &Terrain, random: &mut Random) -> String {
@@ -39,6 +52,15 @@ pub(super) fn written(terrain: &Terrain, random: &mut Random) -> String {
 
 impl Command {
     pub(super) fn draw(terrain: &Terrain, random: &mut Random) -> Self {
+        match random.below(125) {
+            100..110 => return Self::GetPage(random.below(PAGES)),
+            110..120 => {
+                let (page, tag) = (random.below(PAGES), random.below(TAGS));
+                return Self::SetPage { page, value: random.next_u64() >> 2, tag };
+            }
+            120.. => return Self::InvalidateTag(random.below(TAGS)),
+            _ => {}
+        }
         let mut any = || terrain.keys[random.below(terrain.keys.len() - 1)].clone();
         let (key, other) = (any(), any());
         let written = written(terrain, random);
@@ -66,6 +88,12 @@ impl Command {
             Self::Incr(key) => encode::command(out, ["INCR", key]),
             Self::Script(key) => encode::command(out, ["EVAL", "return redis.call('INCR', ARGV[1])", "0", key]),
             Self::Barrier => encode::command(out, ["EVAL", "return 1", "0"]),
+            Self::SetPage { page, value, tag } => {
+                let (key, value, tag) = (format!("page:{page}"), value.to_string(), format!("tag{tag}"));
+                encode::command(out, ["CACHE.SET", &key, &value, "TAGS", "1", &tag]);
+            }
+            Self::GetPage(page) => encode::command(out, ["GET", &format!("page:{page}")]),
+            Self::InvalidateTag(tag) => encode::command(out, ["CACHE.INVALIDATE", "TAG", &format!("tag{tag}")]),
             Self::Transaction(read, written) => {
                 encode::command(out, ["MULTI"]);
                 encode::command(out, ["GET", read]);
@@ -81,6 +109,9 @@ impl Command {
     pub(super) fn observed(&self, reply: &[u8]) -> Option<Vec<(String, Op)>> {
         let (first, length) = Value::decode(reply).ok()?;
         if let Value::Attribute(_) = first {
+            if let Self::GetPage(_) = self {
+                return Some(Vec::new());
+            }
             let version = version(&Value::decode(&reply[length..]).ok()?.0)?;
             let (Self::Get(key) | Self::Getrange(key)) = self else { return None };
             return Some(vec![(key.clone(), Op::StaleRead(version))]);
@@ -101,7 +132,24 @@ impl Command {
                 version(&first)?;
                 Vec::new()
             }
+            Self::SetPage { .. } | Self::GetPage(_) | Self::InvalidateTag(_) => Vec::new(),
         })
+    }
+
+    /// What a reply shows of groups in a database; `None`: nothing, or it is marked stale.
+    pub(super) fn observed_of_groups(&self, reply: &[u8], database: usize) -> Option<GroupOp> {
+        let value = Value::decode(reply).ok()?.0;
+        let key = |page: &usize| format!("page:{page} in database {database}");
+        let tag = |tag: &usize| format!("tag{tag} in database {database}");
+        match self {
+            Self::SetPage { page, value: set, tag: of } => {
+                value.as_bytes().filter(|said| *said == b"OK")?;
+                Some(GroupOp::Set { key: key(page), value: *set, tag: tag(of) })
+            }
+            Self::GetPage(page) => Some(GroupOp::Read { key: key(page), value: version(&value).filter(|v| *v > 0)? }),
+            Self::InvalidateTag(of) => value.as_integer().map(|_| GroupOp::Invalidated(tag(of))),
+            _ => None,
+        }
     }
 }
 
