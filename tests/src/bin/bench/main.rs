@@ -10,6 +10,7 @@ mod alternatives;
 mod delay;
 mod floor;
 mod footprint;
+mod groups;
 mod load;
 mod locks;
 mod pushes;
@@ -86,6 +87,10 @@ fn run(options: &Options) -> Result<()> {
         println!("{}", locks::measure(&servers, options.rounds)?);
         return Ok(());
     }
+    if options.only.as_deref() == Some("groups") {
+        println!("{}", groups::measure(&servers, options.rounds)?);
+        return Ok(());
+    }
     let mut loads: Vec<Load<'_>> = servers.iter().map(Load::prepare).collect::<Result<_>>()?;
     let mut table = Table::new(servers.iter().map(|one| (one.name(), one.kind())).collect(), options.rounds);
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
@@ -99,6 +104,7 @@ fn run(options: &Options) -> Result<()> {
     if options.only.is_none() {
         drop(loads);
         println!("{}", pushes::measure(&servers, options.rounds)?);
+        println!("{}", groups::measure(&servers, options.rounds)?);
         println!("{}", footprint::measure(&servers)?);
         println!("{}", locks::measure(&servers, options.rounds)?);
         println!("{}", alternatives::measure(&servers, options.rounds)?);
