@@ -48,6 +48,12 @@ pub struct CacheInvalidationSpec {
     #[schemars(length(max = 100), inner(length(min = 1, max = 1024)))]
     pub tags: Vec<String>,
 
+    /// Keyspaces of the CacheCluster by name, `*` for the keys that no rule matches: what was written there with tags or by
+    /// CACHE.SET is invalid. Plain values stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63)))]
+    pub keyspaces: Vec<String>,
+
     /// Keys of database 0 that match one of these, as KEYS in Redis matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 1024)))]
@@ -148,7 +154,7 @@ pub const INVALIDATION_RULES: &[InvalidationRule] = &[
     },
     InvalidationRule {
         at: &["spec"],
-        cel: "(has(self.keys) && size(self.keys) > 0) || (has(self.tags) && size(self.tags) > 0) || (has(self.patterns) && size(self.patterns) > 0) || (has(self.regexes) && size(self.regexes) > 0)",
+        cel: "(has(self.keys) && size(self.keys) > 0) || (has(self.tags) && size(self.tags) > 0) || (has(self.keyspaces) && size(self.keyspaces) > 0) || (has(self.patterns) && size(self.patterns) > 0) || (has(self.regexes) && size(self.regexes) > 0)",
         message: caddy_contract::invalidation::NOTHING,
         holds: Some(|spec| !spec.is_about_nothing()),
     },

@@ -238,6 +238,13 @@ impl Cached {
         }
     }
 
+    /// The value within GET's reply.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        let Self::Bulk(reply) = self else { return None };
+        let start = reply.len().checked_sub(self.len() + 2)?;
+        reply.get(start..reply.len() - 2)
+    }
+
     /// Bytes of the reply.
     pub(crate) fn reply_len(&self) -> usize {
         match self {

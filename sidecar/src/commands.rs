@@ -83,6 +83,19 @@ pub enum Effect {
     Flush,
 }
 
+/// What a command has to do with the bytes that strings are stored as, which may be an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strings {
+    /// Nothing, or it shows whole values.
+    Other,
+    /// It writes whole values, each so many arguments behind its key.
+    Writes(usize),
+    /// It shows what it computes from whole values: a part, a length.
+    Computes,
+    /// It changes, compares or moves the bytes as they are stored: of its keys those from the first place on, up to the second.
+    Handles(usize, usize),
+}
+
 /// Which nodes of a cluster execute a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
@@ -130,6 +143,8 @@ pub struct Row {
     pub effect: Effect,
     /// Who executes it in a cluster.
     pub spread: Spread,
+    /// What it has to do with stored strings.
+    pub strings: Strings,
     /// Rows by second argument, if this is a container.
     pub subcommands: &'static [Self],
     /// The first server version that has it, `7.0` for that and all before; `caddy` for our own.
@@ -174,7 +189,17 @@ impl Row {
 // === How the table writes rows ===
 
 const fn row(name: &'static str, arity: i8, keys: Positions, effect: Effect) -> Row {
-    Row { name, arity, keys, class: Class::Relayed, effect, spread: Spread::One, subcommands: &[], since: "7.0" }
+    Row {
+        name,
+        arity,
+        keys,
+        class: Class::Relayed,
+        effect,
+        spread: Spread::One,
+        strings: Strings::Other,
+        subcommands: &[],
+        since: "7.0",
+    }
 }
 
 /// Relayed; shows the state of its keys.
@@ -235,6 +260,10 @@ impl Row {
 
     const fn spread(self, spread: Spread) -> Self {
         Self { spread, ..self }
+    }
+
+    const fn strings(self, strings: Strings) -> Self {
+        Self { strings, ..self }
     }
 
     const fn since(self, since: &'static str) -> Self {

@@ -22,7 +22,7 @@ use caddy_resp::encode;
 
 use crate::{
     cache::Cached,
-    generations::{How, Learned, Then, Want},
+    generations::{How, Learned, Then, Want, was},
     shared::Shared,
     stored::Dependencies,
 };
@@ -58,6 +58,17 @@ pub(crate) struct Notes {
     pub(crate) fence: Option<Fence>,
     /// How long it is kept once it is not fresh any more.
     pub(crate) stale_for: Duration,
+}
+
+/// How a value stands to its generations.
+#[derive(Debug, Clone)]
+enum Standing {
+    /// All of them are in force.
+    InForce(Dependencies),
+    /// One was expired since: the value is stale.
+    Expired,
+    /// One is another: the value is as if it were absent.
+    Ended,
 }
 
 impl Decoded {
@@ -110,29 +121,34 @@ impl Shared {
         decoded.unwrap_or_else(|_| Decoded::plain(Cached::Nil, pttl))
     }
 
-    /// What a value with these generations depends on; `None`: one of them is not in force.
+    /// How a value with these generations stands.
     fn in_force_all(
         self: &Arc<Self>,
         database: u32,
         generations: Generations<'_>,
         learned: &[Learned],
-    ) -> Result<Option<Dependencies>, Vec<Want>> {
-        let (mut dependencies, mut is_known) = (Dependencies::new(), true);
+    ) -> Result<Standing, Vec<Want>> {
+        let (mut dependencies, mut is_known, mut is_expired) = (Dependencies::new(), true, false);
         let mut wants = Vec::new();
         for generation in generations.iter() {
-            let GenerationName::Name(name) = generation.name else { return Ok(None) };
+            let GenerationName::Name(name) = generation.name else { return Ok(Standing::Ended) };
             let name = self.domain.key(name);
             let known = learned.iter().find(|learned| learned.cell.name() == &*name).cloned();
             match known.or_else(|| self.in_force(database, &name)) {
                 Some(Learned { cell, reading }) if reading.value == Some(generation.value) => {
                     dependencies.extend(reading.dependency(&cell));
                 }
-                Some(_) => return Ok(None),
+                Some(Learned { reading, .. }) if was(&reading.detail, &generation.value) => is_expired = true,
+                Some(_) => return Ok(Standing::Ended),
                 None => is_known = false,
             }
             wants.push(Want { name, how: How::Read });
         }
-        if is_known { Ok(Some(dependencies)) } else { Err(wants) }
+        match (is_known, is_expired) {
+            (false, _) => Err(wants),
+            (true, true) => Ok(Standing::Expired),
+            (true, false) => Ok(Standing::InForce(dependencies)),
+        }
     }
 }
 
@@ -143,9 +159,9 @@ impl Envelopes {
         key: &[u8],
         value: Cached,
         pttl: Option<i64>,
-        depend: impl FnOnce(Generations<'_>) -> Result<Option<Dependencies>, E>,
+        depend: impl FnOnce(Generations<'_>) -> Result<Standing, E>,
     ) -> Result<Decoded, E> {
-        let Some(stored) = bulk(&value).filter(|stored| is_suspect(stored)) else {
+        let Some(stored) = value.bytes().filter(|stored| is_suspect(stored)) else {
             return Ok(Decoded::plain(value, pttl));
         };
         let (header, opened) = match self.open(key, stored) {
@@ -153,12 +169,19 @@ impl Envelopes {
             Ok(_) => return Ok(Decoded::plain(value, pttl)),
             Err(_) => return Ok(Decoded::plain(Cached::Nil, pttl)),
         };
-        let Some(dependencies) = depend(header.generations)? else { return Ok(Decoded::plain(Cached::Nil, pttl)) };
+        let standing = depend(header.generations)?;
         let mut reply = Vec::with_capacity(opened.len() + 16);
         encode::bulk(&mut reply, &opened);
         let stale_for = header.soft_expiry.map_or(Duration::ZERO, SoftExpiry::remaining);
         let notes = Notes { fence: header.fence, stale_for };
-        Ok(Decoded { dependencies, notes, ..aged(Cached::Bulk(reply.into()), header.soft_expiry, pttl) })
+        let value = Cached::Bulk(reply.into());
+        Ok(match standing {
+            Standing::InForce(dependencies) => Decoded { dependencies, notes, ..aged(value, header.soft_expiry, pttl) },
+            Standing::Expired if header.soft_expiry.is_some() => {
+                Decoded { is_bounded: true, stale: Some(value), notes, ..Decoded::plain(Cached::Nil, pttl) }
+            }
+            Standing::Expired | Standing::Ended => Decoded::plain(Cached::Nil, pttl),
+        })
     }
 
     /// The envelope of a value that this sidecar writes.
@@ -194,6 +217,23 @@ impl Envelopes {
         header.generations.iter().filter_map(|generation| name(generation.name)).collect()
     }
 
+    /// Whether what is stored becomes stale before its key expires.
+    pub(crate) fn ages(&self, key: &[u8], stored: &[u8]) -> bool {
+        let opened = self.open(key, stored).ok().flatten();
+        opened.and_then(|opened| opened.header).is_some_and(|header| header.soft_expiry.is_some())
+    }
+
+    /// Whether the domain has envelopes, as far as is known.
+    #[inline]
+    pub(crate) fn are_there(&self) -> bool {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// It has some, or is to have.
+    pub(crate) fn note(&self) {
+        self.seen.store(true, Ordering::Relaxed);
+    }
+
     /// How many could not be opened.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
@@ -205,20 +245,17 @@ pub(crate) fn is_suspect(stored: &[u8]) -> bool {
     matches!(stored, [first, second, ..] if *first == MAGIC[0] || *second == MAGIC[1])
 }
 
-/// The value within GET's reply.
-fn bulk(value: &Cached) -> Option<&[u8]> {
-    let Cached::Bulk(reply) = value else { return None };
-    let start = reply.len().checked_sub(value.len() + 2)?;
-    reply.get(start..reply.len() - 2)
-}
+/// `PTTL` of a key that never expires.
+const NO_END: i64 = -1;
 
 /// A value that becomes stale before its key expires.
 fn aged(value: Cached, soft: Option<SoftExpiry>, pttl: Option<i64>) -> Decoded {
     let Some(soft) = soft else { return Decoded::plain(value, pttl) };
     match pttl {
-        Some(left @ 1..) => {
+        Some(left) if left != NO_END => {
             let stale_for = i64::try_from(soft.remaining().as_millis()).unwrap_or(i64::MAX);
-            match left.saturating_sub(stale_for) {
+            // It may be gone by now.
+            match left.max(0).saturating_sub(stale_for) {
                 fresh @ 1.. => Decoded { is_bounded: true, ..Decoded::plain(value, Some(fresh)) },
                 _ => Decoded { is_bounded: true, stale: Some(value), ..Decoded::plain(Cached::Nil, pttl) },
             }
@@ -242,7 +279,7 @@ mod tests {
     fn decode(envelopes: &Envelopes, value: Cached, pttl: Option<i64>) -> Decoded {
         let none = |generations: Generations<'_>| {
             assert!(generations.is_empty());
-            Ok::<_, std::convert::Infallible>(Some(Dependencies::new()))
+            Ok::<_, std::convert::Infallible>(Standing::InForce(Dependencies::new()))
         };
         envelopes.decode(b"k", value, pttl, none).unwrap_or_else(|never| match never {})
     }
@@ -281,14 +318,19 @@ mod tests {
         let mut generations = GenerationList::default();
         let name = GenerationName::Name(b"t:news");
         generations.push(Generation { name, value: GenerationValue([7; 16]) }).unwrap();
-        let sealed =
-            seal(b"k", &Header { generations: generations.generations(), ..Header::default() }, Body::plain(b"v"));
-        let with = |verdict: Result<Option<Dependencies>, &'static str>| {
-            envelopes.decode(b"k", reply(&sealed), Some(7), |_| verdict).map(|decoded| decoded.value)
-        };
-        assert_eq!(with(Ok(Some(Dependencies::new()))), Ok(reply(b"v")));
-        assert_eq!(with(Ok(None)), Ok(Cached::Nil));
-        assert_eq!(with(Err("read it first")), Err("read it first"));
+        let soft = Some(SoftExpiry::at_remaining(Duration::from_secs(10)));
+        for (soft_expiry, stale) in [(None, None), (soft, Some(reply(b"v")))] {
+            let header = Header { soft_expiry, generations: generations.generations(), ..Header::default() };
+            let sealed = seal(b"k", &header, Body::plain(b"v"));
+            let with = |verdict: Result<Standing, &'static str>| {
+                let decoded = envelopes.decode(b"k", reply(&sealed), Some(20_000), |_| verdict);
+                decoded.map(|decoded| (decoded.value, decoded.stale))
+            };
+            assert_eq!(with(Ok(Standing::InForce(Dependencies::new()))), Ok((reply(b"v"), None)));
+            assert_eq!(with(Ok(Standing::Ended)), Ok((Cached::Nil, None)));
+            assert_eq!(with(Ok(Standing::Expired)), Ok((Cached::Nil, stale)));
+            assert_eq!(with(Err("read it first")), Err("read it first"));
+        }
     }
 
     #[test]
@@ -300,5 +342,8 @@ mod tests {
         assert_eq!((fresh.value, fresh.pttl, fresh.is_bounded), (reply(b"v"), Some(2_000), true));
         let stale = decode(&envelopes, reply(&sealed), Some(9_000));
         assert_eq!((stale.value, stale.stale), (Cached::Nil, Some(reply(b"v"))));
+        let gone = decode(&envelopes, reply(&sealed), Some(-2));
+        assert_eq!((gone.value, gone.stale), (Cached::Nil, Some(reply(b"v"))));
+        assert_eq!(decode(&envelopes, reply(&sealed), Some(-1)).value, reply(b"v"));
     }
 }

@@ -67,6 +67,14 @@ pub(crate) enum Guard {
     PendingIsAnswered,
     /// Who deletes what the store still has keeps others from loading it.
     DeletionsHoldLeases,
+    /// A write of a key that others depend on renews its generation in the same step.
+    WritesRenewParents,
+    /// A value whose keyspace has tags is written as an envelope that carries them.
+    WritesAreSealed,
+    /// A command about a string's bytes sees those of its value, or is refused.
+    EnvelopesStayWhole,
+    /// What this sidecar has invalidated lately is invalidated again behind a lost connection.
+    GroupsRepeated,
     /// Where no pushes come, what touched unknown keys kills every copy.
     FlushUntracked,
     /// A key that a pattern in force has is cleared in L3 before a request about it is taken.
@@ -128,8 +136,8 @@ mod build {
 
     pub(crate) fn engine() -> caddy_engine::Guards {
         use caddy_engine::Guard::{
-            Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, JoinOnlyLiveFlights, JoinerAgeLimit, LockFromQueueing,
-            LockFromSending, LockTakenBack, ProofFromSending, ReadsOvertake,
+            Bump, CurrencyCheck, Expiry, FillToken, FlushOnLoss, GenerationCheck, JoinOnlyLiveFlights, JoinerAgeLimit,
+            LockFromQueueing, LockFromSending, LockTakenBack, ProofFromSending, ReadsOvertake,
         };
         let guards = [
             Bump,
@@ -137,6 +145,7 @@ mod build {
             Expiry,
             FillToken,
             FlushOnLoss,
+            GenerationCheck,
             JoinOnlyLiveFlights,
             JoinerAgeLimit,
             LockFromQueueing,

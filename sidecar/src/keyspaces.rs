@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use caddy_contract::{Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode, Loading, Strategy};
+use caddy_contract::{
+    Algorithm, CacheMode, Coherence, Compression, Config, Keyspace, KeyspaceMode, Loading, Strategy, TagTemplate,
+};
 use caddy_engine::{
     Moment,
     codec::{
@@ -96,6 +98,10 @@ pub(crate) struct Rule {
     pub(crate) source: Option<Arc<Source>>,
     /// Which of its keys L3 does not have.
     pub(crate) filter: Option<Arc<KeyspaceFilter>>,
+    /// The tags that its rule gives to values.
+    tags: Vec<TagTemplate>,
+    /// A write of a key invalidates what depends on it.
+    parents: bool,
     /// How its values are packed; `None`: they are not.
     pub(crate) codec: Option<Arc<KeyspaceCodec>>,
     training: Arc<Schedule>,
@@ -179,6 +185,9 @@ pub(crate) struct Keyspaces {
     filters: Vec<Arc<KeyspaceFilter>>,
     loads: bool,
     writes: bool,
+    /// The first rules that give tags to values, and that have keys which others depend on.
+    tags: Option<usize>,
+    parents: Option<usize>,
 }
 
 impl Keyspaces {
@@ -230,18 +239,33 @@ impl Keyspaces {
                 let known = previous.and_then(|previous| previous.by_id(id)?.filter.clone());
                 known.filter(|known| known.is_alike(&filter)).unwrap_or_else(|| Arc::new(filter))
             });
-            let compiled = Rule { id, cache, mode, ttl, negative_ttl, source, filter, codec, training };
+            let (tags, parents) = (rule.tags.clone(), rule.parents);
+            let compiled = Rule { id, cache, mode, ttl, negative_ttl, source, filter, tags, parents, codec, training };
             (Glob::new(rule.pattern.as_bytes()), compiled)
         };
         let id = names.id(UNMATCHED);
         let (codec, training) = packing(id, &config.l2.compression);
         let (cache, mode) = (CacheMode::Auto, KeyspaceMode::Serve);
-        let rest = Rule { id, cache, mode, ttl: None, negative_ttl: None, source: None, filter: None, codec, training };
+        let rest = Rule {
+            id,
+            cache,
+            mode,
+            ttl: None,
+            negative_ttl: None,
+            source: None,
+            filter: None,
+            tags: Vec::new(),
+            parents: false,
+            codec,
+            training,
+        };
         let rules: Vec<_> = config.keyspaces.iter().map(rule).collect();
         let loads = rules.iter().any(|(_, rule)| rule.source.is_some());
         let writes = rules.iter().any(|(_, rule)| rule.source.as_ref().is_some_and(|source| source.is_written()));
+        let tags = rules.iter().position(|(_, rule)| !rule.tags.is_empty());
+        let parents = rules.iter().position(|(_, rule)| rule.parents);
         let filters = rules.iter().filter_map(|(_, rule)| rule.filter.clone()).collect();
-        let mut all = Self { rules, rest, filters, loads, writes };
+        let mut all = Self { rules, rest, filters, loads, writes, tags, parents };
         if config.consistency.coherence == Coherence::Ttl {
             let bound = config.consistency.max_staleness;
             let rules = all.rules.iter_mut().map(|(_, rule)| rule);
@@ -270,6 +294,41 @@ impl Keyspaces {
     /// The rule for a key.
     pub(crate) fn rule(&self, key: &[u8]) -> &Rule {
         self.rules.iter().find(|(glob, _)| glob.matches(key)).map_or(&self.rest, |(_, rule)| rule)
+    }
+
+    /// Whether any rule gives tags to values.
+    pub(crate) fn tags(&self) -> bool {
+        self.tags.is_some()
+    }
+
+    /// The tags that a key's rule gives to its value. One that comes out empty can be named by nobody, and is left out.
+    pub(crate) fn tags_of(&self, key: &[u8]) -> Vec<Vec<u8>> {
+        if self.tags.is_none() {
+            return Vec::new();
+        }
+        let Some((glob, rule)) = self.rules.iter().find(|(glob, _)| glob.matches(key)) else { return Vec::new() };
+        if rule.tags.is_empty() {
+            return Vec::new();
+        }
+        let taken = glob.captures(key).unwrap_or_default();
+        rule.tags.iter().map(|tag| tag.fill(&taken)).filter(|tag| !tag.is_empty()).collect()
+    }
+
+    /// Whether any rule has values kept as envelopes.
+    pub(crate) fn seals(&self) -> bool {
+        let is_kept_stale =
+            |rule: &Rule| rule.source.as_ref().is_some_and(|source| !source.settings.stale_if_error.is_zero());
+        self.tags() || self.all().any(is_kept_stale)
+    }
+
+    /// Whether a write of the key invalidates what depends on it.
+    pub(crate) fn is_parent(&self, key: &[u8]) -> bool {
+        self.parents() && self.rule(key).parents
+    }
+
+    /// Whether a write of any key does.
+    pub(crate) fn parents(&self) -> bool {
+        self.parents.is_some()
     }
 
     /// Where a key is loaded from when it is absent.
@@ -341,6 +400,8 @@ mod tests {
             negative_ttl: negative_ttl.map(Duration::from_secs),
             loading: None,
             negative_filter: None,
+            tags: Vec::new(),
+            parents: false,
             compression: Config::default().l2.compression,
         };
         let config = Config { keyspaces: rules.iter().map(keyspace).collect(), ..Config::default() };
@@ -374,5 +435,25 @@ mod tests {
         let names = Names::default();
         assert_eq!((names.id("a"), names.id("b"), names.id("a"), names.id(UNMATCHED)), (Id(1), Id(2), Id(1), Id(0)));
         assert_eq!(names.all(), ["*", "a", "b"]);
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_gives_its_tags() {
+        let rule = |pattern: &str, tags: &[&str]| {
+            let stars = caddy_contract::stars(pattern);
+            assert_eq!(stars, caddy_engine::glob::stars(pattern.as_bytes()), "{pattern}");
+            let tags = tags.iter().map(|tag| TagTemplate::parse(tag, stars).unwrap()).collect();
+            let mut config = caddy_contract::parse("keyspaces: [{name: a, match: x}]").unwrap().config;
+            Keyspace { name: pattern.into(), pattern: pattern.into(), tags, ..config.keyspaces.remove(0) }
+        };
+        let keyspaces =
+            vec![rule("user:*:*", &["user:{1}", "{2}", "all"]), rule("user:*", &["other"]), rule("[*]**", &[])];
+        let config = Config { keyspaces, ..Config::default() };
+        let (behinds, _begun) = Behinds::new(&config, &Stores::default()).unwrap();
+        let rules = Keyspaces::new(&config, &Names::default(), &Stores::default(), &behinds, None);
+        assert_eq!(rules.tags_of(b"user:7:name"), [&b"user:7"[..], b"name", b"all"]);
+        assert_eq!(rules.tags_of(b"user:7:"), [&b"user:7"[..], b"all"]);
+        assert_eq!(rules.tags_of(b"user:7"), [b"other"]);
+        assert!(rules.tags_of(b"*x").is_empty() && rules.tags_of(b"else").is_empty());
     }
 }

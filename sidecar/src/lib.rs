@@ -49,6 +49,7 @@ mod shared;
 mod shown;
 mod status;
 mod stored;
+mod strings;
 mod supervisor;
 mod tally;
 mod upstream;

@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// For so long a sidecar repeats what it entered, should a failover have lost it.
-const FAILOVER_WINDOW: Duration = Duration::from_secs(30);
+pub(crate) const FAILOVER_WINDOW: Duration = Duration::from_secs(30);
 /// For how long a look is waited for before another one is sent.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// How often one look may be followed by another, because patterns had to be entered again.

@@ -27,6 +27,7 @@ mod reads;
 mod replies;
 mod routing;
 pub(crate) mod store_writes;
+mod strings;
 mod transaction;
 mod under_way;
 mod unpack;

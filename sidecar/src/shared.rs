@@ -165,7 +165,8 @@ impl Shared {
         let ranges = Ranges::new(&config);
         let is_embedded = matches!(l3, L3::Embedded(_));
         let names = Names::default();
-        let domain = Domain::new(&config.cluster.domain);
+        let in_cluster = matches!(&l3, L3::Redis(redis) if redis.cluster().is_some());
+        let domain = Domain::new(&config.cluster.domain, in_cluster);
         let shared = Arc::new(Self {
             clock: BootClock,
             keyspaces: ArcSwap::from_pointee(Keyspaces::new(&config, &names, &loading.stores(), &behinds, None)),
@@ -204,6 +205,9 @@ impl Shared {
             auth_noted: AtomicBool::new(false),
             room,
         });
+        if shared.keyspaces().seals() {
+            shared.envelopes.note();
+        }
         if let L3::Redis(redis) = &shared.l3
             && let Some(node) = redis.only()
         {
@@ -246,6 +250,9 @@ impl Shared {
         let alike = keyspaces::keep_alike(&self.config(), &config);
         let keyspaces = Keyspaces::new(&config, &self.names, &stores, &self.behinds, Some(&self.keyspaces()));
         self.loading.set_stores(stores);
+        if keyspaces.seals() {
+            self.envelopes.note();
+        }
         self.keyspaces.store(Arc::new(keyspaces));
         self.locks.reconfigure(&config);
         if self.config().auth != config.auth {

@@ -32,7 +32,7 @@ use crate::{
     ranges::Look,
     server_commands, session,
     shared::{L3, Shared},
-    shown::{RelayedStrings, Shown},
+    shown::{Lives, RelayedStrings, Shown},
     stored::Stored,
     tally::Count,
 };
@@ -46,15 +46,30 @@ pub(crate) struct Effect {
     pub(crate) barrier: bool,
     /// It replaced a whole database.
     pub(crate) flush: bool,
-    /// Keys that have a store, each with its fill lease, which ends in the same step.
+    /// What ends in the same step, each with the key that it belongs to: fill leases, generations of parents.
     pub(crate) leases: Vec<(Bytes, Bytes)>,
+    /// A generation that is made anew in the same step.
+    pub(crate) renews: Option<Box<Renewal>>,
     /// It is the EXEC of an app's own transaction: what is done in the same step is queued in there.
     pub(crate) is_exec: bool,
     /// The string values that its reply shows.
     pub(crate) shows: SmallVec<[Shown; 1]>,
 }
 
+/// A generation's key, what it is to be, and for how long.
+#[derive(Debug, Clone)]
+pub(crate) struct Renewal {
+    pub(crate) key: Bytes,
+    pub(crate) value: Bytes,
+    pub(crate) life: std::time::Duration,
+}
+
 impl Effect {
+    /// Whether anything else is done in the same step.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.leases.is_empty() || self.renews.is_some()
+    }
+
     /// Adds another command's effect, for what is executed together.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.keys.extend_from_slice(&other.keys);
@@ -103,6 +118,8 @@ pub(crate) enum Tag {
     Round(Box<Round>),
     /// Takes records of a stream.
     Taking(Box<Taking>),
+    /// A look at how long the keys of a relayed reply have left to live.
+    Lives(Box<Lives>),
     /// A look at the index of invalidations by pattern.
     Look(Box<Look>),
     /// A request of one of the sidecar's own tasks.
@@ -238,6 +255,7 @@ impl Handler for Upstream {
             Tag::Round(round) => round.reply = Some(frame),
             Tag::Taking(taking) => taking.reply = Some(frame),
             Tag::Look(look) => look.reply = Some(frame),
+            Tag::Lives(lives) => lives.replies.push(frame),
             Tag::Errand(errand) => errand.replies.push(frame),
             Tag::AboutServer if index == 0 => self.shared.commands.take(&frame),
             Tag::AboutServer if index == 1 => self.shared.status.facts.memory_is(&frame),
@@ -278,6 +296,7 @@ impl Handler for Upstream {
             }
             (Tag::Look(look), Ok(())) => self.shared.ranges.answered(&self.shared, *look),
             (Tag::Look(look), Err(loss)) => self.shared.ranges.failed(*look, &loss.to_string()),
+            (Tag::Lives(lives), outcome) => lives.finish(shared, outcome.map_err(|loss| loss.to_string())),
             (Tag::Errand(errand), outcome) => errand.finish(outcome),
             (Tag::Learn(learn), Ok(())) => learn.finish(),
             (Tag::Learn(learn), Err(loss)) => learn.lost(&loss.to_string()),
@@ -326,6 +345,11 @@ impl Handler for Upstream {
             }
             Purpose::Relay | Purpose::Pinned(_) => self.shared.status.reachable(),
         }
+    }
+
+    fn first(&mut self) -> Option<Request<Tag>> {
+        let Purpose::Tracked { source, database, .. } = self.purpose else { return None };
+        self.shared.first_on_tracked(self.node.upgrade()?.as_ref(), source, database)
     }
 
     fn lost(&mut self, reason: &str) {
@@ -402,7 +426,7 @@ impl Upstream {
         // Whatever the answer is, also a loss: the command may have been executed.
         effect.apply(&self.shared);
         let bytes = match (outcome, reply) {
-            (Ok(()), Some(reply)) if !effect.leases.is_empty() => session::load::unwrapped(&reply, effect.is_exec),
+            (Ok(()), Some(reply)) if effect.has_more() => session::load::unwrapped(&reply, effect.is_exec),
             (Ok(()), Some(reply)) => reply,
             (Err(loss), _) => error_reply(&loss),
             (Ok(()), None) => Bytes::from_static(b"-ERR the relay ended without a reply\r\n"),
@@ -418,7 +442,8 @@ impl Upstream {
         }
         let shows = std::mem::take(&mut effect.shows);
         let behind = effect.barrier.then(|| self.node.clone());
-        let relayed = RelayedStrings { held: HeldReply { to, bytes }, shows, database, protocol, behind };
+        let relayed =
+            RelayedStrings { held: HeldReply { to, bytes }, shows, database, protocol, behind, lives: Vec::new() };
         relayed.hand_on(&self.shared, Ok(Vec::new()));
     }
 

@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod cluster_scenarios;
 pub mod e2e;
 pub mod filter_scenarios;
+pub mod group_scenarios;
 pub mod guard_scenarios;
 pub mod history;
 pub mod lease_server;

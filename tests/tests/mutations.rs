@@ -10,7 +10,7 @@ use caddy_tests::{
     chaos::{self, Alone, Run, Sharded, Watched},
     cluster_scenarios,
     e2e::eventually,
-    filter_scenarios, guard_scenarios, load_scenarios, lock_scenarios,
+    filter_scenarios, group_scenarios, guard_scenarios, load_scenarios, lock_scenarios,
     redis::{self, RedisServer},
     redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
@@ -118,6 +118,11 @@ mutations! {
     epoch_agreed: "EpochAgreed" => lock_scenarios::an_epoch_is_agreed_on_before_its_first_token;
     pending_is_answered: "PendingIsAnswered" => store_scenarios::a_write_on_its_way_to_the_store_is_read;
     deletions_hold_leases: "DeletionsHoldLeases" => store_scenarios::a_deletion_on_its_way_to_the_store_is_not_undone;
+    generation_check: "GenerationCheck" => group_scenarios::an_invalidated_tag_kills_its_copies;
+    writes_renew_parents: "WritesRenewParents" => group_scenarios::a_write_of_a_parent_kills_what_depends_on_it;
+    writes_are_sealed: "WritesAreSealed" => group_scenarios::a_plain_write_carries_the_tags_of_its_rule;
+    envelopes_stay_whole: "EnvelopesStayWhole" => group_scenarios::an_envelope_is_not_written_into;
+    groups_repeated: "GroupsRepeated" => group_scenarios::a_failover_does_not_bring_a_group_back;
     slots_move_away: "SlotsMoveAway" => cluster_scenarios::no_step_back_behind_a_new_slot_map;
 }
 
@@ -130,7 +135,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "OneMapAtATime",
         "a redirection that a newer slot map overtakes: no server can be made to answer so late on demand",
     ),
-    ("GenerationCheck", "what depends on a group that ended: the engine's interleavings of groups"),
     ("IncarnationCheck", "a probe's reply does not outlive its connection: the kernel's own tests"),
 ];
 

@@ -4,10 +4,12 @@ mod keyspaces;
 mod l3;
 mod reader;
 mod stores;
+mod tags;
 
 pub use keyspaces::{Behind, Compression, Keyspace, Loading, NegativeFilter};
 pub use l3::{Endpoint, L3, Redis, Sentinel, Tls};
 pub use stores::{HttpStore, PostgresStore, Store, StoreKind};
+pub use tags::{TAG_BYTES, TAGS_MAX, TagTemplate, stars};
 
 use crate::{Auth, Budget, ByteSize, Coherence, Faults, L2Policy, OnUncertain, RawConfig, RawConsistency, RawWarming};
 use reader::Reader;

@@ -11,7 +11,7 @@ pub const INVALIDATIONS: &str = "cacheinvalidations";
 /// Path of the group's version.
 pub const GROUP_PATH: &str = "/apis/cache.caddy.dev/v1alpha1";
 
-/// Most keys, and most tags.
+/// Most keys, most tags, and most keyspaces.
 pub const SUBJECTS_MAX: usize = 100;
 /// Most patterns, and most regular expressions.
 pub const PATTERNS_MAX: usize = 16;
@@ -30,6 +30,8 @@ pub struct InvalidationSpec {
     pub keys: Vec<String>,
     /// Tags: whatever carries one is invalid.
     pub tags: Vec<String>,
+    /// Names of keyspaces: what was written there with tags is invalid.
+    pub keyspaces: Vec<String>,
     /// Redis globs.
     pub patterns: Vec<String>,
     /// Regular expressions.
@@ -100,6 +102,7 @@ impl InvalidationSpec {
         let lists = [
             ("keys", &self.keys, SUBJECTS_MAX),
             ("tags", &self.tags, SUBJECTS_MAX),
+            ("keyspaces", &self.keyspaces, SUBJECTS_MAX),
             ("patterns", &self.patterns, PATTERNS_MAX),
             ("regexes", &self.regexes, PATTERNS_MAX),
         ];
@@ -119,9 +122,9 @@ impl InvalidationSpec {
 
     /// No subject is named.
     pub fn is_about_nothing(&self) -> bool {
-        [&self.keys, &self.tags, &self.patterns, &self.regexes].iter().all(|list| list.is_empty())
+        [&self.keys, &self.tags, &self.keyspaces, &self.patterns, &self.regexes].iter().all(|list| list.is_empty())
     }
 }
 
 /// What is told of an object without a subject.
-pub const NOTHING: &str = "at least one of keys, tags, patterns and regexes is needed";
+pub const NOTHING: &str = "at least one of keys, tags, keyspaces, patterns and regexes is needed";

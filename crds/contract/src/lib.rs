@@ -30,7 +30,7 @@ pub use auth::{Auth, CATEGORIES, CommandRule, Commands, RawAuth, RawUser, User};
 pub use config::{
     Admin, Behind, Cluster, Compression, Config, Consistency, Endpoint, HttpStore, Keyspace, Kubernetes, L1, L2, L3,
     LEASE_MIN_MILLIS, Limits, Listen, Loading, Locks, NegativeFilter, PostgresStore, Redis, Sentinel, Store, StoreKind,
-    Tiering, Tls, Warming,
+    TAG_BYTES, TAGS_MAX, TagTemplate, Tiering, Tls, Warming, stars,
 };
 pub use fault::{Fault, Faults};
 pub use quantity::{Budget, ByteSize, QuantityError, parse_duration};

@@ -71,6 +71,17 @@ pub struct Keyspace {
     /// `coherence` Tracking or Broadcast: Redis then tells every sidecar each write to such a key. Absent: no filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_filter: Option<NegativeFilter>,
+    /// Tags of values that are written through a sidecar, by SET and its kin, by CACHE.SET, or by a load. `{1}` stands for
+    /// what the first `*` of `match` takes of the key, `{2}` for the second: with `match: "user:*:*"`, `user:{1}`. Such
+    /// values are kept in Redis as envelopes, which programs without a sidecar cannot read. Not with `strategy: WriteThrough`
+    /// or `WriteBehind`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
+    pub tags: Vec<String>,
+    /// Whether writing a key through a sidecar invalidates the values that depend on it (`CACHE.SET … DEPENDS`), in one step
+    /// with the write. Not with `strategy: WriteThrough` or `WriteBehind`.
+    #[serde(default)]
+    pub parents: bool,
     /// How its values are kept small; absent means as `l2.compression` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,

@@ -331,6 +331,8 @@ fn raw_keyspace(keyspace: &cluster::Keyspace) -> RawKeyspace {
             .negative_filter
             .as_ref()
             .map(|filter| RawNegativeFilter { max_keys: filter.max_keys.unsigned_abs() }),
+        tags: keyspace.tags.clone(),
+        parents: keyspace.parents,
         compression: keyspace.compression.as_ref().map(raw_compression),
     }
 }

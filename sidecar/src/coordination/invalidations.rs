@@ -31,6 +31,7 @@ use super::{
 use crate::{
     errands::{self, ErrandError},
     events,
+    generations::{Mode, of_keyspace, of_tag},
     ranges::{self, EnterError},
     shared::{L3, Shared},
 };
@@ -74,6 +75,10 @@ trait Target {
     async fn remove(&self, keys: &[String], note: &str) -> Result<u64, String>;
     /// Makes whatever carries one of the tags invalid.
     async fn untag(&self, tags: &[String], note: &str) -> Result<(), String>;
+    /// Makes what was written in these keyspaces, with generations, invalid.
+    async fn clear(&self, keyspaces: &[String], note: &str) -> Result<(), String>;
+    /// The names of all keyspaces.
+    fn keyspaces(&self) -> Vec<String>;
     /// Lets a pattern take effect under this id; again: nothing.
     async fn enter(&self, id: String, pattern: KeyPattern, note: &str) -> Result<(), EnterError>;
     /// How many sidecars have read the marker.
@@ -222,6 +227,9 @@ impl Executor {
             if !object.spec.tags.is_empty() {
                 target.untag(&object.spec.tags, note).await?;
             }
+            if !object.spec.keyspaces.is_empty() {
+                target.clear(&object.spec.keyspaces, note).await?;
+            }
             let marker = KeyPattern::glob(MARKER).map_err(|error| error.to_string())?;
             target.enter(marker_of(object), marker, note).await.map_err(|error| error.to_string())?;
             self.begun.insert(object.uid.clone(), Begun { at: now, removed });
@@ -265,6 +273,13 @@ fn is_due(object: &Object, now: SystemTime) -> bool {
 fn refusal(object: &Object, target: &impl Target) -> Option<String> {
     if object.generation > 1 {
         return Some("spec was changed; an invalidation cannot be: create another one".to_owned());
+    }
+    let known = target.keyspaces();
+    if let Some(name) = object.spec.keyspaces.iter().find(|name| !known.contains(name)) {
+        let all = known.join(", ");
+        return Some(format!(
+            "spec.keyspaces: no keyspace is named {name:?}; there are {all} (* is what no rule matches)"
+        ));
     }
     let unusable = || patterns(&object.spec).err().map(|error| format!("spec: {error}"));
     object.spec.check().err().or_else(unusable).or_else(|| target.refusal().map(str::to_owned))
@@ -409,6 +424,14 @@ impl Cache {
     async fn ask(&self, key: &[u8], command: Vec<u8>) -> Result<Bytes, String> {
         errands::ask_owner(&self.0, key, 0, command).await.map_err(|error: ErrandError| error.to_string())
     }
+
+    /// What any Redis client may do to invalidate what carries a generation.
+    async fn renew(&self, name: &[u8]) -> Result<(), String> {
+        let generation = self.0.domain.key(name);
+        self.ask(&generation, wire::command(&[b"DEL", &generation])).await?;
+        self.0.domain.remember(self.0.now(), 0, std::iter::once(generation), Mode::Remove);
+        Ok(())
+    }
 }
 
 impl Target for Cache {
@@ -434,13 +457,24 @@ impl Target for Cache {
 
     async fn untag(&self, tags: &[String], note: &str) -> Result<(), String> {
         for tag in tags {
-            // What any Redis client may do to invalidate a tag.
-            let generation = format!("caddy:{}:g:t:{tag}", self.0.config().cluster.domain);
-            self.ask(generation.as_bytes(), wire::command(&[b"DEL", generation.as_bytes()])).await?;
+            self.renew(&of_tag(tag.as_bytes())).await?;
         }
         let subject = InvalidationSubject::Tags(tags.to_vec());
         events::tell(&self.0, subject, InvalidationReason::Object, note.to_owned(), None, None);
         Ok(())
+    }
+
+    async fn clear(&self, keyspaces: &[String], note: &str) -> Result<(), String> {
+        for name in keyspaces {
+            self.renew(&of_keyspace(name)).await?;
+        }
+        let subject = InvalidationSubject::Keyspaces(keyspaces.to_vec());
+        events::tell(&self.0, subject, InvalidationReason::Object, note.to_owned(), None, None);
+        Ok(())
+    }
+
+    fn keyspaces(&self) -> Vec<String> {
+        self.0.names.all()
     }
 
     async fn enter(&self, id: String, pattern: KeyPattern, note: &str) -> Result<(), EnterError> {

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     cache::{Cached, TierKey},
     envelope::Decoded,
-    generations::{ALL, How, Learned, Want, generation_life, of_keyspace},
+    generations::{ALL, How, Learned, Want, generation_life, of_keyspace, of_tag},
     guards::{Guard, hold},
     keyspaces::{Id, Source},
     ranges::ActiveRange,
@@ -375,13 +375,14 @@ impl Loader {
         let settings = &load.source.settings;
         // Where nothing is announced no copy of what has groups is kept.
         let is_told = matches!(&shared.l3, L3::Redis(redis) if redis.tracks());
-        if settings.stale_if_error.is_zero() || !is_told {
+        let tags = shared.keyspaces().tags_of(&load.key);
+        if tags.is_empty() && (settings.stale_if_error.is_zero() || !is_told) {
             return Ok(Groups::new());
         }
         let life = generation_life(settings.ttl.map(|ttl| ttl.saturating_add(settings.stale_if_error)));
-        let names = [ALL.to_vec(), of_keyspace(&shared.names.name(load.keyspace))];
-        let wants: Vec<_> =
-            names.iter().map(|name| Want { name: shared.domain.key(name), how: How::Create(life) }).collect();
+        let groups = [ALL.to_vec(), of_keyspace(&shared.names.name(load.keyspace))];
+        let names = groups.into_iter().chain(tags.iter().map(|tag| of_tag(tag)));
+        let wants: Vec<_> = names.map(|name| Want { name: shared.domain.key(&name), how: How::Create(life) }).collect();
         let is_known =
             |want: &Want| shared.in_force(load.database, &want.name).filter(|known| known.reading.value.is_some());
         match wants.iter().map(is_known).collect() {
@@ -425,7 +426,7 @@ impl Loader {
         let mut list = GenerationList::default();
         for group in groups {
             if let (Some(name), Some(value)) = (self.shared.domain.name(group.cell.name()), group.reading.value) {
-                // Two short names fit.
+                // At most eighteen short names.
                 let _ = list.push(Generation { name: GenerationName::Name(name), value });
             }
         }

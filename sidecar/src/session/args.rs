@@ -8,12 +8,33 @@ use caddy_resp::{RequestParser, encode};
 pub(crate) struct Args<'a> {
     parser: &'a RequestParser,
     frame: &'a [u8],
+    instead: Option<&'a Instead>,
+}
+
+/// What is sent in place of a request. The request stays what it is for all else: where it goes, what it means for copies,
+/// what a store is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Instead {
+    pub(crate) words: Vec<Bytes>,
+    /// How its reply becomes the one to the request.
+    pub(crate) reply: ReplyForm,
+}
+
+/// See [`Instead::reply`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReplyForm {
+    /// It is.
+    Same,
+    /// It is computed from the values in it, see [`crate::strings`].
+    Computed,
+    /// It is; and what is sent is [`crate::generations::expiring`] the request's keys.
+    Expiring,
 }
 
 impl<'a> Args<'a> {
     /// `frame` is the whole request that `parser` has just found.
     pub(crate) fn new(parser: &'a RequestParser, frame: &'a [u8]) -> Self {
-        Self { parser, frame }
+        Self { parser, frame, instead: None }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -39,9 +60,26 @@ impl<'a> Args<'a> {
         self.iter().skip(index)
     }
 
+    /// The same request, in place of which something else is sent.
+    pub(crate) fn sent_as<'b>(self, instead: Option<&'b Instead>) -> Args<'b>
+    where
+        'a: 'b,
+    {
+        Args { parser: self.parser, frame: self.frame, instead }
+    }
+
+    /// What is sent in its place.
+    pub(crate) fn instead(&self) -> Option<&'a Instead> {
+        self.instead
+    }
+
     /// The request as it goes upstream.
     pub(crate) fn to_bytes(self) -> Bytes {
-        if self.parser.is_inline() {
+        if let Some(instead) = self.instead {
+            let mut out = Vec::with_capacity(instead.words.iter().map(|word| word.len() + 16).sum());
+            encode::command(&mut out, instead.words.iter().map(|word| &word[..]));
+            out.into()
+        } else if self.parser.is_inline() {
             let mut out = Vec::with_capacity(self.frame.len() + 32);
             encode::command(&mut out, self.iter());
             out.into()

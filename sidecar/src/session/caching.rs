@@ -19,13 +19,15 @@ use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, effect},
     invalidate::Request,
+    routing::Home,
 };
 use crate::{
     generations::{
-        ALL, How, Learned, Then, Want, generation_life, of_keyspace, of_parent, of_tag, parents_of_bytes,
-        parents_to_bytes,
+        ALL, How, Learned, Then, Want, fresh_value, generation_life, of_keyspace, of_parent, of_tag, parents_of_bytes,
+        parents_to_bytes, parents_within, value_of,
     },
-    shared::Shared,
+    shared::{L3, Shared},
+    upstream::{Effect, Renewal},
 };
 
 /// Longest tag, bytes.
@@ -141,6 +143,17 @@ pub(super) fn listed<'a>(
     Ok(list)
 }
 
+/// What a key that others depend on, and that depends on others itself, has to be renewed to in the step that writes it: its
+/// value carries that.
+fn renewal(shared: &Shared, set: &Set<'_>) -> Option<Renewal> {
+    let mut direct = set.parents.iter().copied().filter(|parent| *parent != set.key).peekable();
+    if direct.peek().is_none() || !shared.keyspaces().is_parent(set.key) {
+        return None;
+    }
+    let (key, life) = (shared.domain.key(&of_parent(set.key)), generation_life(set.whole_life()));
+    Some(Renewal { key, value: fresh_value(&parents_to_bytes(direct)), life })
+}
+
 pub(super) fn too_long(what: &str, name: &[u8], most: usize) -> String {
     match name.len() {
         0 => format!("ERR a {what} must not be empty"),
@@ -210,14 +223,9 @@ impl Conversation {
         }
     }
 
-    pub(super) fn answer_error(&mut self, text: &str) -> Flow {
-        self.reply_error(text);
-        Flow::Done
-    }
-
     fn cache_set(&mut self, args: Args<'_>) -> Flow {
         // It is to be bound to what an invalidation in front of it leaves.
-        if self.replies.pending().any(|pending| matches!(pending, Pending::Invalidating | Pending::Gathering(_))) {
+        if self.is_behind_invalidation() {
             return Flow::Hold;
         }
         let set = match Set::parse(args) {
@@ -233,7 +241,9 @@ impl Conversation {
             Ok(learned) => learned,
             Err(flow) => return flow,
         };
-        let generations = match listed(named(&shared, &learned)) {
+        let renewal = renewal(&shared, &set);
+        let own = renewal.iter().filter_map(|own| Some((shared.domain.name(&own.key)?, value_of(&own.value)?)));
+        let generations = match listed(own.chain(named(&shared, &learned))) {
             Ok(generations) => generations,
             Err(text) => return self.answer_error(text),
         };
@@ -244,7 +254,10 @@ impl Conversation {
             words.extend([b"PX" as &[u8], millis.as_bytes()]);
         }
         words.extend(set.condition);
-        let flow = Request::new(&words).with(|row, args| self.relay(row, args, effect(row, args), Pending::Relayed));
+        let flow = Request::new(&words).with(|row, args| {
+            let effect = Effect { renews: renewal.clone().map(Box::new), ..effect(row, args) };
+            self.relay(row, args, effect, Pending::Relayed)
+        });
         if flow == Flow::Done {
             shared.extend(self.client.database, learned.iter().map(|learned| &learned.cell), life);
         }
@@ -253,9 +266,11 @@ impl Conversation {
 
     /// The generations that a value will depend on, as they are now: of everything, its keyspace, its tags and parents.
     pub(super) fn groups(&mut self, shared: &Shared, set: &Set<'_>) -> Result<Vec<Learned>, Flow> {
+        let ruled = shared.keyspaces().tags_of(set.key);
         let names = std::iter::once(ALL.to_vec())
             .chain([of_keyspace(&self.keyspace_of(set.key))])
-            .chain(set.tags.iter().map(|tag| of_tag(tag)));
+            .chain(set.tags.iter().map(|tag| of_tag(tag)))
+            .chain(ruled.iter().filter(|tag| !set.tags.contains(&tag.as_slice())).map(|tag| of_tag(tag)));
         let create = How::Create(generation_life(set.whole_life()));
         let mut wants: Vec<Want> =
             names.map(|name| Want { name: shared.domain.key(&name), how: create.clone() }).collect();
@@ -275,7 +290,8 @@ impl Conversation {
         let mut closes_cycle = direct.len() < set.parents.len();
         let mut parents: Vec<Bytes> = direct.iter().map(|parent| Bytes::copy_from_slice(parent)).collect();
         let base = wants.len();
-        if !direct.is_empty() {
+        let is_kept = !direct.is_empty() && !shared.keyspaces().is_parent(set.key);
+        if is_kept {
             let How::Create(life) = create else { return Err(Flow::Done) };
             let how = How::With(parents_to_bytes(direct.iter().copied()), *life);
             wants.push(Want { name: shared.domain.key(&of_parent(set.key)), how });
@@ -291,7 +307,7 @@ impl Conversation {
             asked = parents.len();
             let learned = self.generations(wants)?;
             // The key's own parents are known; those of the others stand beside their values.
-            for Learned { reading, .. } in learned.iter().skip(base + usize::from(!direct.is_empty())) {
+            for Learned { reading, .. } in learned.iter().skip(base + usize::from(is_kept)) {
                 for parent in parents_of_bytes(&reading.detail) {
                     if parent == set.key {
                         closes_cycle = true;
@@ -310,7 +326,7 @@ impl Conversation {
     }
 
     /// All these generations, in their order; `Err`: the request is held back until more is known, or answered.
-    fn generations(&mut self, wants: &[Want]) -> Result<Vec<Learned>, Flow> {
+    pub(super) fn generations(&mut self, wants: &[Want]) -> Result<Vec<Learned>, Flow> {
         if self.learning().is_waiting {
             return Err(Flow::Hold);
         }
@@ -320,11 +336,18 @@ impl Conversation {
             return Err(self.answer_error(&text));
         }
         let (shared, database) = (self.worker.shared.clone(), self.client.database);
+        if let L3::Redis(redis) = &shared.l3
+            && redis.cluster().is_some()
+            && let Home::Hold = self.home(redis, wants.first().map(|want| &want.name[..]))
+        {
+            return Err(Flow::Hold);
+        }
         let (mut all, mut missing) = (Vec::with_capacity(wants.len()), Vec::new());
         for want in wants {
             let fits = |learned: &Learned| {
                 let Learned { reading, .. } = learned;
-                reading.value.is_some() && !matches!(&want.how, How::With(detail, _) if reading.detail != *detail)
+                reading.value.is_some()
+                    && !matches!(&want.how, How::With(detail, _) if parents_within(&reading.detail) != *detail)
             };
             let known = self.learning().known.iter().rev().find(|known| known.cell.name() == &*want.name).cloned();
             match known.filter(fits).or_else(|| shared.in_force(database, &want.name).filter(fits)) {
@@ -370,7 +393,7 @@ impl Conversation {
     }
 
     /// The name of the keyspace that a key is in.
-    fn keyspace_of(&self, key: &[u8]) -> String {
+    pub(super) fn keyspace_of(&self, key: &[u8]) -> String {
         let shared = &self.worker.shared;
         shared.names.name(shared.keyspaces().rule(key).id)
     }

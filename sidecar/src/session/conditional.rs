@@ -22,6 +22,8 @@ use crate::{
 
 const NO_REDIS: &str = "ERR tokens and fences need a Redis L3: start with --redis URL, or set spec.l3.redis";
 const NO_TOKEN: &str = "ERR TOKEN takes what CACHE.GET … WITHMETA gave for this very key";
+const PARENT: &str = "ERR TOKEN and FENCE are not available in a keyspace with parents: true, whose writes renew what others depend on in \
+                      the same step";
 const RENEWED: &str = "STALE a group that the value belongs to was invalidated since the token was given; nothing was written: \
                        read the key again, and compute the value anew if it is still missing";
 
@@ -29,6 +31,9 @@ impl Conversation {
     pub(super) fn conditional_set(&mut self, set: &Set<'_>) -> Flow {
         if matches!(&self.worker.shared.l3, L3::Embedded(_)) {
             return self.answer_error(NO_REDIS);
+        }
+        if self.worker.shared.keyspaces().is_parent(set.key) {
+            return self.answer_error(PARENT);
         }
         if self.replies.waiting() > 0 {
             return Flow::Hold;

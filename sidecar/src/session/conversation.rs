@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     cache::Cached,
-    commands::{self, Class, Pin, Row},
+    commands::{self, Class, Pin, Row, Strings},
     errands::ASKING,
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Place, ReplyTo},
@@ -243,7 +243,9 @@ impl Conversation {
     fn take(&mut self, args: Args<'_>) -> Flow {
         if self.replies.waiting() == 0 {
             self.mixed = false;
-        } else if self.mixed || matches!(self.replies.last_pending(), Some(Pending::Locking { .. } | Pending::Storing))
+        } else if self.mixed
+            || matches!(self.replies.last_pending(), Some(Pending::Locking { .. } | Pending::Storing))
+            || self.is_behind_another_nodes_invalidation()
         {
             return Flow::Hold;
         }
@@ -263,6 +265,22 @@ impl Conversation {
         {
             return flow;
         }
+        if row.strings == Strings::Other {
+            return self.dispatch(row, args);
+        }
+        let instead = match self.instead(row, args) {
+            Ok(instead) => instead,
+            Err(flow) => return flow,
+        };
+        let flow = self.dispatch(row, args.sent_as(instead.as_ref()));
+        if instead.is_some() && flow == Flow::Done {
+            self.learning = None;
+        }
+        flow
+    }
+
+    /// Answers a request of which it is known how it is sent.
+    fn dispatch(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         if self.pinned.is_some() {
             self.unpin_if_clean();
         }
@@ -285,6 +303,7 @@ impl Conversation {
             return self.relay(row, args, effect(row, args), Pending::Relayed);
         }
         match row.class_of(args.len(), |index| args.get(index)) {
+            Class::Fill if args.instead().is_some() => self.computed(row, args),
             Class::Fill => self.read(row, args),
             Class::FillFields if !self.worker.shared.status.fields_expire() => self.read(row, args),
             Class::Derived => self.derived(row, args),
@@ -354,13 +373,27 @@ impl Conversation {
     pub(super) fn relay(&mut self, row: &'static Row, args: Args<'_>, effect: Effect, pending: Pending) -> Flow {
         let effect = self.ending_leases(row, args, effect);
         let worker = self.worker.clone();
+        let renews =
+            effect.renews.is_some() || effect.leases.iter().any(|(_, name)| worker.shared.domain.name(name).is_some());
+        let pending = if renews && matches!(pending, Pending::Relayed) { Pending::Invalidating } else { pending };
         let redis = match &worker.shared.l3 {
             L3::Redis(redis) => redis,
             L3::Embedded(store) => {
                 let (database, protocol) = (self.client.database, self.client.protocol);
-                let args: Vec<&[u8]> = args.iter().collect();
+                let words: Vec<&[u8]> = match args.instead() {
+                    Some(instead) => instead.words.iter().map(|word| &word[..]).collect(),
+                    None => args.iter().collect(),
+                };
                 let mut reply = Vec::new();
-                store.execute(database, protocol, &args, &mut reply);
+                store.execute(database, protocol, &words, &mut reply);
+                for (_, name) in &effect.leases {
+                    store.execute(database, protocol, &[b"DEL", name], &mut Vec::new());
+                }
+                if let Some(renewal) = &effect.renews {
+                    let life = renewal.life.as_millis().max(1).to_string();
+                    let words: [&[u8]; 5] = [b"SET", &renewal.key, &renewal.value, b"PX", life.as_bytes()];
+                    store.execute(database, protocol, &words, &mut Vec::new());
+                }
                 let to = ReplyTo { mailbox: self.mailbox.clone(), place: self.expect(pending) };
                 effect.apply(&worker.shared);
                 let seq = to.place.seq;
@@ -368,7 +401,14 @@ impl Conversation {
                     self.complete(seq, reply.into());
                 } else {
                     let held = HeldReply { to, bytes: reply.into() };
-                    let relayed = RelayedStrings { held, shows: effect.shows, database, protocol, behind: None };
+                    let relayed = RelayedStrings {
+                        held,
+                        shows: effect.shows,
+                        database,
+                        protocol,
+                        behind: None,
+                        lives: Vec::new(),
+                    };
                     relayed.hand_on(&worker.shared, Ok(Vec::new()));
                 }
                 return Flow::Done;

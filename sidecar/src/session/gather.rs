@@ -11,12 +11,13 @@ use caddy_resp::{Protocol, Value, encode};
 use smallvec::SmallVec;
 
 use super::{
-    args::Args,
+    args::{Args, Instead, ReplyForm},
     conversation::{Conversation, Flow, Pending, Stream},
     routing::{Home, effect_of_part},
 };
 use crate::{
     commands::{Merge, Row, Spread},
+    generations::expiring,
     mailbox::Place,
     nodes::RedisL3,
     upstream::Effect,
@@ -34,6 +35,8 @@ pub(crate) struct Gathering {
     keys: Vec<SmallVec<[usize; 4]>>,
     replies: Vec<Option<Bytes>>,
     missing: usize,
+    /// It renews generations.
+    renews: bool,
     /// Keys that are read on tracked connections.
     under_way: SmallVec<[KeyHash; 2]>,
     /// The parts as they are asked on relays, should a fill not be possible.
@@ -85,7 +88,21 @@ impl Gathering {
     pub(super) fn new(merge: Merge, protocol: Protocol, keys: Vec<SmallVec<[usize; 4]>>) -> Self {
         let missing = keys.len();
         let replies = vec![None; missing];
-        Self { merge, protocol, keys, replies, missing, under_way: SmallVec::new(), fallbacks: Vec::new() }
+        Self {
+            merge,
+            protocol,
+            keys,
+            replies,
+            missing,
+            renews: false,
+            under_way: SmallVec::new(),
+            fallbacks: Vec::new(),
+        }
+    }
+
+    /// Whether it renews generations.
+    pub(super) fn renews(&self) -> bool {
+        self.renews
     }
 
     /// The parts are read on tracked connections, and may have to be asked again on relays.
@@ -192,12 +209,25 @@ impl Conversation {
                 if groups.len() < 2 {
                     return None;
                 }
-                let parts = groups
-                    .iter()
-                    .map(|group| (group.request(args.get(0)), effect_of_part(effect, &group.keys), Some(group.key())));
+                let shared = self.worker.shared.clone();
+                let request = |group: &Group<'_>| match args.instead() {
+                    Some(Instead { reply: ReplyForm::Expiring, .. }) => {
+                        let mut out = Vec::new();
+                        let words = expiring(&shared.domain, &group.keys);
+                        encode::command(&mut out, words.iter().map(|word| &word[..]));
+                        out.into()
+                    }
+                    _ => group.request(args.get(0)),
+                };
+                let parts =
+                    groups.iter().map(|group| (request(group), effect_of_part(effect, &group.keys), Some(group.key())));
                 let parts: Vec<_> = parts.collect();
                 let places = groups.iter().map(|group| group.places.clone()).collect();
-                Some(self.scatter_parts(redis, row, Gathering::new(merge, self.client.protocol, places), &parts))
+                let named = positions.iter().map(|position| args.get(*position));
+                let ended = effect.leases.iter().map(|(_, name)| &name[..]);
+                let renews = named.chain(ended).any(|name| shared.domain.name(name).is_some());
+                let gathering = Gathering { renews, ..Gathering::new(merge, self.client.protocol, places) };
+                Some(self.scatter_parts(redis, row, gathering, &parts))
             }
             Spread::All(merge) => Some(self.scatter_to_all(redis, row, merge, args, effect)),
             Spread::Cursor => self.scan(redis, args, effect),

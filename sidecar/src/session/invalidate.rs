@@ -1,7 +1,7 @@
 //! `CACHE.INVALIDATE`: what is to be invalidated, parsed, and the command that does it in L3.
 //!
 //! Owns the grammar: a kind, what of that kind, then `MODE` and `REASON` in any order at the end. An invalidation is one
-//! UNLINK on the relay, of keys, of generations, or of both: whatever becomes of it, local copies die before the app gets
+//! UNLINK on the relay (or with `MODE EXPIRE` one script), of keys, of generations, or of both: whatever becomes of it, local copies die before the app gets
 //! its answer. What cannot be parsed changes nothing and gets an error that says what to send.
 
 use bytes::Bytes;
@@ -9,14 +9,15 @@ use caddy_engine::invalidation::{InvalidationReason, InvalidationSubject, Patter
 use smallvec::SmallVec;
 
 use super::{
-    args::Args,
+    args::{Args, Instead, ReplyForm},
     caching::{MAX_TAG, too_long},
     conversation::{Conversation, Flow, Pending, effect},
 };
 use crate::{
     commands::{self, Row},
     events,
-    generations::{ALL, of_keyspace, of_parent, of_tag},
+    generations::{ALL, Mode, expiring, of_keyspace, of_parent, of_tag},
+    shared::L3,
 };
 
 /// Longest reason, bytes.
@@ -40,14 +41,6 @@ pub(super) enum Invalidation<'a> {
     Keyspace(&'a [u8]),
     /// What `CACHE.SET` wrote anywhere in the domain.
     All,
-}
-
-/// What becomes of what is invalidated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Mode {
-    /// It is gone.
-    #[default]
-    Remove,
 }
 
 /// A whole request.
@@ -94,7 +87,7 @@ impl<'a> Order<'a> {
                 let kind = args.get(1);
                 return Err(format!(
                     "ERR CACHE.INVALIDATE takes KEY key…, TAG tag…, CASCADE key…, PATTERN glob, REGEX expression, KEYSPACE \
-                     name or ALL, and then MODE REMOVE and REASON text; '{}' with {} more is none of them",
+                     name or ALL, and then MODE REMOVE|EXPIRE and REASON text; '{}' with {} more is none of them",
                     kind[..kind.len().min(64)].escape_ascii(),
                     subjects.len()
                 ));
@@ -108,7 +101,8 @@ impl Mode {
     fn parse(word: &[u8]) -> Result<Self, String> {
         match word.to_ascii_lowercase().as_slice() {
             b"remove" => Ok(Self::Remove),
-            _ => Err(format!("ERR MODE is REMOVE, not '{}'", word[..word.len().min(64)].escape_ascii())),
+            b"expire" => Ok(Self::Expire),
+            _ => Err(format!("ERR MODE is REMOVE or EXPIRE, not '{}'", word[..word.len().min(64)].escape_ascii())),
         }
     }
 }
@@ -129,13 +123,19 @@ impl Conversation {
         match &order.what {
             Invalidation::Matching(kind, text) => match order.mode {
                 Mode::Remove => self.invalidate_matching(*kind, text, order.reason),
+                Mode::Expire => {
+                    self.reply_error(
+                        "ERR a pattern removes what matches; MODE EXPIRE is for keys, tags, cascades and keyspaces",
+                    );
+                    Flow::Done
+                }
             },
-            what => self.invalidate_now(what, order.reason),
+            what => self.invalidate_now(what, order.mode, order.reason),
         }
     }
 
-    /// What one UNLINK does: of keys, of generations, or of both.
-    fn invalidate_now(&mut self, what: &Invalidation<'_>, note: &[u8]) -> Flow {
+    /// What one UNLINK does: of keys, of generations, or of both; or one script that makes them stale instead.
+    fn invalidate_now(&mut self, what: &Invalidation<'_>, mode: Mode, note: &[u8]) -> Flow {
         let shared = self.worker.shared.clone();
         let own = |names: &[&[u8]]| names.iter().map(|name| Bytes::copy_from_slice(name)).collect();
         let text = |name: &&[u8]| String::from_utf8_lossy(name).into_owned();
@@ -165,8 +165,16 @@ impl Conversation {
         };
         let generations: Vec<_> = generations.iter().map(|name| shared.domain.key(name)).collect();
         let all: SmallVec<[&[u8]; 8]> = values.iter().copied().chain(generations.iter().map(|name| &**name)).collect();
-        let flow = self.relay_as(b"UNLINK", &all, Pending::Invalidating);
+        let instead = match (&shared.l3, mode) {
+            // Nothing that loads lies in front of it, so that nothing stale is answered.
+            (L3::Embedded(_), _) | (_, Mode::Remove) => None,
+            (L3::Redis(_), Mode::Expire) => {
+                Some(Instead { words: expiring(&shared.domain, &all), reply: ReplyForm::Expiring })
+            }
+        };
+        let flow = self.relay_instead(b"UNLINK", &all, instead.as_ref(), Pending::Invalidating);
         if flow == Flow::Done {
+            shared.domain.remember(self.now, self.client.database, generations.iter().cloned(), mode);
             let note = String::from_utf8_lossy(note).into_owned();
             events::tell(&shared, subject, InvalidationReason::Command, note, None, None);
         }
@@ -175,8 +183,12 @@ impl Conversation {
 
     /// Relays another command than the app sent, as if it had sent that.
     pub(super) fn relay_as(&mut self, command: &[u8], rest: &[&[u8]], pending: Pending) -> Flow {
+        self.relay_instead(command, rest, None, pending)
+    }
+
+    fn relay_instead(&mut self, command: &[u8], rest: &[&[u8]], instead: Option<&Instead>, pending: Pending) -> Flow {
         let words: SmallVec<[&[u8]; 8]> = std::iter::once(command).chain(rest.iter().copied()).collect();
-        Request::new(&words).with(|row, args| self.relay(row, args, effect(row, args), pending))
+        Request::new(&words).with(|row, args| self.relay(row, args.sent_as(instead), effect(row, args), pending))
     }
 }
 
@@ -248,7 +260,7 @@ mod tests {
             (&["KEYSPACE", "a", "b"], "'KEYSPACE' with 2 more"),
             (&["TAG", ""], "a tag must not be empty"),
             (&["TAG", "a", &"x".repeat(513)], "LIMIT a tag has 513 bytes"),
-            (&["KEY", "a", "MODE", "gone"], "MODE is REMOVE, not 'gone'"),
+            (&["KEY", "a", "MODE", "gone"], "MODE is REMOVE or EXPIRE, not 'gone'"),
             (&["KEY", "a", "REASON", &"x".repeat(513)], "LIMIT a reason has 513 bytes"),
         ] {
             let error = parse(words).unwrap_err();

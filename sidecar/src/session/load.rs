@@ -16,6 +16,7 @@ use super::{
 use crate::{
     cache::Waiter,
     commands::{self, Row},
+    generations::of_parent,
     guards::{Guard, hold},
     loading::{Asker, Miss, Several},
     mailbox::{Place, ReplyTo},
@@ -90,43 +91,67 @@ impl Conversation {
         true
     }
 
-    /// The effect of a write, with the leases that it ends.
+    /// The effect of a write, with what it ends in the same step: fill leases, and the generations of keys that others depend
+    /// on.
     pub(super) fn ending_leases(&self, row: &Row, args: Args<'_>, mut effect: Effect) -> Effect {
         let shared = &self.worker.shared;
-        if row.effect != commands::Effect::WritesKeys || !hold(Guard::WritesEndLeases) {
+        if row.effect != commands::Effect::WritesKeys {
             return effect;
         }
         let keyspaces = shared.keyspaces();
-        if !keyspaces.loads() && shared.ranges.is_without_tokens(shared, self.now) {
+        let leases = keyspaces.loads() || !shared.ranges.is_without_tokens(shared, self.now);
+        if !leases && !keyspaces.parents() {
             return effect;
         }
-        let L3::Redis(redis) = &shared.l3 else { return effect };
         let config = shared.config();
         for position in row.keys(args.len(), |index| args.get(index)) {
             let key = args.get(position);
             let rule = keyspaces.rule(key);
-            if rule.source.is_some() || shared.ranges.may_have_tokens(shared, rule.id, self.now) {
+            if let L3::Redis(redis) = &shared.l3
+                && (rule.source.is_some() || shared.ranges.may_have_tokens(shared, rule.id, self.now))
+                && hold(Guard::WritesEndLeases)
+            {
                 let lease = leases::name(&config.cluster.domain, key, redis.cluster().is_some());
                 effect.leases.push((Bytes::copy_from_slice(key), lease.into()));
+            }
+            if keyspaces.is_parent(key) && hold(Guard::WritesRenewParents) {
+                let generation = shared.domain.key(&of_parent(key));
+                effect.keys.push(KeyHash::of(&generation));
+                if effect.renews.as_ref().is_none_or(|renewal| renewal.key != generation) {
+                    effect.leases.push((Bytes::copy_from_slice(key), generation));
+                }
             }
         }
         effect
     }
 }
 
+/// `KEYS`: a generation, and what ends. `ARGV`: what the generation is to be, its milliseconds.
+const RENEW: &str = "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) \
+     if #KEYS == 1 then return 0 end return redis.call('DEL', unpack(KEYS, 2))";
+
 /// The bytes of a request that ends leases in the same step, and how many replies they have: a transaction around a single
 /// command, or one command more in the app's own.
 pub(super) fn with_ended_leases(effect: &Effect, request: Bytes) -> (Bytes, u16) {
-    if effect.leases.is_empty() {
+    if !effect.has_more() {
         return (request, 1);
     }
     let mut out = Vec::with_capacity(request.len() + 64 * effect.leases.len() + 64);
     if !effect.is_exec {
         encode::command(&mut out, [b"MULTI"]);
     }
-    encode::array_header(&mut out, effect.leases.len() + 1);
-    encode::bulk(&mut out, b"DEL");
-    effect.leases.iter().for_each(|(_, lease)| encode::bulk(&mut out, lease));
+    let ended = effect.leases.iter().map(|(_, name)| &name[..]);
+    match &effect.renews {
+        None => encode::command(&mut out, std::iter::once(&b"DEL"[..]).chain(ended).collect::<Vec<_>>()),
+        Some(renewal) => {
+            let (count, life) = (effect.leases.len() + 1, renewal.life.as_millis().max(1));
+            let (count, life) = (count.to_string(), life.to_string());
+            let mut words: Vec<&[u8]> = vec![b"EVAL", RENEW.as_bytes(), count.as_bytes(), &renewal.key];
+            words.extend(ended);
+            words.extend([&renewal.value[..], life.as_bytes()]);
+            encode::command(&mut out, words);
+        }
+    }
     out.extend_from_slice(&request);
     if effect.is_exec {
         return (out.into(), 2);

@@ -275,7 +275,11 @@ impl Conversation {
         if let Some(node) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()).map(PinnedLane::node) {
             self.note_write(row, node);
         }
-        let effect = effect(row, args);
+        let mut effect = effect(row, args);
+        // What ends in the same step takes a transaction, and that would end the watch.
+        if self.pinned.as_ref().is_some_and(|pinned| !pinned.watching) {
+            effect = self.ending_leases(row, args, effect);
+        }
         self.send_with(args.to_bytes(), effect, pending)
     }
 

@@ -181,6 +181,12 @@ impl Conversation {
         }
     }
 
+    /// As [`look_up`](Self::look_up), for what GET left.
+    pub(super) fn look_up_value<R>(&self, key: &[u8], render: impl FnOnce(&Cached, Protocol) -> R) -> Found<R> {
+        let render = |value: &Cached, _: Moment, protocol| render(value, protocol);
+        self.look_up(self.name_of_get(key), KeyHash::of(key), Wanted::Value, render)
+    }
+
     fn name_of_get<'a>(&self, key: &'a [u8]) -> KeyRef<'a> {
         KeyRef { database: self.client.database, read: Read::Get, name: key }
     }
@@ -567,7 +573,7 @@ impl Conversation {
     }
 
     /// Whether the read is relayed in any case and has to wait for that: it is to be counted once, and so later.
-    fn would_hold_observed(&self, args: Args<'_>) -> bool {
+    pub(super) fn would_hold_observed(&self, args: Args<'_>) -> bool {
         let keyspaces = self.worker.shared.keyspaces();
         self.is_under_way_elsewhere(Stream::Relay(self.client.database, self.client.protocol))
             && args.from(1).any(|key| keyspaces.rule(key).observes())
@@ -575,7 +581,7 @@ impl Conversation {
 
     /// Copies of observed keyspaces are served to nobody, so that nobody can step back to one behind this reply: they stay,
     /// as if they had answered.
-    fn relay_observed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
+    pub(super) fn relay_observed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let mut effect = effect(row, args);
         let shared = self.worker.shared.clone();
         let keyspaces = shared.keyspaces();

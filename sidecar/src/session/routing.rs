@@ -153,7 +153,9 @@ pub(super) fn is_about_clusters(args: Args<'_>) -> bool {
 /// How a request's effect is split over parts of it.
 pub(super) fn effect_of_part(effect: &Effect, keys: &[&[u8]]) -> Effect {
     let shows = effect.shows.iter().map(|shown| shown.part(keys)).collect();
-    let hashes = keys.iter().map(|key| caddy_engine::KeyHash::of(key)).collect();
-    let leases = effect.leases.iter().filter(|(key, _)| keys.contains(&&key[..])).cloned().collect();
-    Effect { keys: hashes, barrier: effect.barrier, flush: effect.flush, shows, leases, is_exec: false }
+    let leases: Vec<_> = effect.leases.iter().filter(|(key, _)| keys.contains(&&key[..])).cloned().collect();
+    // What ends with the keys is as little known as they are.
+    let ended = leases.iter().map(|(_, name)| &name[..]);
+    let hashes = keys.iter().copied().chain(ended).map(caddy_engine::KeyHash::of).collect();
+    Effect { keys: hashes, barrier: effect.barrier, flush: effect.flush, shows, leases, renews: None, is_exec: false }
 }

@@ -3,6 +3,7 @@
 mod commands;
 mod conditional;
 mod differential;
+mod groups;
 mod locks;
 mod outages;
 

@@ -2,6 +2,7 @@
 
 mod breaker;
 mod filters;
+mod groups;
 mod outages;
 mod pods;
 mod sessions;

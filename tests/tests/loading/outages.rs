@@ -116,3 +116,70 @@ fn where_there_is_no_room_to_wait_a_read_fails_at_once() -> Result<()> {
     ensure!(clients[0].reply()? == "one" && clients[1].reply()? == "two");
     Ok(())
 }
+
+#[test]
+fn what_is_expired_is_loaded_anew_and_there_for_an_outage() -> Result<()> {
+    let rule = ", ttl: 1h, jitterPercent: 0, staleIfError: 1h, hardTimeout: 1m";
+    let loaded = Loaded::start(&Subject::good(), 1, rule, ", breaker: {failures: 0}")?;
+    let (mut old, mut new) = (loaded.client()?, loaded.client()?);
+    new.ask("HELLO 3")?;
+    loaded.origin.set("/user%3A1", "Ada");
+    ensure!(old.ask("GET user:1")? == "Ada" && new.ask("GET user:1")? == "Ada", "loaded");
+    loaded.origin.fail_with(|_| Some(503));
+    ensure!(old.ask("CACHE.INVALIDATE KEY user:1 MODE EXPIRE")? == "1", "expired");
+    let read = new.ask("GET user:1")?;
+    ensure!(read == "{stale: true} Ada", "{read}");
+    loaded.origin.set("/user%3A1", "Ada Lovelace");
+    loaded.origin.recover();
+    ensure!(new.ask("GET user:1")? == "Ada Lovelace", "loaded anew");
+    // What is removed is not there for an outage.
+    loaded.origin.fail_with(|_| Some(503));
+    ensure!(old.ask("CACHE.INVALIDATE KEY user:1")? == "1", "removed");
+    let error = new.ask("GET user:1")?;
+    ensure!(error.starts_with("(error) STOREERR"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_load_under_way_is_not_stored_over_an_expiry() -> Result<()> {
+    let rule = ", ttl: 1h, jitterPercent: 0, staleIfError: 1h, refreshAtPercent: 10, hardTimeout: 1m";
+    let loaded = Loaded::start(&Subject::good(), 1, rule, "")?;
+    let (mut client, mut other) = (loaded.client()?, loaded.client()?);
+    loaded.origin.set("/user%3A1", "old");
+    ensure!(client.ask("GET user:1")? == "old", "loaded");
+    ensure!(client.ask("CACHE.INVALIDATE KEY user:1 MODE EXPIRE")? == "1", "expired");
+    // Asked before the database changed, answered after that was told.
+    loaded.ask_late(&mut client, "user:1")?;
+    loaded.origin.set("/user%3A1", "new");
+    ensure!(other.ask("CACHE.INVALIDATE KEY user:1 MODE EXPIRE")? == "0", "it is stale already, and its load is over");
+    loaded.origin.release(&path("user:1"));
+    client.reply()?;
+    eventually("the new value", SOON, || {
+        let read = other.ask("GET user:1")?;
+        ensure!(read == "new", "{read}");
+        Ok(())
+    })
+    .map(drop)
+}
+
+#[test]
+fn what_is_loaded_carries_the_tags_of_its_rule() -> Result<()> {
+    let rule = ", ttl: 1h, jitterPercent: 0, staleIfError: 1h, hardTimeout: 1m, tags: [\"user {1}\"]";
+    let loaded = Loaded::start(&Subject::good(), 2, rule, ", breaker: {failures: 0}")?;
+    let mut client = loaded.client()?;
+    client.ask("HELLO 3")?;
+    loaded.origin.set("/user%3A1", "old");
+    ensure!(client.pipeline(&["GET user:1", "GET user:1"])? == ["old", "old"], "loaded");
+    loaded.origin.set("/user%3A1", "new");
+    ensure!(client.ask("CACHE.INVALIDATE TAG 'user 1'")? == "1", "its tag is there");
+    ensure!(client.pipeline(&["GET user:1", "GET user:1"])? == ["new", "new"], "loaded anew");
+    // Expired, it is there for an outage; removed, it is not.
+    loaded.origin.fail_with(|_| Some(503));
+    ensure!(client.ask("CACHE.INVALIDATE TAG 'user 1' MODE EXPIRE")? == "1", "expired");
+    let read = client.ask("GET user:1")?;
+    ensure!(read == "{stale: true} new", "{read}");
+    ensure!(client.ask("CACHE.INVALIDATE TAG 'user 1'")? == "1", "removed");
+    let error = client.ask("GET user:1")?;
+    ensure!(error.starts_with("(error) STOREERR"), "{error}");
+    Ok(())
+}

@@ -1,5 +1,6 @@
-//! Tags and cascades against a naive reference: random values, tags and parents on two sidecars of two workers, with writes
-//! and invalidations under way at once, plain DELs by others, and connections that break.
+//! Tags, cascades and patterns against a naive reference: random values, tags (their own, and their keyspace's) and parents on
+//! two sidecars of two workers, with writes and invalidations under way at once, writes of parents, plain DELs by others,
+//! generations that are evicted or expire, and connections that break.
 //!
 //! The reference knows who depends on what and when each command began and ended. What it demands: a read that begins
 //! behind the end of an invalidation, on a sidecar that must have heard of it, shows no value whose write had ended before
@@ -18,6 +19,13 @@ use caddy_tests::{
 
 const KEYS: usize = 8;
 const TAGS: usize = 4;
+/// Each key's rule gives it a tag of its own, and its writes reach what depends on it.
+const RULES: &str = "keyspaces: [{name: all, match: \"k*\", tags: [\"r{1}\"], parents: true}]";
+
+/// What a tag is called: those behind the first ones are of keys, by their rule.
+fn tag_name(tag: usize) -> String {
+    tag.checked_sub(TAGS).map_or_else(|| format!("t{tag}"), |key| format!("r{key}"))
+}
 const STEPS: usize = 1500;
 
 /// A value that was set.
@@ -33,6 +41,10 @@ struct Set {
 enum Subject {
     Tag(usize),
     Cascade(usize),
+    /// A key was written that others depend on.
+    Written(usize),
+    /// Keys up to this one.
+    Pattern(usize),
     All,
 }
 
@@ -52,6 +64,8 @@ impl Invalidation {
             Subject::All => true,
             Subject::Tag(tag) => set.tags.contains(&tag),
             Subject::Cascade(root) => root == key || !set.parents.is_disjoint(&self.reached),
+            Subject::Written(_) => !set.parents.is_disjoint(&self.reached),
+            Subject::Pattern(last) => key <= last,
         }
     }
 }
@@ -84,14 +98,22 @@ impl Run {
     }
 
     fn command_of_set(&mut self, key: usize) -> (String, usize) {
-        let (tags, mut parents) = (self.some_of(TAGS, 3), self.some_of(KEYS, 2));
+        let (mut tags, mut parents) = (self.some_of(TAGS, 3), self.some_of(KEYS, 2));
         parents.remove(&key);
         let value = self.sets.len();
+        if self.random.below(4) == 0 {
+            // A plain write, with the tag of its rule alone.
+            self.parents.insert(key, BTreeSet::new());
+            self.sets.push((key, Set { tags: BTreeSet::from([TAGS + key]), parents: BTreeSet::new(), ended: None }));
+            let options = ["", " EX 1000", " KEEPTTL"][self.random.below(3)];
+            return (format!("SET k{key} {value}{options}"), value);
+        }
         let list = |name: &str, prefix: &str, of: &BTreeSet<usize>| match of.len() {
             0 => String::new(),
             count => of.iter().fold(format!(" {name} {count}"), |list, n| format!("{list} {prefix}{n}")),
         };
         let command = format!("CACHE.SET k{key} {value}{}{}", list("TAGS", "t", &tags), list("DEPENDS", "k", &parents));
+        tags.insert(TAGS + key);
         self.parents.insert(key, parents.clone());
         self.sets.push((key, Set { tags, parents, ended: None }));
         (command, value)
@@ -113,17 +135,22 @@ impl Run {
     fn subject(&mut self) -> Subject {
         match self.random.below(20) {
             0 => Subject::All,
-            n if n < 11 => Subject::Tag(self.random.below(TAGS)),
+            1 => Subject::Pattern(self.random.below(KEYS)),
+            n if n < 11 => Subject::Tag(self.random.below(TAGS + KEYS)),
             _ => Subject::Cascade(self.random.below(KEYS)),
         }
     }
 
     fn begin(&mut self, what: Subject) -> Invalidation {
         let reached = match what {
-            Subject::Cascade(key) => self.reaching(key),
+            Subject::Cascade(key) | Subject::Written(key) => self.reaching(key),
             _ => BTreeSet::new(),
         };
         let invalidation = Invalidation { what, began: self.tick(), reached, known: [None, None] };
+        if let Subject::Written(_) = what {
+            // Its own edges are those of the write.
+            return invalidation;
+        }
         // What is dead depends on nothing any more, and nothing new is made from it.
         let dead = |key: &usize| {
             self.sets
@@ -181,17 +208,24 @@ impl Run {
             self.note(&format!("session {a}: {command}"));
             self.clients[a].send(command)?;
         }
+        // Whose edges are there when it is executed nobody knows if others change as well.
+        let written = set.as_ref().filter(|_| invalidation.is_none()).map(|(_, value)| self.sets[*value].0);
+        let mut written = written.map(|key| self.begin(Subject::Written(key)));
         if let Some(mut invalidation) = invalidation {
+            // Without a time of staleness that is the same.
+            let mode = ["", " MODE EXPIRE"][self.random.below(2)];
             let command = match invalidation.what {
-                Subject::All => "CACHE.INVALIDATE ALL".to_owned(),
-                Subject::Tag(tag) => format!("CACHE.INVALIDATE TAG t{tag}"),
-                Subject::Cascade(key) => format!("CACHE.INVALIDATE CASCADE k{key}"),
+                Subject::All => format!("CACHE.INVALIDATE ALL{mode}"),
+                Subject::Tag(tag) => format!("CACHE.INVALIDATE TAG {}{mode}", tag_name(tag)),
+                Subject::Cascade(key) | Subject::Written(key) => format!("CACHE.INVALIDATE CASCADE k{key}{mode}"),
+                Subject::Pattern(last) => format!("CACHE.INVALIDATE PATTERN k[0-{last}]"),
             };
             self.note(&format!("session {b}: {command}"));
             let answer = self.clients[b].ask(&command)?;
             let ended = self.tick();
             self.note(&format!("session {b}: -> {answer}"));
-            if answer.parse::<u64>().is_ok() {
+            let is_id = matches!(invalidation.what, Subject::Pattern(_)) && !answer.starts_with('(');
+            if is_id || answer.parse::<u64>().is_ok() {
                 invalidation.known[b / 2] = Some(ended);
                 // The edges of a write under way may not have been there.
                 if set.is_none() || !matches!(invalidation.what, Subject::Cascade(_)) {
@@ -204,6 +238,10 @@ impl Run {
             let ended = self.tick();
             self.note(&format!("session {a}: -> {answer}"));
             self.sets[value].1.ended = (answer == "OK").then_some(ended);
+            if let Some(mut written) = written.take().filter(|_| answer == "OK") {
+                written.known[a / 2] = Some(ended);
+                self.invalidations.push(written);
+            }
             let key = self.sets[value].0;
             if answer != "OK" {
                 self.parents.remove(&key);
@@ -214,12 +252,30 @@ impl Run {
 
     /// Somebody without a sidecar deletes a tag; who asks behind a barrier knows.
     fn foreign_delete(&mut self) -> Result<()> {
-        let tag = self.random.below(TAGS);
+        let tag = self.random.below(TAGS + KEYS);
         let invalidation = self.begin(Subject::Tag(tag));
-        self.foreign.ask(&format!("DEL caddy:default.local:g:t:t{tag}"))?;
-        self.note(&format!("DEL of t{tag} by another"));
+        self.foreign.ask(&format!("DEL caddy:default.local:g:t:{}", tag_name(tag)))?;
+        self.note(&format!("DEL of {} by another", tag_name(tag)));
         self.invalidations.push(invalidation);
         Ok(())
+    }
+
+    /// A generation is lost, as Redis may lose any key: all that it may cost is misses.
+    fn lose_a_generation(&mut self) -> Result<()> {
+        let name = match self.random.below(8) {
+            0 => "a".to_owned(),
+            1 => "s:all".to_owned(),
+            2..5 => format!("t:{}", tag_name(self.random.below(TAGS + KEYS))),
+            _ => {
+                let key = self.random.below(KEYS);
+                // Who its parents were is known to nobody; what depended on it through it is gone.
+                self.parents.remove(&key);
+                format!("k:k{key}")
+            }
+        };
+        let (command, end) = [("UNLINK", ""), ("PEXPIRE", " 1")][self.random.below(2)];
+        self.note(&format!("{command} of {name} by Redis"));
+        self.foreign.ask(&format!("{command} caddy:default.local:g:{name}{end}")).map(drop)
     }
 
     /// Behind it a sidecar knows of all that was done before.
@@ -240,7 +296,7 @@ impl Run {
 fn play(seed: u64) -> Result<()> {
     let redis = RedisServer::start()?;
     let proxies = [Proxy::start(redis.socket())?, Proxy::start(redis.socket())?];
-    let start = |proxy: &Proxy| SidecarOptions::redis(proxy.socket()).workers(2).start();
+    let start = |proxy: &Proxy| SidecarOptions::redis(proxy.socket()).workers(2).section(RULES).start();
     let sidecars = [start(&proxies[0])?, start(&proxies[1])?];
     let connect = |at: usize| Ok(Client(sidecars[at / 2].connect()?));
     let mut run = Run {
@@ -261,7 +317,8 @@ fn play(seed: u64) -> Result<()> {
             proxies[at].cut(if class == 0 { Class::Tracked } else { Class::Relay });
             Ok(())
         }
-        1 | 2 => run.foreign_delete(),
+        1 => run.foreign_delete(),
+        2 => run.lose_a_generation(),
         3..=5 => {
             let at = run.random.below(2);
             run.barrier(at)

@@ -1,6 +1,9 @@
 //! The section `keyspaces`, and how values are kept small.
 
-use super::reader::Reader;
+use super::{
+    reader::Reader,
+    tags::{TAGS_MAX, TagTemplate, stars},
+};
 use crate::{
     Algorithm, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, RawCompression, RawConfig, RawKeyspace,
     RawPostgresStore, RawStore, RawWriteBehind, RedisMode, Strategy, parse_duration,
@@ -40,6 +43,10 @@ pub struct Keyspace {
     pub loading: Option<Loading>,
     /// What is known of its keys that Redis does not have; none: nothing.
     pub negative_filter: Option<NegativeFilter>,
+    /// Tags of values that are written through a sidecar.
+    pub tags: Vec<TagTemplate>,
+    /// A write through a sidecar invalidates what depends on the key.
+    pub parents: bool,
     /// How its values are kept small.
     pub compression: Compression,
 }
@@ -159,6 +166,8 @@ impl Reader {
                 negative_ttl: self.bound(&format!("keyspaces[{n}].negativeTtl"), &keyspace.negative_ttl).or(ttl),
                 loading: self.loading(&format!("keyspaces[{n}]"), keyspace, config),
                 negative_filter: self.negative_filter(n, keyspace, config),
+                tags: self.tags(&format!("keyspaces[{n}].tags"), keyspace),
+                parents: keyspace.parents,
                 compression: match &keyspace.compression {
                     Some(own) => self.compression(&format!("keyspaces[{n}].compression"), own),
                     None => Self::default().compression("", compression),
@@ -208,6 +217,17 @@ impl Reader {
         })
     }
 
+    fn tags(&mut self, path: &str, raw: &RawKeyspace) -> Vec<TagTemplate> {
+        let count = raw.tags.len();
+        self.check(count <= TAGS_MAX, path, format!("has {count} entries; at most {TAGS_MAX} are allowed"));
+        let stars = stars(&raw.pattern);
+        let parsed = raw.tags.iter().enumerate().filter_map(|(n, text)| {
+            let tag = TagTemplate::parse(text, stars);
+            tag.map_err(|wrong| self.check(false, &format!("{path}[{n}]"), format!("{text:?}: {wrong}"))).ok()
+        });
+        parsed.collect()
+    }
+
     /// What a keyspace says of its store; without one, nothing that would need it may be said.
     fn loading(&mut self, path: &str, raw: &RawKeyspace, config: &RawConfig) -> Option<Loading> {
         let at = |field: &str| format!("{path}.{field}");
@@ -240,6 +260,15 @@ impl Reader {
             format!("{:?} needs cache: Auto and mode: Serve", raw.strategy),
         );
         let writes = matches!(raw.strategy, Strategy::WriteThrough | Strategy::WriteBehind);
+        for (field, _) in
+            [("tags", !raw.tags.is_empty()), ("parents", raw.parents)].iter().filter(|(_, is_set)| *is_set)
+        {
+            self.check(
+                !writes,
+                &at(field),
+                format!("is not available with strategy {:?}, whose values are the store's", raw.strategy),
+            );
+        }
         let read_only = |store: &&RawStore| {
             let is_read_only = |sql: &RawPostgresStore| sql.store.is_empty() || sql.delete.is_empty();
             store.name == raw.store && store.postgres.as_ref().is_some_and(is_read_only)

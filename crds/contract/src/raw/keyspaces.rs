@@ -41,6 +41,10 @@ pub struct RawKeyspace {
     /// Which of its keys Redis does not have is known without asking; absent: is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_filter: Option<RawNegativeFilter>,
+    /// Tags of values that are written through a sidecar; `{1}` is what the first `*` of `match` takes of the key.
+    pub tags: Vec<String>,
+    /// A write through a sidecar invalidates what depends on the key.
+    pub parents: bool,
     /// How its values are kept small; absent means as `l2.compression` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<RawCompression>,
@@ -162,6 +166,8 @@ impl Default for RawKeyspace {
             jitter_percent: 10,
             write_behind: None,
             negative_filter: None,
+            tags: Vec::new(),
+            parents: false,
             compression: None,
         }
     }

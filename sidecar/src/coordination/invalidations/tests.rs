@@ -74,6 +74,7 @@ struct Fake {
     acknowledged: Cell<u32>,
     is_down: Cell<bool>,
     removals: Cell<usize>,
+    cleared: RefCell<Vec<String>>,
     entered: RefCell<BTreeMap<String, usize>>,
     swept: RefCell<BTreeMap<String, u64>>,
     markers: RefCell<Vec<String>>,
@@ -98,6 +99,16 @@ impl Target for Fake {
 
     async fn untag(&self, _: &[String], _: &str) -> Result<(), String> {
         self.answer()
+    }
+
+    async fn clear(&self, keyspaces: &[String], _: &str) -> Result<(), String> {
+        self.answer()?;
+        self.cleared.borrow_mut().extend_from_slice(keyspaces);
+        Ok(())
+    }
+
+    fn keyspaces(&self) -> Vec<String> {
+        vec!["*".to_owned(), "users".to_owned()]
     }
 
     async fn enter(&self, id: String, pattern: KeyPattern, _: &str) -> Result<(), EnterError> {
@@ -137,6 +148,7 @@ fn spec() -> InvalidationSpec {
         keys: vec!["a".into(), "b".into()],
         patterns: vec!["user:*".into()],
         regexes: vec!["^x".into()],
+        keyspaces: vec!["users".into()],
         ttl_seconds_after_finished: Some(60),
         ..InvalidationSpec::default()
     }
@@ -157,6 +169,7 @@ async fn an_object_is_executed_once_reported_and_deleted_when_its_time_is_over()
         (Some(InvalidationPhase::Running), Some(0), Some(2))
     );
     assert_eq!((cache.entered.borrow().len(), cache.removals.get(), cache.markers.borrow().len()), (2, 1, 1));
+    assert_eq!(*cache.cleared.borrow(), ["users"]);
 
     cache.acknowledged.set(2);
     executor.round(&server, &cache, at(3)).await.unwrap();
@@ -217,9 +230,11 @@ async fn what_cannot_succeed_fails_and_says_why() {
     let changed = |server: &Server| server.objects.borrow_mut()[0].generation = 2;
     let bad = InvalidationSpec { regexes: vec!["a(".into()], ..spec() };
     let nothing = InvalidationSpec { cluster: "shop".into(), ..InvalidationSpec::default() };
+    let elsewhere = InvalidationSpec { keyspaces: vec!["users".into(), "sessions".into()], ..spec() };
     for (server, said) in [
         (Server::of(1, bad), "unclosed group"),
         (Server::of(1, nothing), "at least one of"),
+        (Server::of(1, elsewhere), "no keyspace is named \"sessions\"; there are *, users"),
         (Server::of(1, spec()), "cannot be: create another"),
     ] {
         if said.starts_with("cannot") {
