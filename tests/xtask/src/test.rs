@@ -14,8 +14,9 @@ use crate::place::Place;
 use crate::stage::{self, Lane, Outcome, Stage};
 
 /// How long each random run of `--soak` goes on unless `CADDY_SOAK_SECONDS` says otherwise.
-const CRASH_SECONDS: &str = "60";
 const SOAK_SECONDS: &str = "600";
+/// How long write-behind is killed in a `--soak`, for each durability.
+const CRASH_SECONDS: &str = "60";
 
 /// Which tests.
 #[derive(Debug, Default, PartialEq, Eq)]
