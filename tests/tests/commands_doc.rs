@@ -63,8 +63,8 @@ And they are about what is in Redis:
   if the key has seen no greater token of the lock, else `-FENCED`. See [invalidation](invalidation.md), [locks](locks.md#a-value-in-the-cache).
 * `CACHE.GET key`: reads it, as `GET` does. `CACHE.GET key WITHMETA [LEASE ms] [TAGS n tag…] [DEPENDS n key…]`: a map of what is known of it, and
   if it is missing, a token to [fill it](invalidation.md#filling-under-a-token). `CACHE.TOUCH key`: as `TOUCH`.
-* `CACHE.INVALIDATE KEY key… | TAG tag… | CASCADE key… | KEYSPACE name | ALL [MODE REMOVE] [REASON text]`: one `UNLINK`; answers how
-  many keys in Redis it removed. Options stand at the end.
+* `CACHE.INVALIDATE KEY key… | TAG tag… | CASCADE key… | KEYSPACE name | ALL [MODE REMOVE|EXPIRE] [REASON text]`: one `UNLINK`, or one
+  script; answers how many keys in Redis it removed, or made stale. Options stand at the end.
 * `CACHE.INVALIDATE PATTERN glob [MODE REMOVE] [REASON text]`, `CACHE.INVALIDATE REGEX expression …`: the same for all keys of the
   database that match, of which Redis may hold millions. Answers with an id as soon as it is in force: from then on nobody behind this
   sidecar is answered with what such a key was before. A glob is as in `KEYS`; an expression matches anywhere in a key, in linear
