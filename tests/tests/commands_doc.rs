@@ -381,7 +381,7 @@ fn beginnings(source: &str) -> BTreeSet<String> {
 
 /// One of them, the comparison with a server if it is there: all of them would make every new test a change of the document.
 fn shown(tests: &[&str]) -> String {
-    let one = tests.iter().find(|test| **test == "differential").or(tests.first());
+    let one = tests.iter().find(|test| **test == "differential").or_else(|| tests.first());
     one.map_or_else(String::new, |test| (*test).to_owned())
 }
 

@@ -97,7 +97,7 @@ pub enum Finished {
 
 impl AbsenceFilter {
     /// A filter for so many keys, which knows nothing yet.
-    pub const fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize) -> Self {
         Self { capacity, active: RwLock::new(None), building: Mutex::new(None) }
     }
 

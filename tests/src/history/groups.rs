@@ -72,8 +72,8 @@ impl History {
             // A write that was not answered may have happened at any time.
             let Some((set, tag)) = sets.get(&(key.as_str(), *value)) else { continue };
             let before = |of: &&&GroupEvent| set.completed < of.invoked;
-            let known = invalidations.get(tag).into_iter().flatten().filter(before);
-            let late = known.filter_map(|of| Some((of, self.known_by(of, read, promises)?))).next();
+            let mut known = invalidations.get(tag).into_iter().flatten().filter(before);
+            let late = known.find_map(|of| Some((of, self.known_by(of, read, promises)?)));
             if let Some((invalidation, why)) = late {
                 broken.entry(tag).or_insert_with(|| Broken {
                     promise: format!("C5: a value was read whose tag had been invalidated, which was known {why}"),

@@ -163,7 +163,10 @@ fn counts_while_slots_move(keyspace: &str, may_wait: bool) -> Result<()> {
             let written = || {
                 let enough = batches.load(Ordering::Relaxed) + 8;
                 eventually("apps go on writing", SOON, || {
-                    ensure!(batches.load(Ordering::Relaxed) >= enough || apps.iter().any(|app| app.is_finished()));
+                    ensure!(
+                        batches.load(Ordering::Relaxed) >= enough
+                            || apps.iter().any(std::thread::ScopedJoinHandle::is_finished)
+                    );
                     Ok(())
                 })
             };

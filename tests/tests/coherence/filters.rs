@@ -41,7 +41,7 @@ const RUN: Duration = Duration::from_secs(6);
 fn no_reader_misses_what_is_there_in_random_runs() -> Result<()> {
     let world = filtered(&Subject::good(), |options| options.max_staleness(BOUND).workers(2))?;
     let clock = BootClock;
-    let (over, state) = (AtomicBool::new(false), Vec::from_iter((0..KEYS).map(|_| AtomicU64::new(0))));
+    let (over, state) = (AtomicBool::new(false), (0..KEYS).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
     // Nanoseconds since boot at which its SET was answered; 0: it may be absent.
     let (over, state, world) = (&over, &state, &world);
     let (mut reads, mut absent) = (0_u64, 0_u64);
@@ -55,7 +55,9 @@ fn no_reader_misses_what_is_there_in_random_runs() -> Result<()> {
                 let since = &state[key as usize];
                 match what {
                     0 => {
-                        state.iter().for_each(|since| since.store(0, Ordering::SeqCst));
+                        for since in state {
+                            since.store(0, Ordering::SeqCst);
+                        }
                         redis.ask("FLUSHALL")?;
                     }
                     1 => world.pod().proxy.cut(Class::Announcing),

@@ -278,8 +278,8 @@ impl Story<'_> {
         let epoch = epoch["metadata"]["annotations"]["cache.caddy.dev/epoch"].as_str().unwrap_or_default().to_owned();
         ensure!(in_redis.trim_start_matches('0').starts_with(&format!("{epoch}-")), "{in_redis}, agreed on {epoch}");
         eventually("status.epoch is the one that was agreed on", KUBELETS_PACE, || {
-            let status = self.0.status(CLUSTER)?;
-            ensure!(status["epoch"].to_string() == epoch, "status.epoch is {}", status["epoch"]);
+            let told = self.0.status(CLUSTER)?["epoch"].as_u64().map(|told| told.to_string());
+            ensure!(told.as_ref() == Some(&epoch), "status.epoch is {told:?}");
             Ok(())
         })?;
         let first = token(here.reply(&["LOCK.ACQUIRE", "migrate", "BACKEND", "lease"])?)?;
