@@ -57,6 +57,7 @@ fn the_first_contract_still_means_what_it_meant() {
     assert!(config.consistency.allow_unmarked);
     assert_eq!(config.keyspaces[0].cache, CacheMode::Off);
     let users = &config.keyspaces[1];
+    assert!(users.tags.len() == 2 && users.parents);
     assert_eq!((users.pattern.as_str(), users.mode), ("user:*", KeyspaceMode::Observe));
     assert_eq!((users.compression.algorithm, config.l2.compression.algorithm), (Algorithm::None, Algorithm::Zstd));
     assert_eq!(config.keyspaces[0].compression, config.l2.compression);
