@@ -221,6 +221,9 @@ impl Cluster {
             self.version.send_replace(map.version);
             let primaries = map.nodes.len();
             tracing::info!(version = map.version, primaries, "the cluster's slot map is in force");
+        }
+        // Of a map that is as it was, too: one that left may have told of its trouble after it had left.
+        if let Some(map) = self.map() {
             shared.status.nodes_are(&map.nodes.iter().map(|node| node.id).collect::<Vec<_>>());
         }
         shared.metrics.slot_map_reads.inc();

@@ -104,9 +104,12 @@ impl Prover {
                     submit(node, &lane, Proof::ask(shared, node, sent, true));
                 }
             }
-            (Err(unproven), _) => {
+            (Err(unproven), node) => {
                 kernel.lapse(source);
-                shared.status.tracked_down(id, &unproven.to_string());
+                // That a node which has left has no copies to prove is nobody's trouble.
+                if node.is_some() {
+                    shared.status.tracked_down(id, &unproven.to_string());
+                }
                 shared.doubt_slots();
             }
         }

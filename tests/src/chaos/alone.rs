@@ -31,7 +31,10 @@ impl Alone {
             options.workers(workers(seed)).max_staleness(BOUND).timeout(TIMEOUT).consistency("onUncertain: ServeStale")
         })?;
         let keys = (0..KEYS).map(|key| format!("register:{key}")).collect();
-        Ok(Self { world, terrain: Terrain { keys, databases: 2, is_one_server: true, max_staleness: BOUND } })
+        Ok(Self {
+            world,
+            terrain: Terrain { keys, databases: 2, is_one_server: true, may_split: false, max_staleness: BOUND },
+        })
     }
 }
 

@@ -72,7 +72,7 @@ impl Command {
             86..90 if terrain.is_one_server => Self::Script(written),
             90..95 if terrain.is_one_server => Self::Transaction(key, written),
             90..95 => Self::Transaction(written.clone(), written),
-            95.. if terrain.is_one_server => Self::Barrier,
+            95.. if terrain.is_one_server && !terrain.may_split => Self::Barrier,
             // Most of them.
             _ => Self::Get(key),
         }

@@ -36,7 +36,7 @@ impl Sharded {
         let options = subject.cluster_options(&cluster).workers(workers(seed)).max_staleness(BOUND).timeout(TIMEOUT);
         let sidecars = (0..SIDECARS).map(|_| options.clone().start()).collect::<Result<Vec<_>>>()?;
         let keys = (0..KEYS).map(|n| cluster.key_of(n % PRIMARIES, n)).collect();
-        let terrain = Terrain { keys, databases: 1, is_one_server: false, max_staleness: BOUND };
+        let terrain = Terrain { keys, databases: 1, is_one_server: false, may_split: true, max_staleness: BOUND };
         Ok(Self { cluster, sidecars, terrain })
     }
 

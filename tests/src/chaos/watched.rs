@@ -41,7 +41,7 @@ impl Watched {
             })?;
         }
         let keys = (0..KEYS).map(|key| format!("register:{key}")).collect();
-        let terrain = Terrain { keys, databases: 1, is_one_server: true, max_staleness: BOUND };
+        let terrain = Terrain { keys, databases: 1, is_one_server: true, may_split: true, max_staleness: BOUND };
         Ok(Self { servers, sidecars, terrain })
     }
 

@@ -1,8 +1,9 @@
 //! How replies leave.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read, Write as _},
     os::unix::net::UnixStream,
+    sync::mpsc::{Sender, channel},
     thread,
 };
 
@@ -13,7 +14,7 @@ use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
 use crate::session;
 
 /// Reads so many bytes; how many reads that took.
-fn reads_until(stream: &mut UnixStream, length: usize) -> Result<usize> {
+fn reads_until(stream: &mut impl Read, length: usize) -> Result<usize> {
     let mut buffer = vec![0; length + 1];
     let (mut filled, mut reads) = (0, 0);
     while filled < length {
@@ -50,20 +51,31 @@ fn a_pipelined_batch_of_hits_is_answered_in_one_write() -> Result<()> {
     Ok(())
 }
 
+/// A stream whose other end is told of each read that is over. (That nothing is unread any more is seen within a read, too.)
+struct Told(UnixStream, Sender<()>);
+
+impl Read for Told {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer);
+        // Who writes is done behind the last one.
+        let _ = self.1.send(());
+        read
+    }
+}
+
 /// What the test above looks at does tell one write from two, where the second waits until the first has been read.
 #[test]
 fn two_writes_are_seen_as_such() -> Result<()> {
-    let (mut server, mut client) = UnixStream::pair()?;
-    let unread = client.try_clone()?;
+    let (mut server, client) = UnixStream::pair()?;
+    let (read, is_read) = channel();
     let writer = thread::spawn(move || -> Result<()> {
         for _ in 0..2 * ROUNDS {
             server.write_all(&b"+PONG\r\n".repeat(200))?;
-            while rustix::io::ioctl_fionread(&unread)? > 0 {
-                thread::yield_now();
-            }
+            is_read.recv()?;
         }
         Ok(())
     });
+    let mut client = Told(client, read);
     for _ in 0..ROUNDS {
         ensure!(reads_until(&mut client, 400 * b"+PONG\r\n".len())? == 2, "two writes, two reads");
     }
