@@ -110,7 +110,7 @@ impl Status {
         self.change_quietly(|status| {
             status.reachable = true;
             status.coherent = reason.is_empty();
-            status.reason = reason;
+            status.reason.clone_from(&reason);
         });
     }
 
@@ -144,7 +144,7 @@ impl Status {
         self.change(reason, |status| status.reachable = false);
     }
 
-    fn change(&self, reason: &str, change: impl FnOnce(&mut L3Status)) {
+    fn change(&self, reason: &str, change: impl Fn(&mut L3Status)) {
         if self.get().reason != reason
             && let Some(before) = self.worth_a_line(reason)
         {
@@ -168,9 +168,12 @@ impl Status {
         Some(before)
     }
 
-    fn change_quietly(&self, change: impl FnOnce(&mut L3Status)) {
-        let mut status = L3Status::clone(&self.get());
-        change(&mut status);
-        self.l3.store(Arc::new(status));
+    /// Others may change something else at the same time: neither change is lost.
+    fn change_quietly(&self, change: impl Fn(&mut L3Status)) {
+        self.l3.rcu(|status| {
+            let mut status = L3Status::clone(status);
+            change(&mut status);
+            status
+        });
     }
 }
