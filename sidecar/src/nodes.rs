@@ -275,6 +275,11 @@ impl Node {
         self.tracked.read().get(&database).cloned()
     }
 
+    /// All that were opened.
+    pub(crate) fn all_tracked(&self) -> Vec<Tracked> {
+        self.tracked.read().values().cloned().collect()
+    }
+
     /// The tracked connection that a source's copies come from.
     pub(crate) fn lane_of(&self, source: SourceId) -> Option<LaneHandle<Tag>> {
         self.tracked.read().values().find(|tracked| tracked.source == source).map(|tracked| tracked.lane.clone())

@@ -4,20 +4,23 @@
 //! is shown by what it replies: replicas, demoted primaries and nodes that have lost their cluster or some of their slots
 //! answer as well, and push nothing of what they miss. Whatever is not proved kills the node's copies.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use caddy_engine::{Currency, Moment, Sent};
-use caddy_remote::{LaneHandle, Request, Role, ServerInfo, cluster::Standing};
+use caddy_remote::{LaneHandle, LaneState, Request, Role, ServerInfo, cluster::Standing};
 use caddy_resp::Value;
 
 use crate::{
     guards::{Guard, hold},
     nodes::{Node, NodeId, Tracked},
     proof::Proof,
-    shared::Shared,
+    shared::{L3, Shared},
     upstream::Tag,
 };
+
+/// How often a node is asked whether it may be trusted again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A probe that is under way.
 #[derive(Debug)]
@@ -38,6 +41,24 @@ pub(crate) fn probe_if_due(shared: &Arc<Shared>, node: &Node, tracked: &Tracked,
         && let Some(sent) = kernel.claim_probe(tracked.source, now)
     {
         probe(shared, node, &tracked.lane, sent);
+    }
+}
+
+/// Probes what is not proved, now and then, until it is: where nobody reads nothing else would, and the sidecar would go on
+/// to say that its copies are not current. While nothing is wrong it sends nothing. Never ends.
+pub(crate) async fn look_again(shared: Arc<Shared>) {
+    let L3::Redis(redis) = &shared.l3 else { return std::future::pending().await };
+    loop {
+        shared.status.troubled().await;
+        while !shared.status.get().coherent {
+            tokio::time::sleep(AGAIN).await;
+            for node in redis.nodes() {
+                let ready = |tracked: &Tracked| tracked.lane.state() == LaneState::Ready;
+                for tracked in node.all_tracked().iter().filter(|tracked| ready(tracked)) {
+                    probe_if_due(&shared, &node, tracked, shared.now());
+                }
+            }
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     loading::{self, Loading, StoreConfigError, Stores},
     memory,
     packer::{self, Packer},
-    ranges, reload, server_commands,
+    probe, ranges, reload, server_commands,
     session::Session,
     shared::{L3, Shared},
     supervisor::Supervisor,
@@ -117,6 +117,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     supervisor.spawn_vital("write-behind", behind::run(shared.clone(), begun, supervisor.clone()));
     supervisor.spawn_vital("write-behind members", behind::watch(shared.clone()));
     supervisor.spawn_vital("memory", memory::watch(shared.clone()));
+    supervisor.spawn_vital("probes", probe::look_again(shared.clone()));
     supervisor.spawn_vital("admin", admin::serve(admin, shared.clone(), supervisor.clone()));
     if matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some()) {
         supervisor.spawn_vital("slot map", Cluster::keep(shared.clone()));

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use caddy_engine::{BootClock, Clock as _};
 use caddy_remote::ServerInfo;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::{facts::Facts, nodes::NodeId, seldom::Seldom};
 
@@ -36,6 +37,8 @@ pub(crate) struct Status {
     l3: ArcSwap<L3Status>,
     /// What is wrong with which node's tracked connection.
     troubles: Mutex<BTreeMap<NodeId, String>>,
+    /// There is something wrong that was not before.
+    troubled: Notify,
     fields_expire: AtomicBool,
     /// What the server has told of itself that the promises rest on.
     pub(crate) facts: Facts,
@@ -56,6 +59,7 @@ impl Status {
         Self {
             l3: ArcSwap::from_pointee(l3),
             troubles: Mutex::default(),
+            troubled: Notify::new(),
             fields_expire: AtomicBool::new(true),
             facts: Facts::default(),
             ups: Seldom::default(),
@@ -100,6 +104,12 @@ impl Status {
         let mut troubles = self.troubles.lock();
         self.change(reason, |status| status.coherent = false);
         troubles.insert(node, reason.to_owned());
+        self.troubled.notify_one();
+    }
+
+    /// Waits until something is wrong with a tracked connection, or was.
+    pub(crate) async fn troubled(&self) {
+        self.troubled.notified().await;
     }
 
     /// These are the nodes now: what was wrong with others is past.

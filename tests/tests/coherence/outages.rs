@@ -110,6 +110,25 @@ fn a_demoted_redis_that_is_promoted_again_is_trusted_again() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_redis_that_may_be_trusted_again_is_so_where_nobody_reads() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let bound = Duration::from_millis(300);
+    let (sidecar, mut client) = holding(&redis, |options| options.max_staleness(bound))?;
+    redis.command(&["REPLICAOF", "127.0.0.1", "1"])?;
+    eventually("the sidecar says that Redis is a replica", SOON, || {
+        client.ask("GET k")?;
+        ensure!(sidecar.metric("caddy_coherent")? == 0, "caddy_coherent is 1");
+        Ok(())
+    })?;
+    redis.command(&["REPLICAOF", "NO", "ONE"])?;
+    eventually("the sidecar has asked by itself", SOON, || {
+        ensure!(sidecar.metric("caddy_coherent")? == 1, "caddy_coherent is 0: {}", sidecar.log());
+        Ok(())
+    })?;
+    Ok(())
+}
+
 // === copies that cannot be proved ===
 
 /// A pod whose Redis has stopped answering for longer than the bound, and sessions of both protocols.
