@@ -26,13 +26,14 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::{
+    fills::{self, FillLanded, FillMany},
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox},
     nodes::Node,
     ranges::FAILOVER_WINDOW,
     shared::{L3, Shared},
     shown::RelayedStrings,
-    upstream::{self, FillLanded, FillMany, Tag},
+    upstream::Tag,
 };
 
 /// A generation lives for so long behind the last entry without an end of its own that carries it.
@@ -604,8 +605,8 @@ impl Drop for Learning {
         match std::mem::replace(&mut *self.then.lock(), Then::Nothing) {
             Then::Nothing => {}
             Then::Session(mailbox) => mailbox.deliver(Delivery::Learned(collected)),
-            Then::Fill(fill) => upstream::resume_fill(&self.shared, *fill, collected),
-            Then::FillMany(many) => upstream::resume_fill_many(&self.shared, *many, collected),
+            Then::Fill(fill) => fills::resume_fill(&self.shared, *fill, collected),
+            Then::FillMany(many) => fills::resume_fill_many(&self.shared, *many, collected),
             Then::Relayed(relayed) => relayed.hand_on(&self.shared, collected),
             // Who does not wait any more is not told.
             Then::Task(task) => drop(task.send(collected)),

@@ -23,6 +23,7 @@ mod errands;
 mod events;
 mod facts;
 mod files;
+mod fills;
 mod generations;
 mod guards;
 mod heat;

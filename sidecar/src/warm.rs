@@ -20,11 +20,11 @@ pub(crate) use start::{Progress, farewell, has_started, run};
 
 use crate::{
     cache::{KeyRef, Waiter},
+    fills::read_for,
     heat::HotRead,
     mailbox::{Delivery, Mailbox, Place, ReplyTo},
     probe::probe_if_due,
     shared::{L3, Shared},
-    upstream::read_for,
 };
 
 /// Reads under way at a time: what apps ask for meanwhile waits behind no more than these.

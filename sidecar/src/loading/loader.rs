@@ -32,6 +32,7 @@ use super::{
 use crate::{
     cache::{Cached, TierKey},
     envelope::Decoded,
+    fills::keep,
     generations::{ALL, How, Learned, Want, generation_life, of_keyspace, of_tag},
     guards::{Guard, hold},
     keyspaces::{Id, Source},
@@ -39,7 +40,6 @@ use crate::{
     shared::{L3, Shared},
     supervisor::Supervisor,
     tally::Count,
-    upstream::keep,
 };
 
 /// How often a key that another sidecar loads is looked at, at first and at most.

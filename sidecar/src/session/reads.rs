@@ -23,6 +23,7 @@ use super::{
 use crate::{
     cache::{Cached, KeyRef, Read, TierKey, Waiter, request_name},
     commands::{Merge, Row},
+    fills::{self, FillMany, fill_many_request, keep},
     guards::{Guard, hold},
     mailbox::ReplyTo,
     nodes::{Node, Tracked},
@@ -30,7 +31,7 @@ use crate::{
     shared::L3,
     shown::Shown,
     tally::Count,
-    upstream::{self, Effect, FillMany, Tag, fill_many_request, integer, keep},
+    upstream::{Effect, Tag, integer},
 };
 
 /// MGETs of more keys are relayed: their fills would crowd out what single reads keep warm.
@@ -367,7 +368,7 @@ impl Conversation {
         let waiter = self.waiter(pending);
         let wanted = caddy_engine::Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
         let lane = self.fill_lane(node, tracked);
-        upstream::read_for(&shared, &wanted, &request, &lane, waiter, missed.keep, self.now);
+        fills::read_for(&shared, &wanted, &request, &lane, waiter, missed.keep, self.now);
         Flow::Done
     }
 
