@@ -13,11 +13,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::wire::Wire;
+use crate::{e2e::eventually, wire::Wire, world::SOON};
 
 /// Names the server's program in place of what PATH has.
 pub const SERVER_VARIABLE: &str = "CADDY_REDIS_SERVER";
@@ -61,6 +61,20 @@ impl RedisServer {
     /// The same with further arguments.
     pub fn start_program_with(program: &Path, arguments: &[&str]) -> Result<Self> {
         Self::launch(program.to_owned(), None, arguments)
+    }
+
+    /// A primary that listens on a port of the loopback too, and a replica that follows it.
+    pub fn start_pair(program: &Path) -> Result<(Self, Self)> {
+        let port = free_port()?.to_string();
+        let listening = ["--port", &port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"];
+        let primary = Self::start_program_with(program, &listening)?;
+        let replica = Self::start_program_with(program, &["--replicaof", "127.0.0.1", &port])?;
+        eventually("the replica follows", SOON, || {
+            let info = String::from_utf8(primary.command(&["INFO", "replication"])?)?;
+            ensure!(info.contains("state=online"), "{info}");
+            Ok(())
+        })?;
+        Ok((primary, replica))
     }
 
     /// A server, with an empty data set, on a given socket: where another one was.

@@ -11,9 +11,9 @@ use caddy_tests::{
     e2e::eventually,
     postgres::PostgresServer,
     random::Random,
-    redis::{RedisServer, free_port},
+    redis::{self, RedisServer},
     sidecar::{Sidecar, SidecarOptions},
-    world::{Client, LONG, SOON, show},
+    world::{Client, LONG, SOON},
 };
 
 /// On the way of a write, in this order; those of `Pod` alone and of `Replicated` alone.
@@ -35,15 +35,7 @@ struct World {
 
 impl World {
     fn start() -> Result<Self> {
-        let port = free_port()?.to_string();
-        let redis =
-            RedisServer::start_with(&["--port", &port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"])?;
-        let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port])?;
-        eventually("the replica is connected", SOON, || {
-            let info = show(&replica.command(&["INFO", "replication"])?);
-            ensure!(info.contains("master_link_status:up"), "{info}");
-            Ok(())
-        })?;
+        let (redis, replica) = RedisServer::start_pair(&redis::program()?)?;
         let postgres = PostgresServer::start()?;
         postgres.execute(
             "CREATE TABLE users (key text PRIMARY KEY, value text);

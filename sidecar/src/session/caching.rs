@@ -325,8 +325,9 @@ impl Conversation {
         }
     }
 
-    /// All these generations, in their order; `Err`: the request is held back until more is known, or answered.
-    pub(super) fn generations(&mut self, wants: &[Want]) -> Result<Vec<Learned>, Flow> {
+    /// Whether generations may be asked for; `Err`: the request is held back while they are read, or they could not be, and it
+    /// was answered.
+    fn may_learn(&mut self) -> Result<(), Flow> {
         if self.learning().is_waiting {
             return Err(Flow::Hold);
         }
@@ -335,6 +336,12 @@ impl Conversation {
                 format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
             return Err(self.answer_error(&text));
         }
+        Ok(())
+    }
+
+    /// All these generations, in their order; `Err`: the request is held back until more is known, or answered.
+    pub(super) fn generations(&mut self, wants: &[Want]) -> Result<Vec<Learned>, Flow> {
+        self.may_learn()?;
         let (shared, database) = (self.worker.shared.clone(), self.client.database);
         if let L3::Redis(redis) = &shared.l3
             && redis.cluster().is_some()
@@ -371,14 +378,7 @@ impl Conversation {
 
     /// What these generations are in L3 at this moment, absent ones included.
     pub(super) fn generations_afresh(&mut self, wants: Vec<Want>) -> Result<Vec<Learned>, Flow> {
-        if self.learning().is_waiting {
-            return Err(Flow::Hold);
-        }
-        if let Some(reason) = self.learning().failure.take() {
-            let text =
-                format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
-            return Err(self.answer_error(&text));
-        }
+        self.may_learn()?;
         if !self.learning().known.is_empty() || wants.is_empty() {
             return Ok(std::mem::take(&mut self.learning().known));
         }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use caddy_tests::{
     e2e::eventually,
     postgres::PostgresServer,
-    redis::{RedisServer, free_port},
+    redis::{self, RedisServer},
     sidecar::{Sidecar, SidecarOptions},
     world::{Client, LONG, SOON, show},
 };
@@ -22,15 +22,7 @@ const KEYSPACE: &str =
 
 impl Replicas {
     fn start() -> Result<Self> {
-        let port = free_port()?.to_string();
-        let redis =
-            RedisServer::start_with(&["--port", &port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"])?;
-        let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port])?;
-        eventually("the replica is connected", SOON, || {
-            let info = show(&replica.command(&["INFO", "replication"])?);
-            ensure!(info.contains("master_link_status:up"), "{info}");
-            Ok(())
-        })?;
+        let (redis, replica) = RedisServer::start_pair(&redis::program()?)?;
         Ok(Self { world: World::of(redis)?, replica })
     }
 }

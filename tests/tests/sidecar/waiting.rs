@@ -5,29 +5,15 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use caddy_tests::{
     e2e::eventually,
-    redis::{self, RedisServer, free_port},
+    redis::{self, RedisServer},
     sidecar::Sidecar,
     world::SOON,
 };
 
 use crate::session;
 
-/// A primary that listens on a port, and a replica that follows it.
-fn pair(program: &Path) -> Result<(RedisServer, RedisServer)> {
-    let port = free_port()?.to_string();
-    let listening = ["--port", &port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"];
-    let primary = RedisServer::start_program_with(program, &listening)?;
-    let replica = RedisServer::start_program_with(program, &["--replicaof", "127.0.0.1", &port])?;
-    eventually("the replica follows", SOON, || {
-        let info = String::from_utf8(primary.command(&["INFO", "replication"])?)?;
-        ensure!(info.contains("state=online"), "{info}");
-        Ok(())
-    })?;
-    Ok((primary, replica))
-}
-
 fn wait_counts_what_was_written(program: &Path) -> Result<()> {
-    let (primary, replica) = pair(program)?;
+    let (primary, replica) = RedisServer::start_pair(program)?;
     let sidecar = Sidecar::start(&primary)?;
     let mut app = session(&sidecar)?;
     ensure!(app.ask("SET k 1")? == "OK");
