@@ -2,8 +2,8 @@
 //!
 //! In one line: socket → [session](Start) → command → engine (L1 → L2 → flight) → remote → back. A session
 //! (`session.rs`) reads and writes bytes; its conversation decides for each request whether a tier may answer, whether
-//! a miss becomes a flight on the tracked connection, or whether it is relayed; `upstream.rs` applies to the tiers what
-//! comes back, before anybody is answered.
+//! a miss becomes a flight on the tracked connection, or whether it is relayed; `fills.rs` and `upstream.rs` apply to the
+//! tiers what comes back, before anybody is answered.
 //!
 //! The binary is all that is meant to be used; the library exists for its tests and for the command table.
 
