@@ -3,7 +3,7 @@
 //! One connection is kept to every Sentinel that is named. On it they are asked before each connect and with each
 //! currency proof, and they tell by themselves when they have switched to another primary. An answer carries its
 //! configuration epoch: of answers that differ the highest counts, so that a Sentinel which slept through a failover
-//! does not lead back. A *majority* must have answered for a proof; a connection is made on the best answer there is, and
+//! does not lead back, neither within one question nor from one to the next ([`Settled`]). A *majority* must have answered for a proof; a connection is made on the best answer there is, and
 //! whoever is connected to must say itself that it is a primary.
 //!
 //! A failover is known at the latest when the Sentinel that leads it answers: it names the new primary before anybody
@@ -17,6 +17,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -26,12 +27,16 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::{ConnectError, Endpoint, Handler, Lane, LaneHandle, Loss, Request, ServerInfo, Setup, Target, lane};
 
+/// For how long an opinion outweighs one of a lower epoch when no Sentinel repeats it. They tell one another each two
+/// seconds: whoever still says less then is not late, but all of them were set up anew and count epochs from zero.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
 /// What Sentinels are asked about one primary.
 pub struct Sentinels {
     name: String,
     request: Bytes,
     seats: Vec<LaneHandle<Tag>>,
-    settled: Mutex<Option<Opinion>>,
+    settled: Mutex<Option<Settled>>,
     version: AtomicU64,
 }
 
@@ -58,6 +63,13 @@ pub struct Verdict {
 struct Opinion {
     epoch: u64,
     primary: Endpoint,
+}
+
+/// The opinion that counts, and when a Sentinel has last had it.
+#[derive(Debug)]
+struct Settled {
+    opinion: Opinion,
+    heard: Instant,
 }
 
 type Answer = Box<dyn FnOnce(Result<Verdict, ConnectError>) + Send>;
@@ -174,12 +186,19 @@ impl Sentinels {
         }
     }
 
-    /// Takes what was found as the truth; its version.
-    fn settle(&self, opinion: &Opinion) -> u64 {
+    /// Takes what was found at `now` as the truth, unless a higher epoch is remembered; what is true then.
+    fn settle(&self, opinion: &Opinion, now: Instant) -> (Endpoint, u64) {
         let mut settled = self.settled.lock();
-        let changed = settled.as_ref().is_some_and(|settled| settled.primary != opinion.primary);
-        *settled = Some(opinion.clone());
-        if changed { self.version.fetch_add(1, Ordering::AcqRel) + 1 } else { self.version() }
+        if let Some(Settled { opinion: known, heard }) = &*settled {
+            if known.epoch > opinion.epoch && now.saturating_duration_since(*heard) < REMEMBERED {
+                return (known.primary.clone(), self.version());
+            }
+            if known.primary != opinion.primary {
+                self.version.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+        *settled = Some(Settled { opinion: opinion.clone(), heard: now });
+        (opinion.primary.clone(), self.version())
     }
 
     fn majority(&self) -> usize {
@@ -202,7 +221,7 @@ impl Ask {
                         state.torn = false;
                         // Who comes late and knows better is believed too.
                         if state.answer.is_none() {
-                            self.sentinels.settle(&opinion);
+                            self.sentinels.settle(&opinion, Instant::now());
                         }
                         state.best = Some(opinion);
                     }
@@ -233,11 +252,10 @@ impl Ask {
     fn conclude(&self, state: &AskState) -> Result<Verdict, ConnectError> {
         let sentinels = &self.sentinels;
         match (&state.best, state.torn) {
-            (Some(best), false) => Ok(Verdict {
-                primary: best.primary.clone(),
-                version: sentinels.settle(best),
-                is_of_majority: state.heard >= sentinels.majority(),
-            }),
+            (Some(best), false) => {
+                let (primary, version) = sentinels.settle(best, Instant::now());
+                Ok(Verdict { primary, version, is_of_majority: state.heard >= sentinels.majority() })
+            }
             (Some(_), true) => Err(ConnectError::NoSentinel {
                 name: sentinels.name.clone(),
                 reason: "they name different primaries in one configuration epoch".to_owned(),
@@ -396,6 +414,27 @@ mod tests {
         // A Sentinel that slept through it changes nothing.
         verdict(&sentinels, vec![opinion(2, "b"), opinion(1, "a")]);
         assert_eq!(sentinels.version(), first + 1);
+    }
+
+    #[test]
+    fn those_who_have_not_heard_of_a_switch_do_not_lead_back() {
+        let (sentinels, _watch) = sentinels(3);
+        verdict(&sentinels, vec![opinion(1, "a"), opinion(1, "a")]);
+        let switched = verdict(&sentinels, vec![opinion(2, "b"), opinion(1, "a")]).unwrap().unwrap();
+        // The next question is answered by the two that were not told yet.
+        let late = verdict(&sentinels, vec![opinion(1, "a"), opinion(1, "a")]).unwrap().unwrap();
+        assert_eq!((late.primary, late.version), (switched.primary, switched.version));
+    }
+
+    #[test]
+    fn sentinels_that_were_set_up_anew_are_followed_once_the_old_opinion_is_forgotten() {
+        let (sentinels, _watch) = sentinels(3);
+        let begin = Instant::now();
+        sentinels.settle(&opinion(7, "a").unwrap(), begin);
+        let anew = opinion(0, "b").unwrap();
+        assert_eq!(sentinels.settle(&anew, begin + REMEMBERED / 2).0.to_string(), "a:6379");
+        assert_eq!(sentinels.settle(&anew, begin + REMEMBERED).0.to_string(), "b:6379");
+        assert_eq!(sentinels.version(), 1);
     }
 
     #[test]

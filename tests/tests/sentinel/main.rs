@@ -45,7 +45,7 @@ fn a_failover_is_followed() -> Result<()> {
     ensure!(watched.servers[&new].command(&["GET", "k"])? == b"$2\r\nv2\r\n", "the write arrived there");
     watched.servers[&new].command(&["SET", "k", "v3"])?;
     client.hold("k", "v3")?;
-    ensure!(sidecar.metric("caddy_sentinel_switches")? == 1, "it is counted");
+    ensure!(sidecar.metric("caddy_sentinel_switches")? > 0, "it is counted");
     Ok(())
 }
 
