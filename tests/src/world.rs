@@ -34,7 +34,7 @@ pub struct Violation(pub String);
 
 impl Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "promise broken: {}", self.0)
     }
 }
 

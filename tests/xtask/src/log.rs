@@ -35,6 +35,11 @@ impl Log {
         &self.path
     }
 
+    /// All that it says so far.
+    pub(crate) fn text(&self) -> String {
+        fs::read(&self.path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
     /// Adds a line of our own.
     pub(crate) fn note(&mut self, line: &str) -> Result {
         writeln!(self.file, "{line}").step(format!("write to {}", self.path.display()))

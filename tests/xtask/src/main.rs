@@ -2,6 +2,7 @@
 //! first line appears seconds after a cold start; whatever else a command needs is built or installed by its stages.
 //! Fails with exit code 1 and the names of the stages that failed.
 
+mod again;
 mod bench;
 mod chart;
 mod checks;

@@ -4,6 +4,7 @@
 
 use std::process::Command;
 
+use crate::again;
 use crate::chart;
 use crate::checks::cargo;
 use crate::cluster::{self, Binaries, Which};
@@ -86,10 +87,8 @@ fn basic(place: &Place, options: &Options) -> Vec<Stage> {
             done(log.run(&mut cargo(&build, &["build", "-p", "caddy-sidecar", "-p", "caddy-operator"])))
         }),
         Stage::new(Lane::Cargo, "tests", move |log| {
-            let mut command = cargo(&tests, &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]);
-            with_parts(&mut command, &tests);
-            command.args(["--"]).args(filter.as_deref());
-            done(log.run(&mut command))
+            let rest: Vec<&str> = filter.as_deref().into_iter().collect();
+            again::run(log, &["--lib", "--bins", "--tests"], &rest, |selected| Ok(tests_of(&tests, &[], selected)))
         })
         .after(&["packages", "client libraries", "build"]),
     ]
@@ -125,11 +124,16 @@ fn interleavings(place: &Place, log: &mut Log) -> Result<Outcome> {
 /// The guards of coherence, each dropped once over a real socket, and write-behind, killed at every point: a build with
 /// droppable guards and crash points.
 fn mutations(place: &Place, log: &mut Log) -> Result<Outcome> {
-    let mut command =
-        cargo(place, &["test", "--workspace", "--features", "caddy-tests/mutations", "--test", "mutations"]);
-    command.args(["--test", "crash_points"]);
+    let targets = ["--test", "mutations", "--test", "crash_points"];
+    again::run(log, &targets, &[], |selected| Ok(tests_of(place, &["--features", "caddy-tests/mutations"], selected)))
+}
+
+/// `cargo test` over the workspace, with the parts that the tests start.
+fn tests_of(place: &Place, features: &[&str], selected: &[&str]) -> Command {
+    let mut command = cargo(place, &["test", "--workspace", "--no-fail-fast"]);
+    command.args(features).args(selected);
     with_parts(&mut command, place);
-    done(log.run(&mut command))
+    command
 }
 
 /// Random runs, one after the other with new seeds, for `CADDY_SOAK_SECONDS` each.
@@ -185,10 +189,11 @@ fn native_sidecars(place: &Place, log: &mut Log) -> Result<Outcome> {
 }
 
 fn end_to_end(place: &Place, log: &mut Log, which: Which) -> Result<Outcome> {
-    let mut command = cargo(place, &["test", "--workspace", "--test", "e2e"]);
-    with_parts(&mut command, place);
-    cluster::with_cluster(&mut command, place, which)?;
-    done(log.run(command.args(["--", "--nocapture", "--test-threads=1"])))
+    again::run(log, &["--test", "e2e"], &["--nocapture", "--test-threads=1"], |selected| {
+        let mut command = tests_of(place, &[], selected);
+        cluster::with_cluster(&mut command, place, which)?;
+        Ok(command)
+    })
 }
 
 /// Tells the tests where the parts are that this command installed and built.
