@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use caddy_tests::e2e::{Cluster, Console, Namespace, Pod, SIDECAR, container, eventually, holds, product};
 use serde_json::{Value, json};
 
-use super::{PATIENCE, note, reads, step};
+use super::{PATIENCE, app_pod, note, reads, start, step};
 
 const EDGES: &str = "edges";
 const REDIS: &str = "redis.edges:6379";
@@ -216,12 +216,8 @@ impl Edges<'_> {
         self.0.apply(&json!({"apiVersion": "cache.caddy.dev/v1alpha1", "kind": "CacheCluster", "metadata": metadata, "spec": spec}))
     }
 
-    /// Applies a pod and waits until it is Ready with a sidecar.
     fn start(&self, pod: &Value) -> Result<Pod> {
-        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        self.0.apply(pod)?;
-        let ([pod], _) = eventually("it is Ready with a sidecar", PATIENCE, || self.0.exactly_ready(name, true))?;
-        Ok(pod)
+        start(&self.0, pod)
     }
 
     /// Of 100 reads of `queue:1`, those that a tier answered; the app's own reads, one a second, count too.
@@ -240,39 +236,8 @@ impl Edges<'_> {
     }
 }
 
-/// A pod of the app that asks for the sidecar of a CacheCluster; `more` is merged into it.
 fn app(name: &str, cache: &str, more: &Value) -> Value {
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "name": name, "namespace": EDGES,
-            "labels": {"app": name, "cache.caddy.dev/cluster": cache},
-            "annotations": {"cache.caddy.dev/redis-url-env": "REDIS_URL"},
-        },
-        "spec": {
-            "terminationGracePeriodSeconds": 2,
-            "volumes": [{"name": "app", "configMap": {"name": "app"}}],
-            "containers": [{
-                "name": "app", "image": "local/client:test", "imagePullPolicy": "IfNotPresent", "args": ["/app/app.py", "serve"],
-                "env": [{"name": "REDIS_URL", "value": format!("redis://{REDIS}")}],
-                "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
-                "volumeMounts": [{"name": "app", "mountPath": "/app"}],
-            }],
-        },
-    });
-    merge(&mut pod, more);
-    pod
-}
-
-fn merge(into: &mut Value, more: &Value) {
-    match (into, more) {
-        (Value::Object(into), Value::Object(more)) => {
-            for (key, value) in more {
-                merge(into.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (into, more) => *into = more.clone(),
-    }
+    app_pod(EDGES, name, cache, more)
 }
 
 /// The message of what must be refused.
