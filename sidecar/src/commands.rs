@@ -90,6 +90,8 @@ pub enum Strings {
     Other,
     /// It writes whole values, each so many arguments behind its key.
     Writes(usize),
+    /// It shows the whole value of its key, and removes that or changes how long it lives.
+    Takes,
     /// It shows what it computes from whole values: a part, a length.
     Computes,
     /// It changes, compares or moves the bytes as they are stored: of its keys those from the first place on, up to the second.

@@ -15,7 +15,7 @@ use caddy_engine::{
     locks::FencingToken,
 };
 use caddy_remote::{
-    guarded::{Guarded, Keys, Outcome, State},
+    guarded::{Guarded, Keys, Outcome, Renewed, State},
     leases,
     locks::Standing,
 };
@@ -24,6 +24,7 @@ use crate::{
     errands::{self, ErrandError},
     guards::{Guard, hold},
     shared::{L3, Shared},
+    upstream::Renewal,
 };
 
 /// How often the holder of a lock is proved to be one, while records are lost.
@@ -55,6 +56,8 @@ pub(crate) struct ConditionalWrite {
     pub(crate) permit: Option<(u128, State)>,
     /// The lock, and the token under which it is held.
     pub(crate) fence: Option<(Bytes, FencingToken)>,
+    /// The generation that what depends on the key carries, if it ends with this; and what it is made then.
+    pub(crate) renews: Option<(Bytes, Option<Renewal>)>,
 }
 
 /// Why nothing was written; or, of [`Unclear`](Self::Unclear), why nobody knows.
@@ -148,6 +151,10 @@ impl ConditionalWrite {
                 state: permit.map(|(_, state)| state).filter(|_| hold(Guard::KeyAsItWas)),
                 fence: fence.as_deref(),
                 proof: proof.as_deref(),
+                renews: self.renews.as_ref().map(|(generation, made)| Renewed {
+                    generation,
+                    made: made.as_ref().map(|made| (&made.value[..], made.life)),
+                }),
             });
             let reply = errands::ask_owner(shared, &self.key, self.database, bytes).await.map_err(unanswered)?;
             let unreadable = || WriteError::Unclear("the answer cannot be read".to_owned());

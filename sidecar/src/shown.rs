@@ -65,12 +65,20 @@ impl Shown {
         }
         let keys = |keys: &mut dyn Iterator<Item = &[u8]>| keys.map(Bytes::copy_from_slice).collect();
         let of = |form, all: &mut dyn Iterator<Item = &[u8]>| Some(Self { within: None, keys: keys(all), form });
-        if args.instead().is_some_and(|instead| instead.reply == ReplyForm::Computed) {
-            let positions = row.keys(args.len(), |index| args.get(index));
-            let command = args.iter().map(Bytes::copy_from_slice).collect();
-            return of(Form::Computed(command), &mut positions.iter().map(|at| args.get(*at)));
-        }
         let mut one = std::iter::once(args.get(1));
+        match args.instead().map(|instead| instead.reply) {
+            Some(ReplyForm::Computed) => {
+                let positions = row.keys(args.len(), |index| args.get(index));
+                let command = args.iter().map(Bytes::copy_from_slice).collect();
+                return of(Form::Computed(command), &mut positions.iter().map(|at| args.get(*at)));
+            }
+            // What a GET in front of it would have said.
+            Some(ReplyForm::Former) => {
+                let get = vec![Bytes::from_static(b"GET"), Bytes::copy_from_slice(args.get(1))];
+                return of(Form::Computed(get), &mut one);
+            }
+            _ => {}
+        }
         match row.name {
             "get" => of(Form::Value, &mut one),
             "getex" | "getdel" | "getset" => of(Form::Former, &mut one),

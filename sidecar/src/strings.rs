@@ -1,9 +1,11 @@
 //! Commands about strings where values may be envelopes: what is sent in their place, and what is computed here.
 //!
-//! Owns two scripts and their replies. A command that only shows what it computes from values (`GETRANGE`, `STRLEN`, `LCS`)
+//! Owns three scripts and their replies. A command that only shows what it computes from values (`GETRANGE`, `STRLEN`, `LCS`)
 //! is computed by Redis where none of them is an envelope, else here, from the opened values. One that handles the bytes as
 //! they are stored (`APPEND`, `INCR`, `SETBIT`, `RENAME`) is executed only if none of them is an envelope; what it would do
-//! to one nobody wants. Both look and act in one step. Used only where the domain is known to have envelopes.
+//! to one nobody wants. And one that shows a whole value while it changes that (`GETDEL`, `SET … GET`) also tells how long the
+//! key had left, which says whether the value was fresh. All look and act in one step. Used only where the domain is known to
+//! have envelopes.
 
 use std::sync::Arc;
 
@@ -27,6 +29,12 @@ const COMPUTE: &str = "local sealed = false \
      for i = 1, #KEYS do \
      reply[2 * i] = redis.pcall('GET', KEYS[i]) reply[2 * i + 1] = redis.pcall('PTTL', KEYS[i]) end \
      return reply";
+
+/// `ARGV`: a command that shows what its key had. Answers as [`COMPUTE`] does, with the value and the PTTL of before.
+const TAKE: &str = "local sealed = redis.pcall('GETRANGE', KEYS[1], 0, 1) == '\\193\\202' \
+     local left = redis.call('PTTL', KEYS[1]) \
+     local reply = redis.pcall(unpack(ARGV)) \
+     if sealed and type(reply) == 'string' then return {1, reply, left} end return {0, reply}";
 
 /// What is told of a command that handles stored bytes, and found an envelope.
 pub(crate) const WRONG_TYPE: &str = "WRONGTYPE the value has tags, dependencies or a time of staleness and is kept as an envelope, \
@@ -58,7 +66,12 @@ pub(crate) fn computing(keys: &[&[u8]], protocol: Protocol, command: impl Iterat
     script(COMPUTE, keys, std::iter::once(protocol).chain(command))
 }
 
-/// A reply to what [`computing`] sends.
+/// What is sent in place of a command that shows the value which `key` had before it.
+pub(crate) fn taking(key: &[u8], command: impl Iterator<Item = Bytes>) -> Vec<Bytes> {
+    script(TAKE, &[key], command)
+}
+
+/// A reply to what [`computing`] or [`taking`] sends.
 pub(crate) enum Computing<'a> {
     /// Redis computed this.
     Done(&'a Value<'a>),

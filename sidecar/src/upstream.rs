@@ -31,6 +31,7 @@ use crate::{
 };
 
 /// What a reply says about local copies, applied before the reply is handed on.
+#[expect(clippy::struct_excessive_bools, reason = "a command may do any of these, each by itself")]
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Effect {
     /// The keys that the command read or wrote.
@@ -43,6 +44,8 @@ pub(crate) struct Effect {
     pub(crate) leases: Vec<(Bytes, Bytes)>,
     /// A generation that is made anew in the same step.
     pub(crate) renews: Option<Box<Renewal>>,
+    /// It may end generations: what is written behind it is bound to those that it leaves, and so waits for its answer.
+    pub(crate) ends_groups: bool,
     /// It is the EXEC of an app's own transaction: what is done in the same step is queued in there.
     pub(crate) is_exec: bool,
     /// The string values that its reply shows.
@@ -68,6 +71,7 @@ impl Effect {
         self.keys.extend_from_slice(&other.keys);
         self.barrier |= other.barrier;
         self.flush |= other.flush;
+        self.ends_groups |= other.ends_groups;
         self.leases.extend_from_slice(&other.leases);
     }
 

@@ -35,7 +35,7 @@ const ISSUE: Script = Script::new(
 
 /// `ARGV`: the lease's id or nothing, the state of the key or nothing, the fencing token or nothing, the mark that was
 /// proved or nothing, a new mark, the value, its milliseconds or nothing, `NX`, `XX` or nothing, the record's milliseconds,
-/// a mark's milliseconds.
+/// a mark's milliseconds; if there is a fourth key, a generation, what it is to be and its milliseconds, or nothing.
 const STORE: Script = Script::new(
     "if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return {'lease'} end \
      if ARGV[2] ~= '' then \
@@ -60,6 +60,8 @@ const STORE: Script = Script::new(
      if not redis.call(unpack(set)) then return {'kept'} end \
      redis.call('DEL', KEYS[2]) \
      if ARGV[3] ~= '' then redis.call('SET', KEYS[3], history .. ARGV[3], 'PX', ARGV[9]) end \
+     if not KEYS[4] then return {'stored'} end \
+     if ARGV[11] ~= '' then redis.call('SET', KEYS[4], ARGV[11], 'PX', ARGV[12]) else redis.call('DEL', KEYS[4]) end \
      return {'stored'}",
 );
 
@@ -103,6 +105,17 @@ pub struct Guarded<'a> {
     pub fence: Option<&'a str>,
     /// The mark since which its holder was proved to be one.
     pub proof: Option<&'a str>,
+    /// What depends on the key ends in the same step.
+    pub renews: Option<Renewed<'a>>,
+}
+
+/// The generation that what depends on a key carries, and what is to become of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Renewed<'a> {
+    /// Its key, in the slot of the other.
+    pub generation: &'a [u8],
+    /// What it is to be, and for how long; `None`: it goes.
+    pub made: Option<(&'a [u8], Duration)>,
 }
 
 /// What became of it.
@@ -160,7 +173,9 @@ impl Keys {
         let lease = guarded.lease.map(leases::hex).unwrap_or_default();
         let life = guarded.life.map(|life| life.as_millis().max(1).to_string()).unwrap_or_default();
         let mark = leases::hex(leases::unique());
-        let arguments: [&[u8]; 10] = [
+        let made = guarded.renews.and_then(|renewed| renewed.made);
+        let made_life = made.map(|(_, life)| life.as_millis().max(1).to_string()).unwrap_or_default();
+        let arguments: [&[u8]; 12] = [
             lease.as_bytes(),
             guarded.state.map_or(b"", |state| state.0.as_bytes()),
             guarded.fence.unwrap_or_default().as_bytes(),
@@ -171,9 +186,13 @@ impl Keys {
             guarded.condition.unwrap_or_default(),
             RECORD_MILLIS.as_bytes(),
             MARK_MILLIS.as_bytes(),
+            made.map_or(b"", |(value, _)| value),
+            made_life.as_bytes(),
         ];
+        let generation = guarded.renews.map(|renewed| renewed.generation);
+        let keys: Vec<&[u8]> = self.all().into_iter().chain(generation).collect();
         let mut out = Vec::with_capacity(guarded.value.len() + 2048);
-        STORE.write(&mut out, &self.all(), &arguments);
+        STORE.write(&mut out, &keys, &arguments);
         out
     }
 }

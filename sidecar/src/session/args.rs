@@ -27,6 +27,8 @@ pub(crate) enum ReplyForm {
     Same,
     /// It is computed from the values in it, see [`crate::strings`].
     Computed,
+    /// The same, of the one value that was there before.
+    Former,
     /// It is; and what is sent is [`crate::generations::expiring`] the request's keys.
     Expiring,
 }

@@ -145,13 +145,21 @@ pub(super) fn listed<'a>(
 
 /// What a key that others depend on, and that depends on others itself, has to be renewed to in the step that writes it: its
 /// value carries that.
-fn renewal(shared: &Shared, set: &Set<'_>) -> Option<Renewal> {
-    let mut direct = set.parents.iter().copied().filter(|parent| *parent != set.key).peekable();
+pub(super) fn renewal<'a>(shared: &Shared, set: &Set<'_>, parents: impl Iterator<Item = &'a [u8]>) -> Option<Renewal> {
+    let mut direct = parents.filter(|parent| *parent != set.key).peekable();
     if direct.peek().is_none() || !shared.keyspaces().is_parent(set.key) {
         return None;
     }
     let (key, life) = (shared.domain.key(&of_parent(set.key)), generation_life(set.whole_life()));
     Some(Renewal { key, value: fresh_value(&parents_to_bytes(direct)), life })
+}
+
+/// That generation, as the value of the key carries it.
+pub(super) fn renewed<'a>(
+    shared: &'a Shared,
+    renewal: Option<&'a Renewal>,
+) -> impl Iterator<Item = (&'a [u8], GenerationValue)> {
+    renewal.into_iter().filter_map(|own| Some((shared.domain.name(&own.key)?, value_of(&own.value)?)))
 }
 
 pub(super) fn too_long(what: &str, name: &[u8], most: usize) -> String {
@@ -241,8 +249,8 @@ impl Conversation {
             Ok(learned) => learned,
             Err(flow) => return flow,
         };
-        let renewal = renewal(&shared, &set);
-        let own = renewal.iter().filter_map(|own| Some((shared.domain.name(&own.key)?, value_of(&own.value)?)));
+        let renewal = renewal(&shared, &set, set.parents.iter().copied());
+        let own = renewed(&shared, renewal.as_ref());
         let generations = match listed(own.chain(named(&shared, &learned))) {
             Ok(generations) => generations,
             Err(text) => return self.answer_error(text),

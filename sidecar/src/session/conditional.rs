@@ -8,12 +8,12 @@ use bytes::Bytes;
 use caddy_resp::encode;
 
 use super::{
-    caching::{Set, listed, named},
+    caching::{Set, listed, named, renewal, renewed},
     conversation::{Conversation, Flow, Pending},
 };
 use crate::{
     conditional::{ConditionalWrite, FillPermit, WriteError},
-    generations::{How, Learned, Want, of_parent, of_tag},
+    generations::{How, Learned, Want, of_parent, of_tag, parent_of},
     guards::{Guard, hold},
     mailbox::{Place, ReplyTo},
     shared::L3,
@@ -22,8 +22,6 @@ use crate::{
 
 const NO_REDIS: &str = "ERR tokens and fences need a Redis L3: start with --redis URL, or set spec.l3.redis";
 const NO_TOKEN: &str = "ERR TOKEN takes what CACHE.GET … WITHMETA gave for this very key";
-const PARENT: &str = "ERR TOKEN and FENCE are not available in a keyspace with parents: true, whose writes renew what others depend on in \
-                      the same step";
 const RENEWED: &str = "STALE a group that the value belongs to was invalidated since the token was given; nothing was written: \
                        read the key again, and compute the value anew if it is still missing";
 
@@ -31,9 +29,6 @@ impl Conversation {
     pub(super) fn conditional_set(&mut self, set: &Set<'_>) -> Flow {
         if matches!(&self.worker.shared.l3, L3::Embedded(_)) {
             return self.answer_error(NO_REDIS);
-        }
-        if self.worker.shared.keyspaces().is_parent(set.key) {
-            return self.answer_error(PARENT);
         }
         if self.replies.waiting() > 0 {
             return Flow::Hold;
@@ -52,6 +47,12 @@ impl Conversation {
             Ok(known) => known,
             Err(flow) => return flow,
         };
+        // Under a token the groups are those that it remembers.
+        let renewal = match &permit {
+            Some(permit) => renewal(&shared, set, permit.generations.iter().filter_map(|(name, _)| parent_of(name))),
+            None => renewal(&shared, set, set.parents.iter().copied()),
+        };
+        let own = renewed(&shared, renewal.as_ref());
         let list = match &permit {
             Some(permit) if hold(Guard::GroupsAsTheyWere) => {
                 let now: Vec<_> = named(&shared, &known).collect();
@@ -59,9 +60,9 @@ impl Conversation {
                     shared.metrics.stale_writes.inc();
                     return self.answer_error(RENEWED);
                 }
-                listed(permit.generations.iter().map(|(name, value)| (&name[..], *value)))
+                listed(own.chain(permit.generations.iter().map(|(name, value)| (&name[..], *value))))
             }
-            _ => listed(named(&shared, &known)),
+            _ => listed(own.chain(named(&shared, &known))),
         };
         let list = match list {
             Ok(list) => list,
@@ -69,6 +70,10 @@ impl Conversation {
         };
         let life = set.whole_life();
         shared.extend(self.client.database, known.iter().map(|known| &known.cell), life);
+        let is_parent = shared.keyspaces().is_parent(set.key) && hold(Guard::WritesRenewParents);
+        let renews = is_parent.then(|| (shared.domain.key(&of_parent(set.key)), renewal));
+        let hashes = std::iter::once(set.key).chain(renews.iter().map(|(generation, _)| &generation[..]));
+        let effect = Effect { keys: hashes.map(caddy_engine::KeyHash::of).collect(), ..Effect::default() };
         let write = ConditionalWrite {
             database: self.client.database,
             key: Bytes::copy_from_slice(set.key),
@@ -77,10 +82,10 @@ impl Conversation {
             condition: set.condition,
             permit: permit.map(|permit| (permit.lease, permit.state)),
             fence: set.fence.map(|(lock, token)| (Bytes::copy_from_slice(lock), token)),
+            renews,
         };
         let place = Place { seq: self.replies.expect(Pending::Locking { waits: false }), part: 0 };
         let (to, protocol) = (ReplyTo { mailbox: self.mailbox.clone(), place }, self.client.protocol);
-        let effect = Effect { keys: [caddy_engine::KeyHash::of(set.key)].into_iter().collect(), ..Effect::default() };
         self.worker.supervisor.spawn_local("conditional write", async move {
             let outcome = write.run(&shared).await;
             // Whatever the answer is, also a loss: it may have been executed.

@@ -55,8 +55,6 @@ pub(crate) enum Pending {
     Relayed,
     /// The reply may never come.
     Blocking,
-    /// It renews generations: what comes behind it is to be bound to the new ones.
-    Invalidating,
     /// WAIT: as blocking. In a cluster it is [`Gathering`](Self::Gathering).
     WaitingForReplicas,
     /// The app gets this instead of the reply.
@@ -154,6 +152,10 @@ pub(crate) struct Conversation {
     /// Seldom there, so not of every session's size.
     pub(super) pinned: Option<Box<Pinned>>,
     pub(super) patterns: Patterns,
+    /// The last request that may end generations.
+    pub(super) ends_groups: Option<u64>,
+    /// The last one whose reply shows values that may depend on some.
+    pub(super) shows_groups: Option<u64>,
     /// What the next request had to know of generations.
     pub(super) learning: Option<Box<Learning>>,
     /// Subscribed to channels of the embedded L3 at some time.
@@ -192,6 +194,8 @@ impl Conversation {
             stream: Stream::Pinned,
             pinned: None,
             patterns: Patterns::default(),
+            ends_groups: None,
+            shows_groups: None,
             learning: None,
             listener: None,
             locking: None,
@@ -264,6 +268,9 @@ impl Conversation {
             && let Some(flow) = self.before(row, args)
         {
             return flow;
+        }
+        if self.would_end_what_is_shown(row, args) {
+            return Flow::Hold;
         }
         if row.strings == Strings::Other {
             return self.dispatch(row, args);
@@ -371,11 +378,9 @@ impl Conversation {
 
     /// Passes a request on as bytes, behind whatever of this session is under way there.
     pub(super) fn relay(&mut self, row: &'static Row, args: Args<'_>, effect: Effect, pending: Pending) -> Flow {
-        let effect = self.ending_leases(row, args, effect);
+        let mut effect = self.ending_leases(row, args, effect);
+        effect.ends_groups |= self.ends_groups(row, args, &effect);
         let worker = self.worker.clone();
-        let renews =
-            effect.renews.is_some() || effect.leases.iter().any(|(_, name)| worker.shared.domain.name(name).is_some());
-        let pending = if renews && matches!(pending, Pending::Relayed) { Pending::Invalidating } else { pending };
         let redis = match &worker.shared.l3 {
             L3::Redis(redis) => redis,
             L3::Embedded(store) => {
@@ -436,6 +441,7 @@ impl Conversation {
         self.stream = stream;
         self.note_write(row, node.id);
         let place = self.expect(pending);
+        self.note_groups(place.seq, &effect);
         self.send_relayed(&worker.relay(&node, database, protocol), args.to_bytes(), place, effect);
         Flow::Done
     }

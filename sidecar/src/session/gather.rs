@@ -35,8 +35,6 @@ pub(crate) struct Gathering {
     keys: Vec<SmallVec<[usize; 4]>>,
     replies: Vec<Option<Bytes>>,
     missing: usize,
-    /// It renews generations.
-    renews: bool,
     /// Keys that are read on tracked connections.
     under_way: SmallVec<[KeyHash; 2]>,
     /// The parts as they are asked on relays, should a fill not be possible.
@@ -88,21 +86,7 @@ impl Gathering {
     pub(super) fn new(merge: Merge, protocol: Protocol, keys: Vec<SmallVec<[usize; 4]>>) -> Self {
         let missing = keys.len();
         let replies = vec![None; missing];
-        Self {
-            merge,
-            protocol,
-            keys,
-            replies,
-            missing,
-            renews: false,
-            under_way: SmallVec::new(),
-            fallbacks: Vec::new(),
-        }
-    }
-
-    /// Whether it renews generations.
-    pub(super) fn renews(&self) -> bool {
-        self.renews
+        Self { merge, protocol, keys, replies, missing, under_way: SmallVec::new(), fallbacks: Vec::new() }
     }
 
     /// The parts are read on tracked connections, and may have to be asked again on relays.
@@ -223,11 +207,12 @@ impl Conversation {
                     groups.iter().map(|group| (request(group), effect_of_part(effect, &group.keys), Some(group.key())));
                 let parts: Vec<_> = parts.collect();
                 let places = groups.iter().map(|group| group.places.clone()).collect();
-                let named = positions.iter().map(|position| args.get(*position));
-                let ended = effect.leases.iter().map(|(_, name)| &name[..]);
-                let renews = named.chain(ended).any(|name| shared.domain.name(name).is_some());
-                let gathering = Gathering { renews, ..Gathering::new(merge, self.client.protocol, places) };
-                Some(self.scatter_parts(redis, row, gathering, &parts))
+                let gathering = Gathering::new(merge, self.client.protocol, places);
+                let (seq, flow) = (self.replies.next_seq(), self.scatter_parts(redis, row, gathering, &parts));
+                if flow == Flow::Done {
+                    self.note_groups(seq, effect);
+                }
+                Some(flow)
             }
             Spread::All(merge) => Some(self.scatter_to_all(redis, row, merge, args, effect)),
             Spread::Cursor => self.scan(redis, args, effect),
@@ -282,6 +267,7 @@ impl Conversation {
         self.stream = stream;
         let gathering = Gathering::new(merge, protocol, vec![SmallVec::new(); nodes.len()]);
         let seq = self.replies.expect(Pending::Gathering(Box::new(gathering)));
+        self.note_groups(seq, effect);
         let request = args.to_bytes();
         for (part, node) in (0..).zip(&nodes) {
             self.note_write(row, node.id);

@@ -172,7 +172,7 @@ impl Conversation {
                 Some(Instead { words: expiring(&shared.domain, &all), reply: ReplyForm::Expiring })
             }
         };
-        let flow = self.relay_instead(b"UNLINK", &all, instead.as_ref(), Pending::Invalidating);
+        let flow = self.relay_instead(b"UNLINK", &all, instead.as_ref(), Pending::Relayed);
         if flow == Flow::Done {
             shared.domain.remember(self.now, self.client.database, generations.iter().cloned(), mode);
             let note = String::from_utf8_lossy(note).into_owned();

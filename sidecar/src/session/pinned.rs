@@ -280,11 +280,13 @@ impl Conversation {
         if self.pinned.as_ref().is_some_and(|pinned| !pinned.watching) {
             effect = self.ending_leases(row, args, effect);
         }
+        effect.ends_groups |= self.ends_groups(row, args, &effect);
         self.send_with(args.to_bytes(), effect, pending)
     }
 
     pub(super) fn send_with(&mut self, bytes: Bytes, effect: Effect, pending: Pending) -> Flow {
         let place = self.expect(pending);
+        self.note_groups(place.seq, &effect);
         self.stream = Stream::Pinned;
         let effect = if hold(Guard::BumpPinned) {
             effect

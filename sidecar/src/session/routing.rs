@@ -157,5 +157,5 @@ pub(super) fn effect_of_part(effect: &Effect, keys: &[&[u8]]) -> Effect {
     // What ends with the keys is as little known as they are.
     let ended = leases.iter().map(|(_, name)| &name[..]);
     let hashes = keys.iter().copied().chain(ended).map(caddy_engine::KeyHash::of).collect();
-    Effect { keys: hashes, barrier: effect.barrier, flush: effect.flush, shows, leases, renews: None, is_exec: false }
+    Effect { keys: hashes, barrier: effect.barrier, flush: effect.flush, shows, leases, ..Effect::default() }
 }

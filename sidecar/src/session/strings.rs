@@ -22,11 +22,12 @@ use super::{
 };
 use crate::{
     cache::Cached,
-    commands::{Row, Strings},
+    commands::{self, Class, Row, Strings},
     generations::{ALL, How, Learned, Want, generation_life, of_keyspace, of_tag},
     guards::{Guard, hold},
     shared::L3,
     strings::{self, WRONG_TYPE},
+    upstream::Effect,
 };
 
 /// Commands with more words are beyond what a script can pass on, and are sent as they are.
@@ -46,8 +47,14 @@ impl Conversation {
                 if args.len() > 4 && row.name == "set" && args.from(3).any(compares) {
                     return self.handled(row, args, 0, 1, sealed);
                 }
+                if row.name == "getset"
+                    || row.name == "set" && args.from(3).any(|word| word.eq_ignore_ascii_case(b"GET"))
+                {
+                    return Ok(self.former(args, sealed));
+                }
                 Ok(sealed)
             }
+            Strings::Takes => Ok(self.former(args, None)),
             Strings::Computes => self.computed_here(row, args),
             // Without a condition it is a DEL.
             Strings::Handles(..) if row.name == "delex" && args.len() == 2 => Ok(None),
@@ -69,7 +76,7 @@ impl Conversation {
             return Ok(None);
         }
         let life = life(row, args);
-        let create = How::Create(generation_life(life).max(LEAST_LIFE));
+        let create = How::Create(generation_life(life));
         let mut wants: Vec<Want> = Vec::new();
         let mut values: SmallVec<[(usize, SmallVec<[usize; 6]>); 4]> = SmallVec::new();
         for at in positions.iter().copied().filter(|at| at + behind < args.len()) {
@@ -113,24 +120,49 @@ impl Conversation {
         Ok(Some(Instead { words, reply: ReplyForm::Same }))
     }
 
-    /// Whether a request in front of this one renews generations: what is written now is to be bound to the new ones.
-    pub(super) fn is_behind_invalidation(&self) -> bool {
-        self.replies.pending().any(|pending| match pending {
-            Pending::Gathering(gathering) => gathering.renews(),
-            other => matches!(other, Pending::Invalidating),
-        })
+    /// Whether a request may end generations.
+    pub(super) fn ends_groups(&self, row: &Row, args: Args<'_>, effect: &Effect) -> bool {
+        let shared = &self.worker.shared;
+        let names_any = || {
+            let positions = row.keys(args.len(), |index| args.get(index));
+            positions.iter().any(|at| shared.domain.name(args.get(*at)).is_some())
+        };
+        effect.flush
+            || effect.renews.is_some()
+            || effect.barrier && shared.envelopes.are_there()
+            || effect.leases.iter().any(|(_, name)| shared.domain.name(name).is_some())
+            || row.effect == commands::Effect::WritesKeys && names_any()
     }
 
-    /// The same in front of a cluster, where what comes behind it may be another node's, and so be executed before it. Nothing
-    /// is taken then, so that it can only be the last one.
-    pub(super) fn is_behind_another_nodes_invalidation(&self) -> bool {
-        match self.replies.last_pending() {
-            Some(Pending::Gathering(gathering)) => gathering.renews(),
-            Some(Pending::Invalidating) => {
-                matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some())
-            }
-            _ => false,
+    /// A request is under way; what it has to do with generations is remembered until it is answered.
+    pub(super) fn note_groups(&mut self, seq: u64, effect: &Effect) {
+        if effect.ends_groups {
+            self.ends_groups = Some(seq);
         }
+        if !effect.shows.is_empty() {
+            self.shows_groups = Some(seq);
+        }
+    }
+
+    /// Whether a request may end generations that what this session waits for depends on. They may have to be read again
+    /// before that can be answered, and that is to find them as they are now.
+    pub(super) fn would_end_what_is_shown(&mut self, row: &Row, args: Args<'_>) -> bool {
+        let is_shown = self.shows_groups.is_some_and(|seq| self.replies.pending_mut(seq).is_some());
+        if !is_shown || !self.worker.shared.envelopes.are_there() {
+            return false;
+        }
+        let effect = self.ending_leases(row, args, effect(row, args));
+        row.class == Class::Cache || row.name == "exec" || self.ends_groups(row, args, &effect)
+    }
+
+    /// Whether a request in front of this one may end generations: what is written now is to be bound to those that it leaves.
+    pub(super) fn is_behind_invalidation(&mut self) -> bool {
+        self.ends_groups.is_some_and(|seq| self.replies.pending_mut(seq).is_some())
+    }
+
+    /// The same in front of a cluster, where what comes behind it may be another node's, and so be executed before it.
+    pub(super) fn is_behind_another_nodes_invalidation(&mut self) -> bool {
+        self.is_behind_invalidation() && self.worker.shared.in_cluster()
     }
 
     // === parts of values, and bytes ===
@@ -161,6 +193,18 @@ impl Conversation {
             None => args.iter().map(Bytes::copy_from_slice).collect(),
         };
         Ok(Some(Instead { words: strings::handling(&keys, from, to, words.into_iter()), reply: ReplyForm::Same }))
+    }
+
+    /// A command that shows the value it found under its key, and changes that or how long it lives; `sealed`: what is sent in
+    /// its place anyway.
+    fn former(&self, args: Args<'_>, sealed: Option<Instead>) -> Option<Instead> {
+        let shared = &self.worker.shared;
+        let is_stored = || shared.keyspaces().source(args.get(1)).is_some_and(|source| source.is_written());
+        if matches!(shared.l3, L3::Embedded(_)) || !shared.envelopes.are_there() || is_stored() {
+            return sealed;
+        }
+        let words = sealed.map_or_else(|| args.iter().map(Bytes::copy_from_slice).collect(), |sealed| sealed.words);
+        Some(Instead { words: strings::taking(args.get(1), words.into_iter()), reply: ReplyForm::Former })
     }
 
     /// A command whose reply is computed from opened values, where one of its keys may have an envelope.
@@ -242,10 +286,6 @@ fn keys<'a>(row: &Row, args: Args<'a>) -> SmallVec<[&'a [u8]; 4]> {
 fn compares(option: &[u8]) -> bool {
     [&b"IFEQ"[..], b"IFNE", b"IFDEQ", b"IFDNE"].iter().any(|word| option.eq_ignore_ascii_case(word))
 }
-
-/// Values that live for long and for a moment may carry one tag: whoever makes it makes it for so long, so that it is there
-/// still when the next one has it live longer.
-const LEAST_LIFE: Duration = Duration::from_hours(1);
 
 /// Longer lives are as good as endless.
 const ENDLESS: Duration = Duration::from_hours(24 * 365 * 100);

@@ -126,7 +126,8 @@ impl Conversation {
 
     /// A request between MULTI and EXEC or DISCARD, or one of these.
     pub(super) fn within_transaction(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
-        let effect = self.ending_leases(row, args, effect(row, args));
+        let mut effect = self.ending_leases(row, args, effect(row, args));
+        effect.ends_groups |= self.ends_groups(row, args, &effect);
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         let switches = pinned.transaction.as_ref().is_some_and(|transaction| transaction.switches);
         let may_subscribe = self.client.protocol == Protocol::Resp2 && !switches;

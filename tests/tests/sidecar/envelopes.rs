@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use caddy_resp::encode;
 use caddy_tests::{
+    e2e::eventually,
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
     wire::Wire,
@@ -205,5 +206,48 @@ fn what_has_become_stale_is_shown_to_nobody() -> Result<()> {
     ensure!(client.ask("CACHE.SET k v TAGS 1 t")? == "OK" && client.ask("SET plain v")? == "OK", "set");
     ensure!(client.ask("CACHE.INVALIDATE KEY k plain none MODE EXPIRE")? == "2", "removed");
     ensure!(client.ask("EXISTS k plain")? == "0", "they are gone");
+    Ok(())
+}
+
+/// A value that is kept for outages only is not shown by what changes it, as it is not by a GET.
+#[test]
+fn what_is_stale_is_not_shown_by_commands_that_take_it() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = SidecarOptions::redis(redis.socket()).start()?;
+    let mut client = Client(sidecar.connect()?);
+    let takes =
+        ["GETEX k", "GETEX k EX 1000", "GETEX k PERSIST", "GETDEL k", "GETSET k x", "SET k x GET", "SET k x XX GET"];
+    for command in takes {
+        for protocol in ["2", "3"] {
+            client.ask(&format!("HELLO {protocol}"))?;
+            ensure!(client.ask("CACHE.SET k fresh PX 3600000 STALE 3600000")? == "OK", "set");
+            ensure!(client.ask(command)? == "fresh", "{command}, in RESP{protocol}");
+            ensure!(client.ask("CACHE.SET k fresh PX 3600000 STALE 3600000")? == "OK", "set");
+            let answers = client.pipeline(&["MULTI", command, "EXEC"])?;
+            ensure!(answers[2] == "[fresh]", "{command}: {answers:?}");
+            for stale in ["CACHE.SET k old PX 1 STALE 3600000", "CACHE.INVALIDATE KEY k MODE EXPIRE"] {
+                ensure!(client.ask("CACHE.SET k old PX 3600000 STALE 3600000")? == "OK", "set");
+                let made = client.ask(stale)?;
+                ensure!(made == "OK" || made == "1", "{stale}: {made}");
+                eventually("it is stale", SOON, || {
+                    ensure!(client.ask("GET k")? == "(nil)", "k is fresh");
+                    Ok(())
+                })?;
+                let answer = client.ask(command)?;
+                ensure!(answer == "(nil)", "{command} behind {stale}: {answer}");
+            }
+        }
+    }
+    // What is no envelope is shown as it is, and so are Redis's own errors.
+    ensure!(
+        client.pipeline(&["SET k v", "GETDEL k", "GETDEL k", "SET k v NX GET"])? == ["OK", "v", "(nil)", "(nil)"],
+        "plain"
+    );
+    ensure!(
+        client.pipeline(&["RPUSH l x", "GETDEL l", "GETEX k EX x"])?[1..]
+            .iter()
+            .all(|answer| answer.starts_with("(error)")),
+        "errors"
+    );
     Ok(())
 }

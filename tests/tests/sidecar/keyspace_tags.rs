@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use caddy_tests::{
+    guard_scenarios::{acquire, token},
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
     world::{Client, show},
@@ -168,5 +169,94 @@ fn a_tag_that_a_key_makes_too_long_is_refused() -> Result<()> {
     ensure!(answers[1].contains("LIMIT") && answers[2].contains("EXECABORT"), "{answers:?}");
     let reply = client.0.request(&["GET", &key]).context("GET")?;
     ensure!(show(&reply) == "(nil)", "nothing was written");
+    Ok(())
+}
+
+/// What a request ends is not known to what is sealed behind it in one pipeline: it waits.
+#[test]
+fn a_write_behind_whatever_ends_generations_is_read_back() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = start(&redis)?;
+    let mut client = session(&sidecar)?;
+    for ends in [
+        &["FLUSHDB"][..],
+        &["FLUSHALL"],
+        &["SWAPDB 0 1"],
+        &["DEL caddy:default.local:g:t:user:1"],
+        &["EVAL 'return redis.call(\"DEL\", \"caddy:default.local:g:a\")' 0"],
+        &["MULTI", "FLUSHDB", "EXEC"],
+        &["MULTI", "DEL caddy:default.local:g:t:name", "EXEC"],
+        &["WATCH other", "FLUSHDB"],
+        &["WATCH other", "DEL caddy:default.local:g:t:name"],
+        &["CACHE.INVALIDATE ALL"],
+    ] {
+        for write in ["SET user:1:name v1", "MSET other x user:1:name v1", "CACHE.SET user:1:name v1 TAGS 1 more"] {
+            ensure!(client.ask("SET user:1:name v0")? == "OK", "set");
+            let answers = client.pipeline(&[ends, &[write, "GET user:1:name"]].concat())?;
+            ensure!(answers.last().is_some_and(|last| last == "v1"), "{ends:?}, {write}: {answers:?}");
+            client.ask("UNWATCH")?;
+        }
+        // And what is read in front of it is read in front of it.
+        for read in ["GET user:1:name", "GETEX user:1:name", "STRLEN user:1:name", "SET user:1:name x NX GET"] {
+            let writes = ["INCR other:n", "CACHE.SET user:1:name v TAGS 1 more", read];
+            let answers = client.pipeline(&[&writes, ends].concat())?;
+            ensure!(answers[2] == "v" || answers[2] == "1", "{read} in front of {ends:?}: {answers:?}");
+            client.ask("UNWATCH")?;
+        }
+    }
+    Ok(())
+}
+
+/// What depends on a parent dies as well when that is filled under a token, or written under a lock.
+#[test]
+fn a_conditional_write_of_a_parent_kills_its_children() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let (sidecar, pod) = (start(&redis)?, start(&redis)?);
+    let (mut client, mut other) = (session(&sidecar)?, session(&pod)?);
+    let fence = acquire(&mut client, "lock")?;
+    for turn in 0..3 {
+        for way in ["TOKEN", "FENCE"] {
+            ensure!(client.ask("DEL item:1")?.parse::<u64>().is_ok(), "delete");
+            for command in ["CACHE.SET list v DEPENDS 2 item:1 item:9", "CACHE.SET page v DEPENDS 1 list"] {
+                ensure!(client.ask(command)? == "OK", "{command}");
+            }
+            ensure!(client.ask("MGET list page")? == "[v, v]" && other.ask("MGET list page")? == "[v, v]", "set");
+            let condition = match way {
+                "TOKEN" => format!("TOKEN {}", token(&mut client, &["item:1"])?),
+                _ => format!("FENCE lock {fence}"),
+            };
+            ensure!(client.ask(&format!("CACHE.SET item:1 v{turn} {condition}"))? == "OK", "{way}");
+            for client in [&mut client, &mut other] {
+                let read = client.ask("MGET item:1 list page")?;
+                ensure!(read == format!("[v{turn}, (nil), (nil)]"), "{way}: {read}");
+            }
+        }
+    }
+    // A parent that has parents itself, by its token or by the command: what they are, its children know.
+    for way in ["TOKEN", "FENCE"] {
+        ensure!(client.ask("DEL item:1")?.parse::<u64>().is_ok(), "delete");
+        let write = match way {
+            "TOKEN" => {
+                let permit = token(&mut client, &["item:1", "DEPENDS", "1", "item:2"])?;
+                format!("CACHE.SET item:1 v TOKEN {permit}")
+            }
+            _ => format!("CACHE.SET item:1 v DEPENDS 1 item:2 FENCE lock {fence}"),
+        };
+        ensure!(client.ask(&write)? == "OK", "{write}");
+        ensure!(client.ask("CACHE.SET list v DEPENDS 1 item:1")? == "OK", "a child");
+        ensure!(other.ask("MGET item:1 list")? == "[v, v]", "{way}: both are there");
+        ensure!(client.ask("SET item:2 v")? == "OK", "the grandparent");
+        for client in [&mut client, &mut other] {
+            let read = client.ask("MGET item:1 list")?;
+            ensure!(read == "[(nil), (nil)]", "{way}: {read}");
+        }
+    }
+    // What is refused renews nothing.
+    ensure!(client.ask("CACHE.SET list v DEPENDS 1 item:1")? == "OK", "a child");
+    let late = token(&mut client, &["item:1"])?;
+    ensure!(other.ask("DEL item:1")? == "1", "item:1 is there, of a parent that was written");
+    ensure!(client.ask("CACHE.SET list v DEPENDS 1 item:1")? == "OK", "a child");
+    let refused = client.ask(&format!("CACHE.SET item:1 late TOKEN {late}"))?;
+    ensure!(refused.starts_with("(error) STALE") && client.ask("GET list")? == "v", "{refused}");
     Ok(())
 }
