@@ -42,6 +42,8 @@ pub(crate) fn measure(request: &Args) -> Measure {
         // Of equal weights, the one that comes first in a hash table.
         "sort" | "sort_ro" if request.iter().any(|argument| argument == b"BY") => Measure::Unordered,
         "hgetall" => Measure::Pairs,
+        // A map of two, which has no order in a script's reply.
+        "lcs" if request.iter().any(|argument| argument.eq_ignore_ascii_case(b"IDX")) => Measure::Pairs,
         "hello" => Measure::Hello,
         "scan" | "sscan" if complete => Measure::Scan(&Measure::Unordered),
         "hscan" | "zscan" if complete => Measure::Scan(&Measure::Pairs),

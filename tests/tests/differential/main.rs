@@ -22,6 +22,14 @@ use crate::{
     replay::{Difference, World},
 };
 
+/// What the sidecar makes of an app's strings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    Plain,
+    /// Envelopes: by the rule of their keyspace, or by the command that writes them. The others are plain.
+    Tagged,
+}
+
 /// Steps of one stream.
 const LENGTH: usize = 200;
 /// How long one test goes on with another stream.
@@ -31,18 +39,26 @@ const SHRINKING: Duration = Duration::from_mins(1);
 
 #[test]
 fn one_worker_answers_as_redis_does() {
-    differ(&redis::program().unwrap(), 1);
+    differ(&redis::program().unwrap(), 1, Values::Plain);
 }
 
 #[test]
 fn two_workers_answer_as_redis_does() {
-    differ(&redis::program().unwrap(), 2);
+    differ(&redis::program().unwrap(), 2, Values::Plain);
+}
+
+#[test]
+fn values_with_tags_are_answered_as_redis_answers_plain_ones() {
+    differ(&redis::program().unwrap(), 2, Values::Tagged);
 }
 
 #[test]
 fn two_workers_answer_as_valkey_does() {
     match redis::valkey() {
-        Some(program) => differ(&program, 2),
+        Some(program) => {
+            differ(&program, 2, Values::Plain);
+            differ(&program, 2, Values::Tagged);
+        }
         None => println!("skipped: {}", redis::NO_VALKEY),
     }
 }
@@ -51,7 +67,7 @@ fn two_workers_answer_as_valkey_does() {
 fn every_command_of_the_table_is_tried_or_left_out_for_a_reason() {
     let known = Known { dumps: vec![Vec::new()], sha: Vec::new() };
     let mut tried: BTreeSet<String> = templates::UNTRIED.iter().map(|(name, _)| (*name).to_owned()).collect();
-    for step in plan(1, 20_000, &known) {
+    for step in plan(1, 20_000, Values::Plain, &known) {
         tried.extend(step.requests().map(|request| String::from_utf8_lossy(&request[0]).to_lowercase()));
     }
     let table = rows().filter(|row| row.since == "7.0").map(|row| row.name.to_owned());
@@ -60,17 +76,17 @@ fn every_command_of_the_table_is_tried_or_left_out_for_a_reason() {
 }
 
 /// Streams on servers of this program, until the time is over.
-fn differ(program: &std::path::Path, workers: u32) {
+fn differ(program: &std::path::Path, workers: u32, values: Values) {
     let clock = BootClock;
     let budget = number("CADDY_SOAK_SECONDS").map_or(BUDGET, Duration::from_secs);
     let given = number("CADDY_SEED");
     let mut seed = given.unwrap_or_else(|| clock.now().as_nanos() % 1_000_000);
-    let mut world = World::start(program, workers).unwrap();
+    let mut world = World::start(program, workers, values).unwrap();
     let started = clock.now();
     let mut streams = 0;
     loop {
-        let steps = plan(seed, LENGTH, &world.known);
-        let stream = format!("CADDY_SEED={seed}, {workers} worker(s), {}", program.display());
+        let steps = plan(seed, LENGTH, values, &world.known);
+        let stream = format!("CADDY_SEED={seed}, {values:?} values, {workers} worker(s), {}", program.display());
         let difference = world.replay(&steps).unwrap_or_else(|error| panic!("{stream}: {error:#}"));
         if let Some(difference) = difference {
             let report = report(&mut world, steps, &difference, clock.now());

@@ -4,7 +4,7 @@
 use caddy_sidecar::commands::{Class, Pin, Positions, Row, rows};
 use caddy_tests::random::Random;
 
-use crate::templates as words;
+use crate::{Values, templates as words};
 
 /// Sessions that last for the whole plan; the second one begins with RESP3.
 pub(crate) const SESSIONS: usize = 3;
@@ -48,13 +48,14 @@ pub(crate) struct Known {
 }
 
 /// The steps of `seed`.
-pub(crate) fn plan(seed: u64, length: usize, known: &Known) -> Vec<Step> {
-    let mut dice = Dice { random: Random::new(seed), known };
+pub(crate) fn plan(seed: u64, length: usize, values: Values, known: &Known) -> Vec<Step> {
+    let mut dice = Dice { random: Random::new(seed), values, known };
     (0..length).flat_map(|_| dice.steps()).collect()
 }
 
 struct Dice<'a> {
     random: Random,
+    values: Values,
     known: &'a Known,
 }
 
@@ -71,8 +72,14 @@ impl Dice<'_> {
     fn steps(&mut self) -> Vec<Step> {
         let session = self.below(SESSIONS);
         let resp3 = self.below(2) == 0;
-        match self.below(1000) {
-            0..450 => vec![self.reads(session)],
+        // Of commands that handle stored bytes, or show all keys, other things are promised where values have tags.
+        let all = match self.values {
+            Values::Plain => 1000,
+            Values::Tagged => 870,
+        };
+        match self.below(all) {
+            0..442 => vec![self.reads(session)],
+            442..450 => self.expiring(session),
             450..780 => {
                 let requests = self.requests(10);
                 let style = if self.below(10) == 0 { Style::Parted } else { Style::Whole };
@@ -111,22 +118,30 @@ impl Dice<'_> {
                 requests.retain(|request| !request[0].eq_ignore_ascii_case(b"RESET"));
                 vec![Step::Unheard { session, requests }]
             }
-            985..992 => {
+            _ => {
                 let mut requests = self.requests(3);
                 if self.below(2) == 0 {
                     requests.push(args("QUIT"));
                 }
                 vec![Step::Fresh { resp3, requests }]
             }
-            _ => {
-                let key = self.key('s');
-                let [set, get] = [b"SET", b"GET"].map(|name| name.to_vec());
-                let (value, ttl) = (self.value(), b"100".to_vec());
-                let write = vec![set, key.clone(), value, b"PX".to_vec(), ttl];
-                let read = vec![get, key.clone()];
-                vec![Step::Expiring { session, key, requests: vec![write, read.clone(), read] }]
-            }
         }
+    }
+
+    fn expiring(&mut self, session: usize) -> Vec<Step> {
+        let key = self.key('s');
+        let [set, get] = [b"SET", b"GET"].map(|name| name.to_vec());
+        let (value, ttl) = (self.value(), b"100".to_vec());
+        let write = vec![set, key.clone(), value, b"PX".to_vec(), ttl];
+        let read = vec![get, key.clone()];
+        vec![Step::Expiring { session, key, requests: vec![write, read.clone(), read] }]
+    }
+
+    /// Whether it is another thing in one transaction with tagged values: what is written behind it has the tags that it ends,
+    /// or what is computed of them is written in the protocol of before.
+    fn is_another_thing(&self, request: &Args) -> bool {
+        let is = |name: &[u8]| request[0].eq_ignore_ascii_case(name);
+        self.values == Values::Tagged && (is(b"FLUSHDB") || is(b"SWAPDB") || is(b"SELECT") || is(b"HELLO"))
     }
 
     /// What a cache is for: the same few keys, read again and again.
@@ -157,10 +172,14 @@ impl Dice<'_> {
 
     /// A request from a template, one in thirty damaged.
     fn request(&mut self) -> Args {
-        let total = words::TEMPLATES.iter().map(|(weight, _)| weight).sum();
+        let templates = match self.values {
+            Values::Plain => words::TEMPLATES,
+            Values::Tagged => words::TAGGED,
+        };
+        let total = templates.iter().map(|(weight, _)| weight).sum();
         let mut left = self.below(total);
-        let mut group = words::TEMPLATES[0].1;
-        for (weight, lines) in words::TEMPLATES {
+        let mut group = templates[0].1;
+        for (weight, lines) in templates {
             group = lines;
             match left.checked_sub(*weight) {
                 Some(rest) => left = rest,
@@ -169,8 +188,10 @@ impl Dice<'_> {
         }
         let line = *self.pick(group);
         let mut request = self.fill_in(line);
-        // What SPOP takes is the server's choice, unless it takes everything.
-        if self.below(30) == 0 && !request[0].eq_ignore_ascii_case(b"SPOP") {
+        // What SPOP takes is the server's choice, unless it takes everything; what Redis is sent in place of the cache's own
+        // commands is not damaged in the same way.
+        let is_whole = request[0].eq_ignore_ascii_case(b"SPOP") || request[0].starts_with(b"CACHE.");
+        if self.below(30) == 0 && !is_whole {
             match self.below(3) {
                 0 if request.len() > 1 => drop(request.pop()),
                 1 => request.push(b"x".to_vec()),
@@ -206,7 +227,11 @@ impl Dice<'_> {
             let request = self.request();
             // RESET ends it, and HELLO's options are refused in one.
             let is = |name: &[u8]| request[0].eq_ignore_ascii_case(name);
-            if !(is(b"RESET") || is(b"HELLO") && request.len() > 2) {
+            if !(is(b"RESET")
+                || is(b"HELLO") && request.len() > 2
+                || is_own(&request)
+                || self.is_another_thing(&request))
+            {
                 requests.push(request);
             }
         }
@@ -365,12 +390,16 @@ impl Dice<'_> {
 
     /// None begins with the byte 0: `SORT … ALPHA` compares up to the first one, and equals stand as in a hash table.
     fn value(&mut self) -> Vec<u8> {
+        if self.values == Values::Tagged && self.below(3) == 0 {
+            // As nothing is, and as an envelope begins.
+            return self.pick::<&[u8]>(&[b"", b"", b"\xc1\xca", b"\xc1\xca\x01 and so on"]).to_vec();
+        }
         match self.below(10) {
             0 => Vec::new(),
             1 => b"\r\n\0$-1\r\n\xfe\xff".to_vec(),
             2 => b"3.0e1".to_vec(),
             3 => std::iter::once(b'r').chain((0..=self.below(2000)).map(|_| self.random.next_u64() as u8)).collect(),
-            4 => vec![b'z'; self.below(3000)],
+            4 => vec![b'z'; self.below(2000)],
             5 => b"hello world".to_vec(),
             _ => self.below(2000).to_string().into(),
         }
@@ -417,6 +446,11 @@ fn tame(request: &mut Args) {
             *argument = b"70000".to_vec();
         }
     }
+}
+
+/// Whether it is one of the cache's own commands.
+pub(crate) fn is_own(request: &Args) -> bool {
+    request[0].to_ascii_uppercase().starts_with(b"CACHE.")
 }
 
 fn args(line: &str) -> Args {

@@ -12,8 +12,9 @@ use caddy_tests::{
 };
 
 use crate::{
+    Values,
     compare::{Measure, measure, same},
-    plan::{Args, Known, SESSIONS, Step, Style},
+    plan::{Args, Known, SESSIONS, Step, Style, is_own},
 };
 
 /// After it, what was set to live for 100 ms is gone everywhere.
@@ -21,9 +22,12 @@ const PAUSE: Duration = Duration::from_millis(130);
 /// Replies that came this quickly came before that.
 const QUICK: Duration = Duration::from_millis(60);
 const DATABASES: usize = 4;
+/// Which strings have tags where they do by rule.
+const RULE: &str = "keyspaces: [{name: some, match: \"s:[0-2]*\", tags: [\"s\", \"{1}\"]}]";
 
 /// Two servers, one of them behind a sidecar.
 pub(crate) struct World {
+    values: Values,
     behind: RedisServer,
     sidecar: Sidecar,
     direct: RedisServer,
@@ -48,10 +52,12 @@ struct Pair {
 }
 
 impl World {
-    pub(crate) fn start(program: &Path, workers: u32) -> Result<Self> {
+    pub(crate) fn start(program: &Path, workers: u32, values: Values) -> Result<Self> {
         let behind = RedisServer::start_program(program)?;
         let direct = RedisServer::start_program(program)?;
-        let sidecar = SidecarOptions::redis(behind.socket()).workers(workers).start()?;
+        let options = SidecarOptions::redis(behind.socket()).workers(workers);
+        let options = if values == Values::Tagged { options.section(RULE) } else { options };
+        let sidecar = options.start()?;
         let mut wire = direct.connect()?;
         let mut dumps = Vec::new();
         for line in ["SET k text", "SET k 12", "RPUSH k a b c", "SADD k 1 2 3", "ZADD k 1 a 2 b", "HSET k f v"] {
@@ -62,7 +68,7 @@ impl World {
         }
         let sha = wire.request(&["SCRIPT", "LOAD", crate::templates::COUNTER])?;
         let sha = Value::decode(&sha)?.0.as_bytes().context("SCRIPT LOAD gives a name")?.to_vec();
-        Ok(Self { behind, sidecar, direct, known: Known { dumps, sha }, requests: 0, gets: 0 })
+        Ok(Self { values, behind, sidecar, direct, known: Known { dumps, sha }, requests: 0, gets: 0 })
     }
 
     /// Reads that the sidecar answered from copies.
@@ -221,19 +227,21 @@ impl World {
             for wire in [&mut through.ours, &mut through.theirs, &mut behind, &mut direct] {
                 wire.request(&["SELECT", &database])?;
             }
-            let reply = direct.request(&["KEYS", "*"])?;
-            let keys = Value::decode(&reply)?.0;
-            let keys: Vec<&[u8]> =
-                keys.as_elements().context("KEYS gives keys")?.iter().filter_map(Value::as_bytes).collect();
-            if let Some(what) = compare(&mut behind, &mut direct, &args(&[b"KEYS", b"*"]))? {
-                return Ok(Some(format!("database {database}: {what}")));
+            let keys = keys(&mut direct)?;
+            let ours = self::keys(&mut behind)?;
+            if ours != keys {
+                return Ok(Some(format!(
+                    "database {database}: keys\n    sidecar: {}\n    Redis:   {}",
+                    show(&ours),
+                    show(&keys)
+                )));
             }
             for key in keys {
-                for request in contents(&mut direct, key)? {
+                for request in self.contents(&mut direct, &key)? {
                     let checked = compare(&mut behind, &mut direct, &request)?.or(compare(
                         &mut through.ours,
                         &mut through.theirs,
-                        &args(&[b"GET", key]),
+                        &args(&[b"GET", &key]),
                     )?);
                     if let Some(what) = checked {
                         return Ok(Some(format!("database {database}: {what}")));
@@ -242,6 +250,25 @@ impl World {
             }
         }
         Ok(None)
+    }
+
+    /// The requests that show all there is to one key.
+    fn contents(&self, direct: &mut Wire, key: &[u8]) -> Result<Vec<Args>> {
+        let kind = direct.request(&[b"TYPE".as_slice(), key])?;
+        let content: &[&[u8]] = match kind.as_slice() {
+            // Of envelopes the sidecar alone shows the values.
+            b"+string\r\n" if self.values == Values::Tagged => &[b"EXISTS", key],
+            b"+string\r\n" => &[b"GET", key],
+            b"+hash\r\n" => &[b"HGETALL", key],
+            b"+list\r\n" => &[b"LRANGE", key, b"0", b"-1"],
+            b"+set\r\n" => &[b"SMEMBERS", key],
+            b"+zset\r\n" => &[b"ZRANGE", key, b"0", b"-1", b"WITHSCORES"],
+            _ => &[b"XRANGE", key, b"-", b"+"],
+        };
+        let encoding: &[&[u8]] =
+            if self.values == Values::Tagged { &[b"TYPE", key] } else { &[b"OBJECT", b"ENCODING", key] };
+        let about: [&[&[u8]]; 4] = [&[b"TYPE", key], &[b"PTTL", key], encoding, content];
+        Ok(about.map(args).to_vec())
     }
 }
 
@@ -262,19 +289,28 @@ fn args(words: &[&[u8]]) -> Args {
     words.iter().map(|word| word.to_vec()).collect()
 }
 
-/// The requests that show all there is to one key.
-fn contents(direct: &mut Wire, key: &[u8]) -> Result<Vec<Args>> {
-    let kind = direct.request(&[b"TYPE".as_slice(), key])?;
-    let content: &[&[u8]] = match kind.as_slice() {
-        b"+string\r\n" => &[b"GET", key],
-        b"+hash\r\n" => &[b"HGETALL", key],
-        b"+list\r\n" => &[b"LRANGE", key, b"0", b"-1"],
-        b"+set\r\n" => &[b"SMEMBERS", key],
-        b"+zset\r\n" => &[b"ZRANGE", key, b"0", b"-1", b"WITHSCORES"],
-        _ => &[b"XRANGE", key, b"-", b"+"],
+/// All keys but those that are the cache's, in order.
+fn keys(wire: &mut Wire) -> Result<Vec<Vec<u8>>> {
+    let reply = wire.request(&["KEYS", "*"])?;
+    let keys = Value::decode(&reply)?.0;
+    let keys = keys.as_elements().context("KEYS gives keys")?.iter().filter_map(Value::as_bytes);
+    let mut keys: Vec<Vec<u8>> = keys.filter(|key| !key.starts_with(b"caddy:")).map(<[u8]>::to_vec).collect();
+    keys.sort_unstable();
+    Ok(keys)
+}
+
+/// What Redis does that is the same as a command of the cache's own, which is refused in a transaction.
+fn as_redis(request: &Args) -> Args {
+    if !is_own(request) {
+        return request.clone();
+    }
+    let (name, from): (&[u8], usize) = match request[0].to_ascii_uppercase().as_slice() {
+        b"CACHE.SET" => (b"SET", 1),
+        b"CACHE.GET" => (b"GET", 1),
+        _ => (b"DEL", 2),
     };
-    let about: [&[&[u8]]; 4] = [&[b"TYPE", key], &[b"PTTL", key], &[b"OBJECT", b"ENCODING", key], content];
-    Ok(about.map(args).to_vec())
+    let rest = request[from..].iter().take_while(|word| *word != b"TAGS").cloned();
+    std::iter::once(name.to_vec()).chain(rest).collect()
 }
 
 fn compare(ours: &mut Wire, theirs: &mut Wire, request: &Args) -> Result<Option<String>> {
@@ -285,17 +321,20 @@ fn compare(ours: &mut Wire, theirs: &mut Wire, request: &Args) -> Result<Option<
 
 impl Pair {
     fn send(&mut self, requests: &[Args], style: Style) -> Result<()> {
-        let mut bytes = Vec::new();
-        for request in requests {
-            if style == Style::Inline {
-                bytes.extend(request.join(&b' '));
-                bytes.extend(b"\r\n");
-            } else {
-                encode::command(&mut bytes, request);
+        let is_queued =
+            self.queued.is_some() || requests.iter().any(|request| request[0].eq_ignore_ascii_case(b"MULTI"));
+        for (wire, is_redis) in [(&mut self.ours, false), (&mut self.theirs, true)] {
+            let mut bytes = Vec::new();
+            for request in requests {
+                let request = if is_redis || is_queued { as_redis(request) } else { request.clone() };
+                if style == Style::Inline {
+                    bytes.extend(request.join(&b' '));
+                    bytes.extend(b"\r\n");
+                } else {
+                    encode::command(&mut bytes, &request);
+                }
             }
-        }
-        let parting = if style == Style::Parted { bytes.len() / 2 } else { bytes.len() };
-        for wire in [&mut self.ours, &mut self.theirs] {
+            let parting = if style == Style::Parted { bytes.len() / 2 } else { bytes.len() };
             wire.send_raw(&bytes[..parting])?;
             wire.send_raw(&bytes[parting..])?;
         }

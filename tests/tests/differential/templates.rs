@@ -422,6 +422,86 @@ pub(crate) const TEMPLATES: &[(usize, &[&str])] = &[
     ),
 ];
 
+/// The same where values have tags: what an app may do that does not know it. Redis is sent its own commands in place of the
+/// cache's.
+pub(crate) const TAGGED: &[(usize, &[&str])] = &[
+    (
+        8,
+        &[
+            "SET {s} {v}",
+            "SET {s} {v}",
+            "SET {s} {v} NX",
+            "SET {s} {v} XX",
+            "SET {s} {v} EX {ttl}",
+            "SET {s} {v} PX {pttl}",
+            "SET {s} {v} KEEPTTL",
+            "SET {s} {v} GET",
+            "SET {s} {v} NX GET",
+            "SET {s} {v} XX GET PX {pttl}",
+            "SET {s} {v} EXAT 4102444800",
+            "SET {s} {v} PXAT 1",
+            "SET {s} {v} EX 0",
+            "SET {s} {v} NX XX",
+            "SETEX {s} {ttl} {v}",
+            "PSETEX {s} {pttl} {v}",
+            "SETNX {s} {v}",
+            "GETSET {s} {v}",
+            "MSET {s} {v} {s} {v}",
+            "MSET {s} {v} {s}",
+            "MSETNX {s} {v} {s} {v}",
+            "CACHE.SET {s} {v} TAGS 1 a",
+            "CACHE.SET {s} {v} PX {pttl} TAGS 2 a b",
+            "CACHE.SET {s} {v} NX TAGS 2 s c",
+            "CACHE.SET {s} {v} XX TAGS 1 c",
+        ],
+    ),
+    (
+        6,
+        &[
+            "GET {s}",
+            "GETDEL {s}",
+            "GETEX {s}",
+            "GETEX {s} EX {ttl}",
+            "GETEX {s} PERSIST",
+            "GETEX {s} EXAT 1",
+            "GETRANGE {s} {i} {i}",
+            "SUBSTR {s} {i} {i}",
+            "LCS {s} {s}",
+            "LCS {s} {s} LEN",
+            "LCS {s} {s} IDX WITHMATCHLEN",
+            "MGET {s} {s} {s}",
+            "STRLEN {s}",
+            "CACHE.GET {s}",
+        ],
+    ),
+    (
+        4,
+        &[
+            "DEL {s} {s}",
+            "UNLINK {s}",
+            "CACHE.INVALIDATE KEY {s} {s}",
+            "EXISTS {s} {s}",
+            "TOUCH {s} {s}",
+            "TYPE {s}",
+            "EXPIRE {s} {ttl}",
+            "EXPIRE {s} {ttl} GT",
+            "EXPIRE {s} -1",
+            "PEXPIREAT {s} 4102444800000",
+            "EXPIRETIME {s}",
+            "PTTL {s}",
+            "PERSIST {s}",
+            "RPUSH {s} {m}",
+            "HSET {h} {m} {v}",
+            "SELECT {d}",
+            "SELECT 0",
+            "FLUSHDB",
+            "SWAPDB 0 {d}",
+            "HELLO 3",
+            "HELLO 2",
+        ],
+    ),
+];
+
 /// Sent alone: they reach far.
 pub(crate) const SWEEPING: &[&str] =
     &["FLUSHDB", "FLUSHALL", "FLUSHALL ASYNC", "SWAPDB 0 1", "SWAPDB 0 {d}", "SWAPDB 0 99", "SWAPDB"];
