@@ -185,7 +185,8 @@ fn random_runs_find<G: chaos::Ground>(guards: &[&str], prepare: impl Fn(&Subject
     play(&mutant(None), 1)?;
     for guard in guards {
         let dropped = with_seconds(guard);
-        let caught = (2..32).any(|seed| play(&mutant(Some(&dropped)), seed).is_err_and(|error| error.is::<Violation>()));
+        let caught =
+            (2..32).any(|seed| play(&mutant(Some(&dropped)), seed).is_err_and(|error| error.is::<Violation>()));
         ensure!(caught, "thirty random runs found nothing without {guard}");
     }
     Ok(())
