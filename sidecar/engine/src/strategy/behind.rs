@@ -5,8 +5,12 @@
 //! each at least once unless a newer one has replaced it.
 
 mod config;
+mod ending;
 mod journal;
 mod queue;
+mod room;
+mod sending;
+mod stats;
 mod store;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
@@ -17,4 +21,6 @@ mod writer;
 pub use config::BehindConfig;
 pub use journal::{Done, Journal, JournalError, Ledger};
 pub use queue::{Backlog, Batch, DeadLetter, Landed, Outcome, Queue, Record, Write};
-pub use writer::{BehindError, BehindStats, Room, WriteBehind};
+pub use room::Room;
+pub use stats::BehindStats;
+pub use writer::{BehindError, WriteBehind};

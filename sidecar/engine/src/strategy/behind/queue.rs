@@ -435,9 +435,22 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         }
     }
 
-    /// Whether everything is stored that the store does not refuse.
+    /// Whether everything is stored that the store does not refuse, and nothing else has room.
     pub fn is_drained(&self) -> bool {
-        self.records == self.dead.len()
+        self.records == self.dead.len() && self.reserved.0 == 0
+    }
+
+    /// Whether nothing is held, and nothing has room.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0 && self.reserved.0 == 0
+    }
+
+    /// Whether nothing of the key is to come to the store, unless somebody replays it.
+    pub fn is_settled(&self, key: &K) -> bool {
+        let is_settled = |slot: &Slot<V>| {
+            slot.flying.is_none() && slot.waiting.as_ref().is_none_or(|write| matches!(write.place, Place::Dead(_)))
+        };
+        self.reserved.0 == 0 && self.slots.get(key).is_none_or(is_settled)
     }
 
     // === dead letters ===

@@ -335,3 +335,64 @@ fn as_a_store_it_shows_what_is_on_its_way() {
         assert_eq!(found, [some("1"), None, some("0"), some("1"), None]);
     });
 }
+
+// === the end ===
+
+const DOWN: &str = "the store did not answer: it is down; see whether it is reachable and up";
+
+#[tokio::test]
+async fn a_queue_is_sealed_only_when_nothing_is_held_or_on_its_way() {
+    let world = World::new(false);
+    let room = world.writer.reserve(1, 10).expect("there is room");
+    world.writer.drain(Duration::ZERO).await;
+    assert_eq!(world.writer.seal().now_or_never(), None, "a write has room");
+    world.writer.write(room, vec![("a".to_owned(), Write::Put("1".to_owned()))], Box::new(|_| {}));
+    assert_eq!(world.writer.seal().now_or_never(), None, "it is not stored");
+    assert_eq!(world.writer.run().now_or_never(), None);
+    assert_eq!(world.writer.seal().now_or_never(), Some(()));
+    assert!(world.writer.reserve(1, 10).is_none() && !world.writer.resume());
+    assert!(matches!(world.writer.room(1, 10).await, Err(BehindError::Sealed)));
+}
+
+#[tokio::test]
+async fn who_waits_for_room_in_a_queue_that_ends_is_let_in_or_refused() {
+    let world = World::new(false);
+    let all = world.writer.reserve(4, 10).expect("there is room");
+    let waiting = world.writer.room(1, 10);
+    futures::pin_mut!(waiting);
+    assert!(waiting.as_mut().now_or_never().is_none(), "there is none");
+    world.writer.drain(Duration::ZERO).await;
+    drop(all);
+    assert_eq!(world.writer.seal().now_or_never(), Some(()));
+    assert!(matches!(waiting.await, Err(BehindError::Sealed)));
+}
+
+#[tokio::test]
+async fn a_queue_that_goes_on_after_all_is_not_sealed() {
+    let world = World::new(false);
+    world.writer.drain(Duration::ZERO).await;
+    assert!(world.writer.resume());
+    assert_eq!(world.writer.seal().now_or_never(), None);
+    assert!(world.writer.reserve(1, 10).is_some());
+}
+
+#[tokio::test]
+async fn a_key_is_settled_when_the_store_has_it_and_not_before() {
+    let world = World::new(false);
+    let key = ["a".to_owned()];
+    assert_eq!(world.writer.settled(&key).await, Ok(()), "nothing was written");
+    world.store.down.store(true, Ordering::SeqCst);
+    world.put("a", "1");
+    world.writer.drain(Duration::ZERO).await;
+    let settled = world.writer.settled(&key);
+    futures::pin_mut!(settled);
+    assert!(settled.as_mut().now_or_never().is_none());
+    assert_eq!(world.writer.settled(&["b".to_owned()]).now_or_never(), Some(Ok(())), "another key");
+    assert_eq!(world.writer.run().now_or_never(), None, "the store is down");
+    world.timer.advance(CONFIG.max_wait);
+    assert_eq!(settled.await, Err(BehindError::Unsettled { trouble: format!(", and it says: {DOWN}") }));
+    world.store.down.store(false, Ordering::SeqCst);
+    world.timer.advance(CONFIG.last_retry);
+    assert_eq!(world.writer.run().now_or_never(), None);
+    assert_eq!(world.writer.settled(&key).now_or_never(), Some(Ok(())));
+}
