@@ -15,7 +15,9 @@ mod ways;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use caddy_contract::{Config, Durability, RedisMode, Strategy, coordination::POD_UID_ENV};
+use caddy_engine::strategy::behind::{BehindError, Write};
 use caddy_remote::{Request, journal::LogError};
 use caddy_resp::encode;
 use parking_lot::Mutex;
@@ -31,6 +33,7 @@ pub(crate) use turns::Turns;
 pub(crate) use ways::Ways;
 
 use crate::{
+    keyspaces::Source,
     loading::Stores,
     shared::{L3, Shared},
     supervisor::Supervisor,
@@ -111,18 +114,11 @@ impl Behinds {
     pub(crate) fn reconfigure(&self, config: &Config, stores: &Stores) -> Result<(), BehindSetupError> {
         let mut all = self.all.lock();
         let mut wanted = BTreeMap::new();
-        for keyspace in &config.keyspaces {
-            let Some(loading) = &keyspace.loading else { continue };
-            let (Strategy::WriteBehind, Some(settings)) = (loading.strategy, &loading.behind) else { continue };
-            let Some(store) = stores.get(&loading.store) else { continue };
-            let behind = match all.get(&keyspace.name) {
-                Some(behind) => {
-                    behind.reconfigure(settings, &loading.store);
-                    behind.clone()
-                }
-                None => self.begin(&keyspace.name, settings, store)?,
-            };
-            let _ = wanted.insert(keyspace.name.clone(), behind);
+        if let Err(error) = self.want(&all, &mut wanted, config, stores) {
+            // All stays as it was: what was begun for nothing ends.
+            let begun = wanted.into_iter().filter(|(name, _)| !all.contains_key(name));
+            begun.for_each(|(_, behind)| self.dismiss(behind));
+            return Err(error);
         }
         let before = std::mem::replace(&mut *all, wanted);
         for (name, behind) in before {
@@ -131,11 +127,73 @@ impl Behinds {
                     keyspace = name,
                     "a keyspace leaves WriteBehind: what waits for its store is stored first"
                 );
-                behind.leave();
-                self.leaving.lock().push(behind);
+                self.dismiss(behind);
             }
         }
         Ok(())
+    }
+
+    /// The queues of `config`: those there are, those that were about to leave, and new ones.
+    fn want(
+        &self,
+        all: &BTreeMap<String, Arc<Behind>>,
+        wanted: &mut BTreeMap<String, Arc<Behind>>,
+        config: &Config,
+        stores: &Stores,
+    ) -> Result<(), BehindSetupError> {
+        for keyspace in &config.keyspaces {
+            let Some(loading) = &keyspace.loading else { continue };
+            let (Strategy::WriteBehind, Some(settings)) = (loading.strategy, &loading.behind) else { continue };
+            let Some(store) = stores.get(&loading.store) else { continue };
+            let known = all.get(&keyspace.name).cloned();
+            let behind = match known.or_else(|| self.take_back(&keyspace.name, settings, &loading.store)) {
+                Some(behind) => {
+                    behind.reconfigure(settings, &loading.store);
+                    behind
+                }
+                None => self.begin(&keyspace.name, settings, store)?,
+            };
+            let _ = wanted.insert(keyspace.name.clone(), behind);
+        }
+        Ok(())
+    }
+
+    /// The queue of a keyspace that has left, and writes behind again before that was stored.
+    fn take_back(&self, name: &str, settings: &caddy_contract::Behind, store: &str) -> Option<Arc<Behind>> {
+        let mut leaving = self.leaving.lock();
+        let place = leaving.iter().position(|behind| behind.is_for(name, settings, store) && behind.stay())?;
+        Some(leaving.swap_remove(place))
+    }
+
+    fn dismiss(&self, behind: Arc<Behind>) {
+        behind.leave();
+        self.leaving.lock().push(behind);
+    }
+
+    /// What a key is to be in a store, if a queue that is leaving has that still; its own queue, if it has one, is asked first.
+    pub(crate) fn pending(&self, source: &Source, key: &Bytes) -> Option<Write<Bytes>> {
+        let own = source.behind.as_ref().and_then(|behind| behind.writer.pending(key));
+        own.or_else(|| self.older(&source.store.name).iter().find_map(|behind| behind.writer.pending(key)))
+    }
+
+    /// Before keys are written to a store by another way: waits until that has what earlier queues have of them.
+    pub(crate) async fn settled(&self, store: &str, keys: &[Bytes]) -> Result<(), BehindError> {
+        for behind in self.older(store) {
+            behind.writer.settled(keys).await?;
+        }
+        Ok(())
+    }
+
+    /// And afterwards: what the store has refused of them is not to come over that.
+    pub(crate) fn overwritten(&self, store: &str, keys: &[Bytes]) {
+        for behind in self.older(store) {
+            behind.writer.discard(Some(keys));
+        }
+    }
+
+    /// The queues for a store that are leaving.
+    fn older(&self, store: &str) -> Vec<Arc<Behind>> {
+        self.leaving.lock().iter().filter(|behind| *behind.store == *store).cloned().collect()
     }
 
     fn begin(
@@ -182,10 +240,7 @@ impl Behinds {
             };
             let settings = caddy_contract::Behind { durability: Durability::Pod, ..settings.clone() };
             match self.begin(&name, &settings, store) {
-                Ok(behind) => {
-                    behind.leave();
-                    self.leaving.lock().push(behind);
-                }
+                Ok(behind) => self.dismiss(behind),
                 Err(error) => tracing::error!(keyspace = name, cause = ?error, "{error}"),
             }
         }

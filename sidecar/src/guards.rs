@@ -65,6 +65,8 @@ pub(crate) enum Guard {
     LoadsInGroups,
     /// A write that is on its way to the store is the answer, whatever L3 and the store have.
     PendingIsAnswered,
+    /// A write through waits for what its keyspace has written behind before.
+    OlderWritesComeFirst,
     /// Who deletes what the store still has keeps others from loading it.
     DeletionsHoldLeases,
     /// A write of a key that others depend on renews its generation in the same step.

@@ -16,11 +16,12 @@ use crate::{
     world::{Client, LONG, SOON, Subject, must},
 };
 
+const STRATEGY: &str = "strategy: WriteBehind, writeBehind: {flushInterval: 1m, maxWait: 1m}";
+
 /// A Redis, a table with one user, and sidecars that write behind, a minute later.
 struct Behind {
     redis: RedisServer,
-    /// Keeps the table.
-    _postgres: PostgresServer,
+    postgres: PostgresServer,
     sidecars: Vec<Sidecar>,
 }
 
@@ -38,15 +39,15 @@ impl Behind {
         )?;
         let section = format!(
             "stores:\n- name: users\n  postgres:\n    url: {}\n    load: SELECT key, value FROM users WHERE key = ANY($1)\n    \
-             store: INSERT INTO users SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT (key) DO UPDATE SET value = excluded.value\n    \
+             timeout: 20s\n    store: INSERT INTO users SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT (key) DO UPDATE SET value = excluded.value\n    \
              delete: DELETE FROM users WHERE key = ANY($1)\n\
-             keyspaces:\n- {{name: users, match: \"user:*\", store: users, strategy: WriteBehind, hardTimeout: 1s, \
-             writeBehind: {{flushInterval: 1m}}}}",
+             keyspaces:\n- {{name: users, match: \"user:*\", store: users, hardTimeout: 1s, \
+             {STRATEGY}}}",
             postgres.url()
         );
         let start = |_| subject.options(redis.socket()).max_staleness(LONG).timeout(LONG).section(&section).start();
         let sidecars = (0..count).map(start).collect::<Result<Vec<_>>>()?;
-        let behind = Self { redis, _postgres: postgres, sidecars };
+        let behind = Self { redis, postgres, sidecars };
         for sidecar in &behind.sidecars {
             eventually("copies are tracked", SOON, || {
                 ensure!(sidecar.metric("caddy_coherent")? == 1, "caddy_coherent");
@@ -79,4 +80,32 @@ pub fn a_write_on_its_way_to_the_store_is_read(subject: &Subject) -> Result<()> 
     client.barrier()?;
     let read = client.ask("GET user:1")?;
     must(read == "new", format!("SET user:1 new was answered, Redis lost it, then GET user:1 answered {read}"))
+}
+
+/// Its keyspace writes through from now on, and the store takes long over what was written before: that is stored first.
+pub fn a_write_through_is_stored_behind_older_ones(subject: &Subject) -> Result<()> {
+    let behind = Behind::start(subject, 1)?;
+    behind.postgres.execute(
+        "CREATE TABLE seen (value text);
+             CREATE FUNCTION see() RETURNS trigger AS 'BEGIN IF new.value = ''older'' THEN PERFORM pg_sleep(2); END IF; \
+             INSERT INTO seen VALUES (new.value); RETURN new; END' LANGUAGE plpgsql;
+             CREATE TRIGGER see BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION see();",
+    )?;
+    let mut client = behind.client(0)?;
+    ensure!(client.ask("SET user:1 older")? == "OK", "SET");
+    let sidecar = &behind.sidecars[0];
+    let config = std::fs::read_to_string(sidecar.config())?;
+    sidecar.write_config(&config.replace(STRATEGY, "strategy: WriteThrough"))?;
+    eventually("it writes through", SOON, || {
+        ensure!(client.ask("SETNX user:1 other")?.contains("WriteThrough"), "not yet");
+        Ok(())
+    })?;
+    ensure!(client.ask("SET user:1 newer")? == "OK", "SET");
+    eventually("the store has seen both", SOON, || {
+        let seen = behind.postgres.execute("SELECT string_agg(DISTINCT value, ' ' ORDER BY value) FROM seen")?;
+        ensure!(seen == "newer older", "{seen}");
+        Ok(())
+    })?;
+    let row = behind.postgres.execute("SELECT value FROM users WHERE key = 'user:1'")?;
+    must(row == "newer", format!("SET user:1 newer was answered behind an older SET, and the store has {row}"))
 }

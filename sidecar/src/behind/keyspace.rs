@@ -18,7 +18,7 @@ use caddy_remote::{
     leases,
 };
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use super::{
     Releases, log_directory,
@@ -48,7 +48,8 @@ pub(crate) struct Behind {
     /// Where Redis keeps what waits.
     pub(crate) streams: Option<Arc<Streams>>,
     adopt_after: Mutex<Duration>,
-    leaving: CancellationToken,
+    /// Nothing new comes.
+    leaving: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Behind {
@@ -107,7 +108,7 @@ impl Behind {
             log,
             streams,
             adopt_after: Mutex::new(settings.adopt_after),
-            leaving: CancellationToken::new(),
+            leaving: watch::Sender::new(false),
         })
     }
 
@@ -178,11 +179,25 @@ impl Behind {
         self.writer.reserve(size.records, size.bytes)
     }
 
+    /// Whether it is for writes of this keyspace, as it is configured now.
+    pub(super) fn is_for(&self, name: &str, settings: &Settings, store: &str) -> bool {
+        self.name == name && *self.store == *store && self.durability == settings.durability
+    }
+
     // === its end ===
 
     /// Nothing new comes.
     pub(super) fn leave(&self) {
-        self.leaving.cancel();
+        self.leaving.send_replace(true);
+    }
+
+    /// New writes come after all; `false`: it has ended already.
+    pub(super) fn stay(&self) -> bool {
+        let stays = self.writer.resume();
+        if stays {
+            self.leaving.send_replace(false);
+        }
+        stays
     }
 
     /// Brings writes to the store, those of an earlier process first.
@@ -205,21 +220,30 @@ impl Behind {
         futures::future::join3(recover, self.writer.run(), streams.remove(shared)).await;
     }
 
-    /// Done when nothing new comes and the store has everything. What it refuses stays, in the log if there is one.
+    /// Done when nothing new comes and the store has everything. While it refuses some of it, somebody may replay that.
     pub(super) async fn has_left(&self) {
-        self.leaving.cancelled().await;
-        let left = self.writer.drain(FOR_EVER).await;
-        if let Some(streams) = &self.streams {
-            streams.removed().await;
+        let mut leaving = self.leaving.subscribe();
+        // Its other end is this very queue's.
+        while leaving.wait_for(|is_leaving| *is_leaving).await.is_ok() {
+            tokio::select! {
+                () = self.end() => return,
+                _ = leaving.wait_for(|is_leaving| !*is_leaving) => {}
+            }
         }
-        if left.records > 0 {
+    }
+
+    async fn end(&self) {
+        let left = self.writer.drain(FOR_EVER).await;
+        if left.dead_letters > 0 {
             tracing::error!(
                 keyspace = self.name,
-                records = left.records,
-                "dead letters of a keyspace that left WriteBehind"
+                records = left.dead_letters,
+                "dead letters of a keyspace that left WriteBehind: see CACHE.DEADLETTERS"
             );
-            // Somebody may still replay them.
-            std::future::pending::<()>().await;
+        }
+        self.writer.seal().await;
+        if let Some(streams) = &self.streams {
+            streams.removed().await;
         }
     }
 

@@ -239,8 +239,8 @@ impl Loader {
 
     async fn attempt(&self, load: &Load) -> Answer {
         // What is on its way to the store is newer than what the store has.
-        let behind = load.source.behind.as_ref().filter(|_| hold(Guard::PendingIsAnswered));
-        if let Some(write) = behind.and_then(|behind| behind.writer.pending(&load.key)) {
+        let pending = || self.shared.behinds.pending(&load.source, &load.key);
+        if let Some(write) = hold(Guard::PendingIsAnswered).then(pending).flatten() {
             return Answer::Fresh(write.value().map_or(Cached::Nil, |value| Cached::from_value(&Value::Bulk(value))));
         }
         let mut held = Held { leases: &self.leases, load, lease: None };

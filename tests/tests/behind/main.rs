@@ -23,4 +23,5 @@ macro_rules! scenarios {
 scenarios! {
     a_deletion_on_its_way_to_the_store_is_not_undone
     a_write_on_its_way_to_the_store_is_read
+    a_write_through_is_stored_behind_older_ones
 }

@@ -156,3 +156,53 @@ fn the_end_of_a_sidecar_and_the_end_of_a_strategy_drain_first() -> Result<()> {
     ensure!(world.rows()? == ["user:a=1", "user:b=2"], "{:?}", world.rows()?);
     Ok(())
 }
+
+#[test]
+fn what_the_store_refused_before_a_keyspace_writes_through_does_not_come_over_what_it_takes() -> Result<()> {
+    let world = World::start()?;
+    let behind = "strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxAttempts: 1}";
+    let sidecar = world.sidecar(behind)?;
+    let mut app = client(&sidecar)?;
+    let poison = "x".repeat(101);
+    ensure!(app.ask(&format!("MSET user:a {poison} user:b {poison}"))? == "OK");
+    stat_becomes(&mut app, "behind_dead_letters", 2)?;
+    let config = std::fs::read_to_string(sidecar.config())?;
+    sidecar.write_config(&config.replace(behind, "strategy: WriteThrough"))?;
+    caddy_tests::e2e::eventually("it writes through", caddy_tests::world::SOON, || {
+        ensure!(app.ask("SETNX user:a 9")?.contains("WriteThrough"));
+        Ok(())
+    })?;
+    ensure!(app.ask("SET user:a good")? == "OK", "dead letters are not waited for");
+    world.postgres.execute("ALTER TABLE users DROP CONSTRAINT users_value_check")?;
+    ensure!(app.ask("CACHE.DEADLETTERS users REPLAY")? == "1", "the other one");
+    world.rows_become(&["user:a=good", &format!("user:b={poison}")])
+}
+
+#[test]
+fn a_keyspace_that_comes_back_before_it_was_drained_goes_on_with_its_log() -> Result<()> {
+    let mut world = World::start()?;
+    let logs = tempfile::tempdir()?;
+    let behind = super::world::logged(logs.path(), ", flushInterval: 20ms, maxWait: 200ms");
+    let sidecar = world.sidecar(&behind)?;
+    let mut app = client(&sidecar)?;
+    world.postgres.stop()?;
+    ensure!(app.ask("SET user:a 1")? == "OK");
+    let config = std::fs::read_to_string(sidecar.config())?;
+    let becomes = |strategy: &str, app: &mut Client, refuses: &str, word: &str| {
+        sidecar.write_config(&config.replace(&behind, strategy))?;
+        caddy_tests::e2e::eventually(strategy, caddy_tests::world::SOON, || {
+            let answer = app.ask(refuses)?;
+            ensure!(answer.contains(word), "{answer}");
+            Ok(())
+        })
+    };
+    becomes("strategy: WriteThrough", &mut app, "SETNX user:a 9", "WriteThrough")?;
+    let refused = app.ask("SET user:a 2")?;
+    ensure!(refused.contains("older writes of the key") && refused.contains("nothing was written"), "{refused}");
+    ensure!(app.ask("GET user:a")? == "1");
+    becomes(&behind, &mut app, "APPEND user:z 1", "WriteBehind")?;
+    ensure!(stat(&mut app, "behind_records")? == 1, "what waits is what waited before");
+    ensure!(app.ask("SET user:a 3")? == "OK");
+    world.postgres.restart()?;
+    world.rows_become(&["user:a=3"])
+}

@@ -2,7 +2,7 @@
 //!
 //! A write takes the fill leases of its keys for its whole time: what others are loading meanwhile is not kept, and another
 //! sidecar's write of the same key shows. Two that overlap cannot know which of them the store took last; so both remove
-//! the key from L3, and the next read loads it. When the store has failed, L3 is as it was. When L3 fails behind the store,
+//! the key from L3, and the next read loads it. What the keyspace has written behind before comes first. When the store has failed, L3 is as it was. When L3 fails behind the store,
 //! the key is removed from it as soon as it can be.
 
 use std::{sync::Arc, time::Duration};
@@ -17,6 +17,7 @@ use crate::{
     behind::{error_text, translated},
     commands::Row,
     errands::{self, ErrandError},
+    guards::{Guard, hold},
     keyspaces::Source,
     mailbox::ReplyTo,
     session::{
@@ -109,7 +110,13 @@ struct Through {
 
 impl Through {
     async fn run(self) {
-        let shared = self.shared.clone();
+        let (shared, store) = (self.shared.clone(), self.source.store.name.clone());
+        let keys: Vec<Bytes> = self.write.writes.iter().map(|(key, _)| key.clone()).collect();
+        if hold(Guard::OlderWritesComeFirst)
+            && let Err(error) = shared.behinds.settled(&store, &keys).await
+        {
+            return self.to.reply(error_text(&format!("STOREERR store '{store}': {error}; nothing was written")));
+        }
         let turns = shared.behinds.turns.of(&self.effect.keys).await;
         let overlaps = match self.begin().await {
             Ok(overlaps) => overlaps,
@@ -117,9 +124,9 @@ impl Through {
         };
         if let Err(error) = self.store().await {
             self.give_back().await;
-            let name = &self.source.store.name;
-            return self.to.reply(error_text(&format!("STOREERR store '{name}': {error}; the cache is as it was")));
+            return self.to.reply(error_text(&format!("STOREERR store '{store}': {error}; the cache is as it was")));
         }
+        shared.behinds.overwritten(&store, &keys);
         let finished = self.finish(overlaps).await;
         // Whatever the answer is, also a loss: it may have been executed.
         self.effect.apply(&shared);
