@@ -11,6 +11,7 @@ mod answer;
 mod breaker;
 mod leases;
 mod loader;
+mod pace;
 mod stores;
 
 use std::sync::atomic::{AtomicU64, Ordering};

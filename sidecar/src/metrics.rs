@@ -265,7 +265,8 @@ fn filters(shared: &Shared, registry: &mut Registry) {
 
 /// What is known of each store; its name is the label.
 fn stores(shared: &Shared, registry: &mut Registry) {
-    let [calls, keys, failures, busy, left_alone] = [(); 5].map(|()| Family::<[(&str, String); 1], Counter>::default());
+    let [calls, keys, failures, busy, left_alone, put_off] =
+        [(); 6].map(|()| Family::<[(&str, String); 1], Counter>::default());
     let [under_way, waiting, open] = [(); 3].map(|()| Family::<[(&str, String); 1], Gauge>::default());
     for store in shared.loading.stores().all() {
         let label = [("store", store.name.to_string())];
@@ -276,6 +277,7 @@ fn stores(shared: &Shared, registry: &mut Registry) {
             (&failures, &counts.failures),
             (&busy, &counts.busy),
             (&left_alone, &counts.left_alone),
+            (&put_off, &counts.put_off),
         ] {
             family.get_or_create(&label).inc_by(counted.get());
         }
@@ -293,6 +295,11 @@ fn stores(shared: &Shared, registry: &mut Registry) {
         "store_left_alone",
         "Loads refused while the store was left alone (stores[].breaker)",
         left_alone,
+    );
+    registry.register(
+        "store_put_off",
+        "Loads put off behind an outage of the store, since an old value could be answered",
+        put_off,
     );
     registry.register("store_calls_under_way", "Calls under way", under_way);
     registry.register("store_waiting", "Loads that wait for their turn", waiting);

@@ -26,6 +26,8 @@ struct State {
     failure: Option<Failure>,
     requests: usize,
     by_path: HashMap<String, usize>,
+    under_way: usize,
+    most_under_way: usize,
     /// What writes were called, by path.
     names: HashMap<String, Vec<String>>,
     cache_control: Option<String>,
@@ -121,6 +123,13 @@ impl Origin {
         self.state.lock().requests
     }
 
+    /// How many were under way at a time, at most, since this was asked last.
+    pub fn most_at_once(&self) -> usize {
+        let mut state = self.state.lock();
+        let under_way = state.under_way;
+        std::mem::replace(&mut state.most_under_way, under_way)
+    }
+
     /// From now on paths are answered with the status that `failure` says, if any.
     pub fn fail_with(&self, failure: impl Fn(&str) -> Option<u16> + Send + Sync + 'static) {
         self.state.lock().failure = Some(Box::new(failure));
@@ -137,11 +146,31 @@ impl Origin {
     }
 }
 
+/// A request, until it is answered or given up.
+struct UnderWay(Arc<Mutex<State>>);
+
+impl UnderWay {
+    fn begin(state: &Arc<Mutex<State>>) -> Self {
+        let mut all = state.lock();
+        all.under_way += 1;
+        all.most_under_way = all.most_under_way.max(all.under_way);
+        drop(all);
+        Self(state.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.lock().under_way -= 1;
+    }
+}
+
 async fn late(
     state: Arc<Mutex<State>>,
     releases: Arc<Notify>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let _under_way = UnderWay::begin(&state);
     let path = request.uri().path().to_owned();
     let is_late = state.lock().late.remove(&path);
     let response = answer(state.clone(), request).await;

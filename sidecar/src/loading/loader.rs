@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     Answer, Asker, Job, Jobs, Miss, Refresh,
     leases::{Fate, Lease, Leases},
-    stores::{Found, LoadFailure},
+    stores::{Found, LoadFailure, Need},
 };
 use crate::{
     cache::{Cached, TierKey},
@@ -252,7 +252,9 @@ impl Loader {
         }
         self.count(load, if load.refresh_within.is_some() { Count::Refresh } else { Count::Load });
         let groups = self.groups(load).await;
-        match load.source.store.load(load.key.clone(), &self.supervisor).await {
+        let can_wait = load.refresh_within.is_some() || load.stale.borrow().is_some();
+        let need = if can_wait { Need::CanWait } else { Need::Urgent };
+        match load.source.store.load(load.key.clone(), need, &self.supervisor).await {
             Ok(found) => self.settle(load, held, found, groups).await,
             Err(failure) => {
                 self.count(load, Count::LoadFailed);

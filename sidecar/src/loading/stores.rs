@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
-use super::breaker::Breaker;
+use super::{breaker::Breaker, pace::Pace};
 use crate::supervisor::Supervisor;
 
 /// Keys of one call to a store that takes many at once.
@@ -53,6 +53,12 @@ pub(crate) enum LoadFailure {
         store: Arc<str>,
         /// Until it is tried again, at most.
         pause: Duration,
+    },
+    /// It was down until lately, and gets its load back by and by.
+    #[error("store '{store}' was down until lately: what can be answered old is loaded by and by")]
+    Recovering {
+        /// Its name.
+        store: Arc<str>,
     },
     /// There is no room to wait in.
     #[error("too many loads wait for store '{store}' (stores[].maxQueued); raise maxConcurrent, or shed load")]
@@ -135,6 +141,8 @@ pub(crate) struct StoreCounts {
     pub(crate) busy: Counter,
     /// Loads refused while it was left alone.
     pub(crate) left_alone: Counter,
+    /// Loads put off behind an outage, since an old value could be answered.
+    pub(crate) put_off: Counter,
 }
 
 /// One store.
@@ -147,8 +155,18 @@ pub(crate) struct Store {
     state: Mutex<State>,
 }
 
+/// What becomes of those who wait if a load is put off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// They get an old value, or one that is good still.
+    CanWait,
+    /// They get an error.
+    Urgent,
+}
+
 struct State {
     breaker: Breaker,
+    pace: Pace,
     calls: usize,
     waiting: VecDeque<Waiting>,
 }
@@ -177,7 +195,7 @@ impl Store {
             backing,
             counts: StoreCounts::default(),
             settings,
-            state: Mutex::new(State { breaker, calls: 0, waiting: VecDeque::new() }),
+            state: Mutex::new(State { breaker, pace: Pace::default(), calls: 0, waiting: VecDeque::new() }),
         })
     }
 
@@ -201,11 +219,21 @@ impl Store {
     }
 
     /// What the store has under `key`, asked in its turn, together with others where that is possible.
-    pub(crate) async fn load(self: &Arc<Self>, key: Bytes, supervisor: &Supervisor) -> Result<Found, LoadFailure> {
+    pub(crate) async fn load(
+        self: &Arc<Self>,
+        key: Bytes,
+        need: Need,
+        supervisor: &Supervisor,
+    ) -> Result<Found, LoadFailure> {
         let (answer, answered) = oneshot::channel();
         {
             let mut state = self.state.lock();
-            if !state.breaker.admits(BootClock.now()) {
+            let now = BootClock.now();
+            if need == Need::CanWait && !state.breaker.is_open() && !state.pace.admits(now) {
+                self.counts.put_off.inc();
+                return Err(LoadFailure::Recovering { store: self.name.clone() });
+            }
+            if !state.breaker.admits(now) {
                 self.counts.left_alone.inc();
                 return Err(LoadFailure::LeftAlone { store: self.name.clone(), pause: self.settings.breaker_pause });
             }
@@ -214,6 +242,9 @@ impl Store {
             if state.waiting.len() >= room {
                 self.counts.busy.inc();
                 return Err(LoadFailure::Busy { store: self.name.clone() });
+            }
+            if need == Need::Urgent {
+                state.pace.made(now);
             }
             state.waiting.push_back(Waiting { key, answer });
         }
@@ -247,7 +278,7 @@ impl Store {
             self.counts.calls.inc();
             self.counts.keys.inc_by(keys.len() as u64);
             let loaded = self.load_for(&keys, &mut batch).await;
-            self.judge(loaded.as_ref().err());
+            self.judge(loaded.as_ref().map(Vec::len));
             drop(slot);
             let results: Vec<Result<Found, LoadFailure>> = match loaded {
                 Ok(values) => values.into_iter().map(Ok).collect(),
@@ -280,25 +311,25 @@ impl Store {
         }
     }
 
-    fn judge(&self, error: Option<&StoreError>) {
-        if error.is_some() {
-            self.counts.failures.inc();
-        }
+    fn judge(&self, loaded: Result<usize, &StoreError>) {
         let mut state = self.state.lock();
-        match error {
-            Some(error) if error.is_transient() => {
-                if state.breaker.failed(BootClock.now()) {
+        let now = BootClock.now();
+        if let Err(error) = loaded {
+            self.counts.failures.inc();
+            if error.is_transient() {
+                if state.breaker.failed(now) {
                     let pause = self.settings.breaker_pause;
                     tracing::warn!(store = %self.name, %error, ?pause, "a store is left alone: it failed too often in a row");
                 }
-            }
-            _ => {
-                if state.breaker.is_open() {
-                    tracing::info!(store = %self.name, "a store answers again");
-                }
-                state.breaker.succeeded();
+                return;
             }
         }
+        if state.breaker.is_open() {
+            tracing::info!(store = %self.name, "a store answers again");
+            state.pace.recovered(now);
+        }
+        state.breaker.succeeded();
+        state.pace.loaded(loaded.unwrap_or(0), now);
     }
 }
 

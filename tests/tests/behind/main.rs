@@ -3,6 +3,7 @@
 mod cluster;
 mod crashes;
 mod examples;
+mod outage;
 mod replicated;
 mod through;
 mod world;
