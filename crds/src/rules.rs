@@ -221,12 +221,11 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec"],
-        cel: "!has(self.keyspaces) || !self.keyspaces.exists(k, has(k.negativeFilter)) || (has(self.l3.redis) && self.l3.redis.mode != 'Cluster' && self.consistency.coherence != 'Ttl')",
-        message: "negativeFilter needs l3.redis in mode Standalone or Sentinel, and coherence Tracking or Broadcast",
+        cel: "!has(self.keyspaces) || !self.keyspaces.exists(k, has(k.negativeFilter)) || (has(self.l3.redis) && self.consistency.coherence != 'Ttl')",
+        message: "negativeFilter needs l3.redis, and coherence Tracking or Broadcast",
         holds: |cluster| {
             filtered(cluster).next().is_none()
-                || redis(cluster).is_some_and(|redis| redis.mode != Mode::Cluster)
-                    && cluster.spec.consistency.coherence != Coherence::Ttl
+                || redis(cluster).is_some() && cluster.spec.consistency.coherence != Coherence::Ttl
         },
     },
     Rule {

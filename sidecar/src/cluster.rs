@@ -211,6 +211,7 @@ impl Cluster {
                 {
                     lapse_changed(shared.kernel(), old, &map);
                 }
+                shared.absences.moved(shared.kernel());
             };
             // Before, so that nothing older is put beside what the new owner tells; and after, for what was still asked
             // of the old one.

@@ -89,6 +89,8 @@ pub(crate) enum Guard {
     FilterLearns,
     /// It does not answer about a key that an app was shown, or wrote, since the moment that is proved.
     FilterTouches,
+    /// Nor while a slot of its node is on its way to another one.
+    FilterKeepsToSlots,
     /// What an index that was lost, or a failover, has lost of them is entered again.
     RangesRepeated,
     /// A new epoch of the locks is agreed on in the Lease before it is in Redis.

@@ -209,11 +209,15 @@ impl RedisL3 {
         Some(tracked)
     }
 
-    /// A connection on which writes to keys with these prefixes are announced; it connects when it is asked something.
-    /// `None`: the kernel has no room for it, or it is a cluster.
-    pub(crate) fn announce(&self, shared: &Arc<Shared>, prefixes: Vec<String>) -> Option<Arc<Announcing>> {
-        let only = self.only()?;
-        let target = Target { tracking: Tracking::Broadcast(prefixes), ..(*only.target).clone() };
+    /// A connection to a server on which writes to keys with these prefixes are announced; it connects when it is asked
+    /// something. `None`: the kernel has no room for it.
+    pub(crate) fn announce(
+        &self,
+        shared: &Arc<Shared>,
+        server: &Node,
+        prefixes: Vec<String>,
+    ) -> Option<Arc<Announcing>> {
+        let target = Target { tracking: Tracking::Broadcast(prefixes), ..(*server.target).clone() };
         let node = Arc::new(Node::new(NodeId::ANNOUNCING, target));
         let source = shared.kernel().register(SourceKind::Tracked).ok()?;
         let setup = Setup { protocol: Protocol::Resp3, database: 0, tracked: true, timed: true };
@@ -298,6 +302,11 @@ impl Node {
 
     pub(crate) fn probing(&self) -> arc_swap::Guard<Arc<Probing>> {
         self.probe.load()
+    }
+
+    /// It is another connection's end of that server.
+    pub(crate) fn is_probed_as(&self, server: &Self) {
+        self.probe.store(server.probe.load_full());
     }
 
     /// Which slots it has, for its probe.

@@ -8,10 +8,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use caddy_engine::{Currency, Moment, Sent};
-use caddy_remote::{LaneHandle, LaneState, Request, Role, ServerInfo, cluster::Standing};
+use caddy_remote::{
+    LaneHandle, LaneState, Request, Role, ServerInfo,
+    cluster::{Standing, gives_slots_away},
+};
 use caddy_resp::Value;
 
 use crate::{
+    absence::Absences,
     guards::{Guard, hold},
     nodes::{Node, NodeId, Tracked},
     proof::Proof,
@@ -89,6 +93,8 @@ enum Unproven {
     NotServing(String),
     #[error("the node is no primary of its cluster any more")]
     Demoted,
+    #[error("a slot is on its way to another node, which may have keys of it already")]
+    SlotsLeave,
     #[error("the node does not tell its slots: {0}; allow the user +cluster|nodes")]
     NoStanding(String),
 }
@@ -98,6 +104,10 @@ impl Prover {
     pub(crate) fn judge(&mut self, shared: &Arc<Shared>, id: NodeId, node: Option<&Node>, probe: &Probe) {
         let proved = match probe.replies.as_slice() {
             [hello] => role(hello).map(|info| (info, None)),
+            // Of absent keys, which is what filters are about, nobody announces that they are written over there.
+            [.., nodes] if id == NodeId::ANNOUNCING && hold(Guard::FilterKeepsToSlots) && gives_slots(nodes) => {
+                Err(Unproven::SlotsLeave)
+            }
             [hello, own, nodes] => in_cluster(hello, own, nodes),
             _ => return,
         };
@@ -127,6 +137,9 @@ impl Prover {
             }
             (Err(unproven), node) => {
                 kernel.lapse(source);
+                if id == NodeId::ANNOUNCING {
+                    Absences::trouble(shared, &unproven.to_string());
+                }
                 // That a node which has left has no copies to prove is nobody's trouble.
                 if node.is_some() {
                     shared.status.tracked_down(id, &unproven.to_string());
@@ -171,6 +184,11 @@ fn standing(nodes: &[u8]) -> Result<Option<Standing>, Unproven> {
         Some(_) => Err(Unproven::Demoted),
         None => Err(Unproven::NoStanding(text(nodes))),
     }
+}
+
+fn gives_slots(nodes: &[u8]) -> bool {
+    let value = Value::decode(nodes).ok().map(|(value, _)| value);
+    value.as_ref().and_then(Value::as_bytes).is_some_and(gives_slots_away)
 }
 
 fn text(reply: &[u8]) -> String {

@@ -491,7 +491,7 @@ fn announced(shared: &Shared, source: SourceId, frame: &[u8]) {
     match elements.as_slice() {
         [kind, keys] if kind.as_bytes() == Some(b"invalidate") => match keys.as_elements() {
             Some(keys) => {
-                keys.iter().filter_map(Value::as_bytes).for_each(|key| Absences::announced(shared, key));
+                keys.iter().filter_map(Value::as_bytes).for_each(|key| shared.absences.announced(source, key));
             }
             None => shared.kernel().flush(source, FlushCause::Overwritten),
         },

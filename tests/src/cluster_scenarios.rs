@@ -75,6 +75,50 @@ pub fn an_absent_key_is_found_where_its_slot_goes(subject: &Subject) -> Result<(
     must(read == "v1", format!("the key had been v1 for longer than {BOUND:?} when GET was asked and answered {read}"))
 }
 
+/// The same where nobody has asked for the key, and a negative filter knows the node's others.
+pub fn a_filter_knows_that_a_slot_leaves(subject: &Subject) -> Result<()> {
+    let cluster = RedisCluster::start(3)?;
+    let filtered = "keyspaces: [{name: filtered, match: \"key:*\", negativeFilter: {maxKeys: 10000}}]";
+    let sidecar = subject.cluster_options(&cluster).max_staleness(BOUND).section(filtered).start()?;
+    let mut client = Client(sidecar.connect()?);
+    // Keys of all three nodes, which the filter is asked about; of the first one's slot another.
+    let name = |n: usize| format!("key:{n}");
+    filter_answers(&sidecar, &mut client, &cluster)?;
+    let key = (0..).map(name).find(|key| cluster.owner(key).is_ok_and(|owner| owner == 0)).unwrap_or_default();
+    let slot = slot_of(key.as_bytes());
+    cluster.begin_move(slot, 0, 1)?;
+    ensure!(cluster.ask(&format!("SET {key} v1"))? == "OK", "SET");
+    for n in 0..8 {
+        // Proofs go on, by questions about others.
+        client.ask(&format!("GET key:other:{n}"))?;
+        thread::sleep(BOUND / 5);
+    }
+    let read = client.ask(&format!("GET {key}"))?;
+    must(read == "v1", format!("{key} had been v1 for longer than {BOUND:?} when GET was asked and answered {read}"))?;
+    cluster.move_keys(slot, 0, 1)?;
+    cluster.end_move(slot, 1)?;
+    filter_answers(&sidecar, &mut client, &cluster)?;
+    let read = client.ask(&format!("GET {key}"))?;
+    must(read == "v1", format!("{key} is there, its slot has moved, and GET answered {read}"))
+}
+
+/// Waits until the filter answers about absent keys of every node.
+fn filter_answers(sidecar: &Sidecar, client: &mut Client, cluster: &RedisCluster) -> Result<()> {
+    let mut n = 0;
+    for node in 0..3 {
+        eventually("the filter answers", SOON, || {
+            let before = sidecar.metric("caddy_filtered_total")?;
+            let is_there = |n: &usize| cluster.owner(&format!("key:nobody:{n}")).is_ok_and(|owner| owner == node);
+            n = (n + 1..).find(is_there).unwrap_or_default();
+            ensure!(client.ask(&format!("GET key:nobody:{n}"))? == "(nil)", "an absent key");
+            let after = sidecar.metric("caddy_filtered_total")?;
+            ensure!(after > before, "{}", client.ask("CACHE.STATS filtered")?);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// A node loses a slot to another and drops its keys.
 pub fn a_dropped_slot_is_read_at_its_new_owner(subject: &Subject) -> Result<()> {
     let mut story = Story::begin(subject, "v0", |options| options.max_staleness(BOUND))?;

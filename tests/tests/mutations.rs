@@ -100,6 +100,7 @@ mutations! {
     absent_keys_expire: "AbsentKeysExpire" => cluster_scenarios::an_absent_key_is_found_where_its_slot_goes;
     filter_learns: "FilterLearns" => filter_scenarios::a_foreign_write_is_found_behind_a_filter;
     filter_touches: "FilterTouches" => filter_scenarios::own_writes_are_found_behind_a_filter;
+    filter_keeps_to_slots: "FilterKeepsToSlots" => cluster_scenarios::a_filter_knows_that_a_slot_leaves;
     writes_end_leases: "WritesEndLeases" => load_scenarios::a_delete_during_a_load_is_not_undone;
     transactions_end_leases: "WritesEndLeases" => load_scenarios::a_delete_in_a_transaction_during_a_load_is_not_undone;
     join_only_live_loads: "JoinOnlyLiveLoads" => load_scenarios::a_dead_load_is_not_joined;
@@ -118,8 +119,8 @@ mutations! {
     epoch_agreed: "EpochAgreed" => lock_scenarios::an_epoch_is_agreed_on_before_its_first_token;
     pending_is_answered: "PendingIsAnswered" => store_scenarios::a_write_on_its_way_to_the_store_is_read;
     deletions_hold_leases: "DeletionsHoldLeases" => store_scenarios::a_deletion_on_its_way_to_the_store_is_not_undone;
-    generation_check: "GenerationCheck" => group_scenarios::an_invalidated_tag_kills_its_copies;
     older_writes_come_first: "OlderWritesComeFirst" => store_scenarios::a_write_through_is_stored_behind_older_ones;
+    generation_check: "GenerationCheck" => group_scenarios::an_invalidated_tag_kills_its_copies;
     writes_renew_parents: "WritesRenewParents" => group_scenarios::a_write_of_a_parent_kills_what_depends_on_it;
     writes_are_sealed: "WritesAreSealed" => group_scenarios::a_plain_write_carries_the_tags_of_its_rule;
     envelopes_stay_whole: "EnvelopesStayWhole" => group_scenarios::an_envelope_is_not_written_into;

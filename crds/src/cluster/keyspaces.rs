@@ -67,7 +67,7 @@ pub struct Keyspace {
     pub write_behind: Option<WriteBehind>,
     /// GET of keys that Redis does not have is answered without asking it, from a Bloom filter of the keys that it has. Never
     /// wrong about a key that is there; whatever makes it doubtful turns it off until it is built anew. Needs a `match` that
-    /// is a prefix and a star, like `user:*`, no `store`, `cache: Auto`, `mode: Serve`, a Redis that is no Cluster, and
+    /// is a prefix and a star, like `user:*`, no `store`, `cache: Auto`, `mode: Serve`, and
     /// `coherence` Tracking or Broadcast: Redis then tells every sidecar each write to such a key. Absent: no filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_filter: Option<NegativeFilter>,

@@ -11,5 +11,5 @@ mod tags;
 
 pub use discover::{DiscoverError, discover};
 pub use slots::{Redirect, SLOTS, Shard, SlotMap, SlotMapError, slot_of};
-pub use standing::Standing;
+pub use standing::{Standing, gives_slots_away};
 pub use tags::tag_of;

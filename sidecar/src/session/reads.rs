@@ -285,7 +285,7 @@ impl Conversation {
         let shared = &self.worker.shared;
         let keyspaces = shared.keyspaces();
         let rule = keyspaces.rule(key);
-        let knows = |filter| !self.patterns.is_blind && shared.absences.is_absent(shared, filter, hash, self.now);
+        let knows = |filter| !self.patterns.is_blind && shared.absences.is_absent(shared, filter, key, hash, self.now);
         let is_absent = rule.filter.as_deref().is_some_and(knows);
         if is_absent {
             self.worker.tally.add(rule.id, Count::Filtered);

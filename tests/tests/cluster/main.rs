@@ -52,6 +52,7 @@ scenarios! {
     an_absent_key_is_found_where_its_slot_goes
     a_dropped_slot_is_read_at_its_new_owner
     a_node_without_its_cluster_proves_nothing
+    a_filter_knows_that_a_slot_leaves
     no_step_back_behind_a_new_slot_map
 }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Algorithm, ByteSize, CacheMode, Coherence, Durability, KeyspaceMode, RawCompression, RawConfig, RawKeyspace,
-    RawPostgresStore, RawStore, RawWriteBehind, RedisMode, Strategy, parse_duration,
+    RawPostgresStore, RawStore, RawWriteBehind, Strategy, parse_duration,
 };
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
@@ -200,12 +200,7 @@ impl Reader {
             &path,
             "needs cache: Auto and mode: Serve",
         );
-        let redis = config.l3.redis.as_ref();
-        self.check(
-            redis.is_some_and(|redis| redis.mode != RedisMode::Cluster),
-            &path,
-            "needs l3.redis in mode Standalone or Sentinel",
-        );
+        self.check(config.l3.redis.is_some(), &path, "needs l3.redis");
         self.check(
             config.consistency.coherence != Coherence::Ttl,
             &path,

@@ -14,19 +14,27 @@ pub struct Standing {
 impl Standing {
     /// Reads a reply to `CLUSTER NODES`: `<id> <address> <flags> <primary> <ping> <pong> <epoch> <link> <slot>…` in lines.
     pub fn parse(nodes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(nodes).ok()?;
-        text.lines().find_map(|line| {
-            let words: Vec<&str> = line.split(' ').collect();
-            let flags = words.get(2).filter(|flags| flags.split(',').any(|flag| flag == "myself"))?;
-            let has = |name: &str| flags.split(',').any(|flag| flag == name);
-            let slots: Vec<&str> = words.iter().skip(8).copied().filter(|slot| !slot.starts_with('[')).collect();
-            Some(Self {
-                is_primary: has("master") && !has("fail"),
-                epoch: words.get(6)?.parse().ok()?,
-                slots: slots.join(" "),
-            })
+        let words = myself(nodes)?;
+        let has = |name: &str| words.get(2).is_some_and(|flags| flags.split(',').any(|flag| flag == name));
+        let slots: Vec<&str> = words.iter().skip(8).copied().filter(|slot| !slot.starts_with('[')).collect();
+        Some(Self {
+            is_primary: has("master") && !has("fail"),
+            epoch: words.get(6)?.parse().ok()?,
+            slots: slots.join(" "),
         })
     }
+}
+
+/// Whether a node that answers `CLUSTER NODES` so has a slot on its way to another one, which may have keys of it already.
+pub fn gives_slots_away(nodes: &[u8]) -> bool {
+    myself(nodes).is_some_and(|words| words.iter().skip(8).any(|slot| slot.starts_with('[') && slot.contains("->-")))
+}
+
+/// The words of the line about the node itself.
+fn myself(nodes: &[u8]) -> Option<Vec<&str>> {
+    let text = std::str::from_utf8(nodes).ok()?;
+    let mut lines = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    lines.find(|words| words.get(2).is_some_and(|flags| flags.split(',').any(|flag| flag == "myself")))
 }
 
 #[cfg(test)]
@@ -44,6 +52,8 @@ mod tests {
         assert!(before.is_primary);
         let migrating = format!("{line} [93-<-67ed] [77->-e7d1]");
         assert_eq!(standing(&migrating).as_ref(), Some(&before), "a slot on its way is still here");
+        assert!(gives_slots_away(migrating.as_bytes()) && !gives_slots_away(line.as_bytes()));
+        assert!(!gives_slots_away(format!("{line} [93-<-67ed]").as_bytes()), "it gets one");
         assert_ne!(standing(&line.replace("0-5460", "1-5460")).as_ref(), Some(&before));
         assert_ne!(standing(&line.replace(" 1 connected", " 4 connected")).as_ref(), Some(&before));
         assert!(!standing(&line.replace("master", "slave")).unwrap().is_primary);
