@@ -71,6 +71,8 @@ pub(crate) struct Streams {
     /// All that the store has was removed.
     relief: Notify,
     adopted: AtomicU64,
+    /// Why replicas do not have what is written; empty while they do, or nothing was.
+    trouble: Mutex<String>,
 }
 
 #[derive(Default)]
@@ -120,6 +122,7 @@ impl Streams {
             work: Notify::new(),
             relief: Notify::new(),
             adopted: AtomicU64::new(0),
+            trouble: Mutex::default(),
         }
     }
 
@@ -369,6 +372,31 @@ impl Ledger for Streams {
 
 // === rounds ===
 
+impl Streams {
+    /// For people: `ok`, or why writes wait for the store.
+    pub(crate) fn replication(&self) -> String {
+        let trouble = self.trouble.lock();
+        if trouble.is_empty() { "ok".to_owned() } else { trouble.clone() }
+    }
+
+    /// Whether replicas have what was written last: told once, and once that it is over.
+    fn say(&self, reason: Option<&str>) {
+        let (mut trouble, keyspace) = (self.trouble.lock(), &self.keyspace);
+        match reason {
+            Some(reason) if trouble.is_empty() => {
+                tracing::warn!(
+                    keyspace,
+                    "writes with durability Replicated are acknowledged by the store only: {reason}"
+                );
+            }
+            None if !trouble.is_empty() => tracing::info!(keyspace, "replicas of Redis have what is written again"),
+            _ => {}
+        }
+        trouble.clear();
+        trouble.push_str(reason.unwrap_or_default());
+    }
+}
+
 /// A `WAIT` for all writes of a node that were answered before it was sent.
 pub(crate) struct Round {
     streams: Arc<Streams>,
@@ -397,6 +425,7 @@ impl Round {
             (Ok(()), None) => Some(format!("Redis does not wait for replicas: {}", text(reply.as_deref()))),
             (Err(loss), _) => Some(loss.to_string()),
         };
+        streams.say(reason.as_deref());
         let lost = "the connection to Redis was lost before its replicas were asked";
         for (connection, done) in waiting {
             let reason = match &reason {

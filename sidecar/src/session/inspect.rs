@@ -176,6 +176,7 @@ fn waiting(behind: &Behind, now: Moment) -> Vec<(&'static str, Field)> {
     let number = |count: u64| Field::Number(count.cast_signed());
     let age = backlog.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
     let lost = if behind.is_kept() { 0 } else { backlog.records };
+    let replication = behind.streams.as_ref().map_or_else(String::new, |streams| streams.replication());
     vec![
         ("behind_records", backlog.records.into()),
         ("behind_bytes", backlog.bytes.into()),
@@ -193,6 +194,7 @@ fn waiting(behind: &Behind, now: Moment) -> Vec<(&'static str, Field)> {
         ("behind_unlogged", number(stats.unkept)),
         ("behind_adopted", number(behind.streams.as_ref().map_or(0, |streams| streams.adopted()))),
         ("behind_log_bytes", number(behind.log_stats().map_or(0, |log| log.bytes))),
+        ("behind_replication", replication.into()),
         ("behind_last_error", stats.last_error.as_deref().unwrap_or_default().into()),
     ]
 }

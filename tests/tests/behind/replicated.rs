@@ -142,6 +142,9 @@ fn without_a_replica_the_store_acknowledges() -> Result<()> {
     world.postgres.stop()?;
     let refused = app.ask("SET user:1 nobody")?;
     ensure!(refused.contains("STOREERR") && refused.contains("0 of 1 replicas"), "{refused}");
+    let told = app.ask("CACHE.STATS users")?;
+    ensure!(told.contains("behind_replication, 0 of 1 replicas"), "{told}");
+    ensure!(sidecar.log().contains("acknowledged by the store only: 0 of 1 replicas"), "{}", sidecar.log());
     world.postgres.restart()?;
     world.rows_become(&["user:1=nobody"])
 }
