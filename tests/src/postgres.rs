@@ -30,11 +30,22 @@ pub struct PostgresServer {
     user: Option<(u32, u32)>,
     port: u16,
     directory: TempDir,
+    /// As it is shipped: what is committed is on the disk.
+    is_durable: bool,
 }
 
 impl PostgresServer {
-    /// A new, empty one.
+    /// A new, empty one, that does not wait for its disk.
     pub fn start() -> Result<Self> {
+        Self::start_as(false)
+    }
+
+    /// A new, empty one, that does.
+    pub fn start_durable() -> Result<Self> {
+        Self::start_as(true)
+    }
+
+    fn start_as(is_durable: bool) -> Result<Self> {
         let programs = programs()?;
         let directory = tempfile::Builder::new().prefix("caddy-postgres").tempdir().context("make a directory")?;
         let user = if getuid().is_root() { Some(user(USER)?) } else { None };
@@ -42,7 +53,7 @@ impl PostgresServer {
             chown(directory.path(), Some(uid), Some(gid)).context("give the directory to the server's user")?;
         }
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let mut server = Self { child: None, programs, user, port, directory };
+        let mut server = Self { child: None, programs, user, port, directory, is_durable };
         let data = server.data();
         let made = server
             .command("initdb")
@@ -77,13 +88,14 @@ impl PostgresServer {
         self.stop()?;
         let log = fs::File::create(self.log()).context("create the server's log")?;
         let (data, sockets) = (self.data(), self.directory.path().to_owned());
+        let fsync = if self.is_durable { "fsync=on" } else { "fsync=off" };
         let child = self
             .command("postgres")
             .arg("-D")
             .arg(data)
             .arg("-k")
             .arg(sockets)
-            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
+            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", fsync])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

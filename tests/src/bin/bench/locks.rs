@@ -131,7 +131,7 @@ fn ticks(pid: u32) -> Result<u64> {
 }
 
 /// One connection that asks and waits.
-struct Line(UnixStream);
+pub(crate) struct Line(pub(crate) UnixStream);
 
 impl Line {
     fn send(&mut self, args: &[&str]) -> Result<()> {
@@ -154,7 +154,7 @@ impl Line {
         }
     }
 
-    fn ask(&mut self, args: &[&str]) -> Result<Vec<u8>> {
+    pub(crate) fn ask(&mut self, args: &[&str]) -> Result<Vec<u8>> {
         self.send(args)?;
         let reply = self.reply()?;
         ensure!(!reply.starts_with(b"-"), "{args:?}: {}", reply.escape_ascii());

@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_types, reason = "measures elapsed time, not staleness")]
 
 mod alternatives;
+mod behind;
 mod delay;
 mod floor;
 mod footprint;
@@ -35,7 +36,8 @@ pub(crate) struct Options {
     /// The core that all servers share; unpinned where there is only one.
     server_core: Option<String>,
     rounds: usize,
-    /// Only rows whose name contains this, and nothing behind the table; `locks`: nothing but what locks cost.
+    /// Only rows whose name contains this, and nothing behind the table; `locks`, `groups`, `behind`: nothing but what
+    /// those cost.
     only: Option<String>,
 }
 
@@ -91,6 +93,10 @@ fn run(options: &Options) -> Result<()> {
         println!("{}", groups::measure(&servers, options.rounds)?);
         return Ok(());
     }
+    if options.only.as_deref() == Some("behind") {
+        println!("{}", behind::measure(&servers, options.rounds)?);
+        return Ok(());
+    }
     let mut loads: Vec<Load<'_>> = servers.iter().map(Load::prepare).collect::<Result<_>>()?;
     let mut table = Table::new(servers.iter().map(|one| (one.name(), one.kind())).collect(), options.rounds);
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
@@ -107,6 +113,7 @@ fn run(options: &Options) -> Result<()> {
         println!("{}", groups::measure(&servers, options.rounds)?);
         println!("{}", footprint::measure(&servers)?);
         println!("{}", locks::measure(&servers, options.rounds)?);
+        println!("{}", behind::measure(&servers, options.rounds)?);
         println!("{}", alternatives::measure(&servers, options.rounds)?);
     }
     Ok(())

@@ -148,21 +148,51 @@ impl Servers {
         Ok((redis(&self.options.redis, &data, self.core())?, data))
     }
 
+    /// The same on whichever core there is.
+    pub(crate) fn free_redis(&self, name: &str) -> Result<(Process, PathBuf)> {
+        let data = self.folder.join(format!("{name}.sock"));
+        Ok((redis(&self.options.redis, &data, self.anywhere()?.as_deref())?, data))
+    }
+
     /// A sidecar in front of the Redis on the socket `data`; `behind` is kept alive and counted with it.
     pub(crate) fn sidecar(&self, name: &'static str, data: &Path, behind: Process) -> Result<Server> {
+        self.sidecar_on(self.core(), name, data, behind, "")
+    }
+
+    /// The same on whichever core there is, with more in its configuration.
+    pub(crate) fn free_sidecar(&self, name: &'static str, data: &Path, behind: Process, more: &str) -> Result<Server> {
+        self.sidecar_on(self.anywhere()?.as_deref(), name, data, behind, more)
+    }
+
+    fn sidecar_on(
+        &self,
+        core: Option<&str>,
+        name: &'static str,
+        data: &Path,
+        behind: Process,
+        more: &str,
+    ) -> Result<Server> {
         let socket = self.folder.join(format!("{name}.sock"));
         let config = self.folder.join(format!("{name}.yaml"));
         let text = format!(
-            "listen: {{socket: {}}}\nadmin: {{port: {}}}\nl3: {{redis: {{endpoints: [\"unix:{}\"]}}}}\n",
+            "listen: {{socket: {}}}\nadmin: {{port: {}}}\nl3: {{redis: {{endpoints: [\"unix:{}\"]}}}}\n{more}",
             socket.display(),
             free_port()?,
             data.display()
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
-        let mut command = pinned(&self.options.sidecar, self.core());
+        let mut command = pinned(&self.options.sidecar, core);
         command.arg("--config").arg(&config).env("RUST_LOG", "warn");
         let process = start(&mut command, &socket)?;
         Ok(Server { name, kind: Kind::Sidecar, socket, data: data.to_owned(), processes: vec![process, behind] })
+    }
+
+    /// The core of the load and that of the servers.
+    fn anywhere(&self) -> Result<Option<String>> {
+        let Some(servers) = self.core() else { return Ok(None) };
+        let status = fs::read_to_string("/proc/self/status").context("read where this process may run")?;
+        let own = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+        Ok(Some(format!("{},{servers}", own.trim())))
     }
 
     fn core(&self) -> Option<&str> {
@@ -213,7 +243,7 @@ fn ping(mut stream: UnixStream) -> Result<()> {
     Ok(())
 }
 
-fn connect(socket: &Path) -> Result<UnixStream> {
+pub(crate) fn connect(socket: &Path) -> Result<UnixStream> {
     let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
