@@ -164,6 +164,19 @@ impl Lives {
 }
 
 impl RelayedStrings {
+    /// The reply to a command that did not go over a relay; `left`: what its key had left to live, where it shows what that had.
+    pub(crate) fn of_a_write(
+        held: HeldReply,
+        shows: SmallVec<[Shown; 1]>,
+        database: u32,
+        protocol: Protocol,
+        left: Option<i64>,
+    ) -> Self {
+        let key = shows.first().and_then(|shown| shown.keys.first()).cloned();
+        let lives = key.zip(left).into_iter().collect();
+        Self { held, shows, database, protocol, behind: None, lives }
+    }
+
     /// Hands the reply on, as soon as what its values depend on is known.
     pub(crate) fn hand_on(mut self, shared: &Arc<Shared>, learned: Result<Vec<Learned>, String>) {
         let rewritten = match &learned {
@@ -242,7 +255,7 @@ impl RelayedStrings {
                     unknown.lives.push(key.clone());
                     continue;
                 }
-                match shared.decode(self.database, key, Cached::from_value(value), left.filter(|_| stays), learned) {
+                match shared.decode(self.database, key, Cached::from_value(value), left, learned) {
                     Ok(decoded) => opened.push((place, decoded.value)),
                     Err(unread) => unknown.generations.extend(unread),
                 }

@@ -19,7 +19,8 @@ use crate::{
     nodes::Node,
     session::store_writes::StoreWrite,
     shared::{L3, Shared},
-    upstream::{Effect, Tag, error_reply, nil},
+    shown::RelayedStrings,
+    upstream::{Effect, HeldReply, Tag, error_reply, nil},
 };
 
 /// So many redirections a write may get: while a slot changes hands, two nodes point at each other for a moment.
@@ -157,15 +158,21 @@ impl Storing {
         };
         let writes = write.applied(&reply);
         let reply = translated(if is_number { as_number(&reply) } else { reply }, protocol);
+        // Of what Redis had, the app is shown what a GET would have shown. Keys that have a store are in database 0.
+        let shows = effect.shows;
+        let answer = move |shared: &Arc<Shared>, to: ReplyTo, bytes: Bytes| {
+            let held = HeldReply { to, bytes };
+            RelayedStrings::of_a_write(held, shows, 0, protocol, None).hand_on(shared, Ok(Vec::new()));
+        };
         if writes.is_empty() {
-            return to.reply(reply);
+            return answer(shared, to, reply);
         }
-        let keyspace = behind.clone();
+        let (keyspace, its) = (behind.clone(), shared.clone());
         let done = Box::new(move |kept: Result<(), caddy_engine::strategy::behind::JournalError>| {
             match kept {
             Ok(()) => {
                 crash::point("before-answer");
-                to.reply(reply);
+                answer(&its, to, reply);
             }
             Err(error) => to.reply(error_text(&format!(
                 "STOREERR Redis has it, but store '{}' may never: {error}; see whether the store is up, and write it again",

@@ -70,3 +70,26 @@ fn after_writes_of_one_key_through_two_sidecars_cache_and_store_agree() -> Resul
     }
     Ok(())
 }
+
+/// What was loaded, and is kept for outages too, is an envelope in Redis; apps never see that.
+#[test]
+fn what_was_loaded_is_shown_by_what_replaces_it() -> Result<()> {
+    for strategy in [THROUGH, "strategy: WriteBehind, writeBehind: {flushInterval: 20ms}"] {
+        let world = World::start()?;
+        let sidecar = world.sidecar(&format!("{strategy}, ttl: 1h, staleIfError: 1h"))?;
+        let mut app = client(&sidecar)?;
+        for (number, command) in ["GETSET {} new", "SET {} new GET", "GETDEL {}"].iter().enumerate() {
+            let key = format!("user:{number}");
+            world.postgres.execute(&format!("INSERT INTO users VALUES ('{key}', 'loaded')"))?;
+            ensure!(app.ask(&format!("GET {key}"))? == "loaded", "{strategy}: it is loaded");
+            let shown = app.ask(&command.replace("{}", &key))?;
+            ensure!(shown == "loaded", "{strategy}: {command} shows {shown}");
+            let left = app.ask(&format!("GET {key}"))?;
+            ensure!(
+                left == if command.contains("new") { "new" } else { "(nil)" },
+                "{strategy}: {command} leaves {left}"
+            );
+        }
+    }
+    Ok(())
+}

@@ -26,7 +26,8 @@ use crate::{
         routing::effect_of_part,
     },
     shared::Shared,
-    upstream::Effect,
+    shown::RelayedStrings,
+    upstream::{Effect, HeldReply},
 };
 
 /// How long a write may take before others may load its keys again.
@@ -38,14 +39,15 @@ const REPAIR_PAUSE: Duration = Duration::from_millis(500);
 const WRITER: u8 = b'w';
 
 /// `KEYS`: leases, then keys. `ARGV`: the id, how many leases, whether another write overlapped, the command. Executes the
-/// command if the leases are this write's still and no other's were found; else removes the keys.
+/// command if the leases are this write's still and no other's were found; else removes the keys. Answers which, what the
+/// command answered, and how long the first key had left.
 const FINISH: &str = "local n = tonumber(ARGV[2]) local alone = ARGV[3] == '0' \
     for i = 1, n do if redis.call('GET', KEYS[i]) ~= ARGV[1] then alone = false end end \
-    local reply = false \
+    local left, reply = redis.call('PTTL', KEYS[n + 1]), false \
     if alone then local command = {} for i = 4, #ARGV do command[i - 3] = ARGV[i] end reply = redis.call(unpack(command)) \
     else reply = redis.call('DEL', unpack(KEYS, n + 1)) end \
     for i = 1, n do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end \
-    return {alone and 1 or 0, reply}";
+    return {alone and 1 or 0, reply, left}";
 
 /// `KEYS`: leases. `ARGV`: the id, milliseconds. Takes them; answers who had them before.
 const TAKE: &str = "local before = {} \
@@ -131,7 +133,12 @@ impl Through {
         // Whatever the answer is, also a loss: it may have been executed.
         self.effect.apply(&shared);
         match finished {
-            Ok(reply) => self.to.reply(translated(reply, self.protocol)),
+            Ok((reply, left)) => {
+                let held = HeldReply { to: self.to, bytes: translated(reply, self.protocol) };
+                let shows = self.effect.shows;
+                let relayed = RelayedStrings::of_a_write(held, shows, self.database, self.protocol, left);
+                relayed.hand_on(&shared, Ok(Vec::new()));
+            }
             Err(error) => {
                 let text = "STOREERR the store has it, but Redis failed, and readers may see what was there before until \
                             it answers again";
@@ -174,8 +181,8 @@ impl Through {
         Ok(())
     }
 
-    /// Executes the command in L3, or removes the keys; the command's reply.
-    async fn finish(&self, overlaps: bool) -> Result<Bytes, ErrandError> {
+    /// Executes the command in L3, or removes the keys; the command's reply, and how long its key had left to live.
+    async fn finish(&self, overlaps: bool) -> Result<(Bytes, Option<i64>), ErrandError> {
         let (count, leases) = ((2 * self.leases.len()).to_string(), self.leases.len().to_string());
         let mut command: Vec<&[u8]> = vec![b"EVAL", FINISH.as_bytes(), count.as_bytes()];
         command.extend(self.leases.iter().map(Vec::as_slice));
@@ -185,7 +192,7 @@ impl Through {
         let reply = self.ask(command).await?;
         let unclear = || ErrandError::Lost("its reply cannot be read".to_owned());
         let (value, _) = Value::decode(&reply).map_err(|_| unclear())?;
-        let Some([alone, own]) = value.as_elements() else { return Err(unclear()) };
+        let Some([alone, own, left]) = value.as_elements() else { return Err(unclear()) };
         let mut out = Vec::new();
         if alone.as_integer() == Some(1) {
             match own.as_bytes() {
@@ -203,7 +210,7 @@ impl Through {
         } else {
             encode::ok(&mut out);
         }
-        Ok(out.into())
+        Ok((out.into(), left.as_integer()))
     }
 
     async fn give_back(&self) {
