@@ -2,8 +2,8 @@
 //! readers of, and whether our user may do what no server announces.
 //!
 //! Each fact is told in the log when it is first known and when it changes, as a warning with what to do if it endangers
-//! something, and by `INFO`. A server that does not answer (its ACL may forbid the question) leaves a fact `unknown`,
-//! which is no reason to refuse anything.
+//! something, by `INFO`, and by a metric for alerts. A server that does not answer (its ACL may forbid the question)
+//! leaves a fact `unknown`, which is no reason to refuse anything.
 
 use std::sync::{
     Arc,
@@ -15,6 +15,9 @@ use caddy_resp::Value;
 
 /// A table for fewer keys is soon full of what several sidecars read; the servers' own default is a million.
 const SMALL_TABLE: u64 = 100_000;
+const UNLIMITED: &str = "unlimited";
+const ALLOWED: &str = "allowed";
+const DENIED: &str = "denied";
 
 /// See the module. Each is empty while it is not known.
 #[derive(Debug, Default)]
@@ -29,7 +32,48 @@ pub(crate) struct Facts {
     is_silent: AtomicBool,
 }
 
+/// Whether a fact is as the promises want it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The server said so.
+    Confirmed,
+    /// The server said that it is not: the log says what that endangers.
+    Endangers,
+    /// The server did not say, or not yet.
+    Unknown,
+}
+
+impl Standing {
+    pub(crate) const ALL: [Self; 3] = [Self::Confirmed, Self::Endangers, Self::Unknown];
+
+    /// In the label `state`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Endangers => "endangers",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn of(told: &str, is_wanted: impl FnOnce(&str) -> bool) -> Self {
+        match told {
+            "" => Self::Unknown,
+            told if is_wanted(told) => Self::Confirmed,
+            _ => Self::Endangers,
+        }
+    }
+}
+
 impl Facts {
+    /// How each fact stands, by the name that `INFO` has for it.
+    pub(crate) fn standings(&self) -> [(&'static str, Standing); 3] {
+        [
+            ("eviction", Standing::of(&self.eviction.load(), keeps_keys)),
+            ("tracking_table", Standing::of(&self.tracking_table.load(), is_large)),
+            ("swapdb", Standing::of(&self.swapdb.load(), |told| told == DENIED)),
+        ]
+    }
+
     /// Whether it may evict any key, as far as is known.
     pub(crate) fn evicts_any(&self) -> bool {
         self.eviction.load().starts_with("allkeys")
@@ -69,13 +113,14 @@ impl Facts {
     /// A reply to `INFO memory`: what depends on keys that stay is warned of a server that evicts.
     pub(crate) fn memory_is(&self, info: &[u8]) {
         let Some(policy) = eviction(info).filter(|policy| is_news(&self.eviction, policy)) else { return };
-        match policy {
-            "none" | "noeviction" => tracing::info!(policy, "the server keeps its keys"),
-            _ => tracing::warn!(
+        if keeps_keys(policy) {
+            tracing::info!(policy, "the server keeps its keys");
+        } else {
+            tracing::warn!(
                 policy,
                 "the server evicts keys when its memory is full (maxmemory-policy): copies follow, but locks may be \
                  lost before their lease is over; use noeviction where that matters"
-            ),
+            );
         }
     }
 
@@ -83,8 +128,8 @@ impl Facts {
     /// keys were written.
     pub(crate) fn tracking_table_is(&self, reply: &[u8]) {
         let Some(most) = table_limit(reply) else { return };
-        let shown = if most == 0 { "unlimited".to_owned() } else { most.to_string() };
-        if is_news(&self.tracking_table, &shown) && most != 0 && most < SMALL_TABLE {
+        let shown = if most == 0 { UNLIMITED.to_owned() } else { most.to_string() };
+        if is_news(&self.tracking_table, &shown) && !is_large(&shown) {
             tracing::warn!(
                 most,
                 "the server remembers the readers of few keys (tracking-table-max-keys): copies of others die early; \
@@ -97,13 +142,23 @@ impl Facts {
     pub(crate) fn swapdb_is(&self, reply: &[u8], is_cluster: bool) {
         let Some(allowed) = may_swap(reply) else { return };
         let allowed = allowed && !is_cluster;
-        if is_news(&self.swapdb, if allowed { "allowed" } else { "denied" }) && allowed {
+        if is_news(&self.swapdb, if allowed { ALLOWED } else { DENIED }) && allowed {
             tracing::warn!(
                 "the Redis user of this sidecar may SWAPDB, which no server announces: called by a script, or past the \
                  sidecars, it leaves old copies; take it away from it and from the apps' users: ACL SETUSER <user> -swapdb"
             );
         }
     }
+}
+
+/// Whether a server of this policy evicts nothing.
+fn keeps_keys(policy: &str) -> bool {
+    matches!(policy, "none" | "noeviction")
+}
+
+/// Whether a table for so many keys is one for the readers of several sidecars.
+fn is_large(most: &str) -> bool {
+    most == UNLIMITED || most.parse().is_ok_and(|most: u64| most >= SMALL_TABLE)
 }
 
 fn told(fact: &ArcSwap<String>) -> String {
@@ -175,5 +230,20 @@ mod tests {
         assert_eq!(facts.swapdb(), "allowed");
         facts.swapdb_is(b"$12\r\nno, not this\r\n", false);
         assert_eq!(facts.swapdb(), "denied");
+    }
+
+    #[test]
+    fn what_was_not_told_is_not_taken_for_confirmed() {
+        let facts = Facts::default();
+        let standings = || facts.standings().map(|(_, standing)| standing);
+        assert_eq!(standings(), [Standing::Unknown; 3]);
+        facts.memory_is(b"maxmemory:9\r\nmaxmemory_policy:volatile-ttl\r\n");
+        facts.tracking_table_is(b"%1\r\n$23\r\ntracking-table-max-keys\r\n$5\r\n99999\r\n");
+        facts.swapdb_is(b"+OK\r\n", false);
+        assert_eq!(standings(), [Standing::Endangers; 3]);
+        facts.memory_is(b"maxmemory:9\r\nmaxmemory_policy:noeviction\r\n");
+        facts.tracking_table_is(b"%1\r\n$23\r\ntracking-table-max-keys\r\n$6\r\n100000\r\n");
+        facts.swapdb_is(b"+OK\r\n", true);
+        assert_eq!(standings(), [Standing::Confirmed; 3]);
     }
 }

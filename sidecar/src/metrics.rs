@@ -14,6 +14,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    facts::Standing,
     shared::{L3, MEMORIES, Shared},
     supervisor::Supervisor,
     tally::Count,
@@ -123,6 +124,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         warmed.get_or_create(&vec![("outcome", outcome)]).inc_by(counted.load(Ordering::Relaxed));
     }
     registry.register("warming_reads", "Reads of other sidecars that this one made ahead, by outcome", warmed);
+    facts(shared, &mut registry);
     keyspaces(shared, &mut registry);
     stores(shared, &mut registry);
     behind(shared, &mut registry);
@@ -186,6 +188,24 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
     // Writing into a String does not fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+/// What the server was asked at the start; of an embedded L3 there is nothing to ask.
+fn facts(shared: &Shared, registry: &mut Registry) {
+    let facts = Family::<[(&str, &str); 2], Gauge>::default();
+    if matches!(shared.l3, L3::Redis(_)) {
+        for (fact, standing) in shared.status.facts.standings() {
+            for state in Standing::ALL {
+                let series = facts.get_or_create(&[("fact", fact), ("state", state.name())]);
+                series.set(i64::from(state == standing));
+            }
+        }
+    }
+    registry.register(
+        "l3_facts",
+        "What the promises want of the server, by how it answered: 1 for the one state",
+        facts,
+    );
 }
 
 /// What is known of each keyspace; its name is the label.

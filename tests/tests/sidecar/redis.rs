@@ -48,9 +48,10 @@ fn what_redis_does_when_its_memory_is_full_is_asked_and_told() -> Result<()> {
     eventually("INFO says it", SOON, || {
         let info = client.ask("INFO server")?;
         ensure!(info.contains("caddy_l3_eviction:allkeys-lru"), "{info}");
+        ensure!(sidecar.log().contains("the server evicts keys when its memory is full"), "{}", sidecar.log());
         Ok(())
     })?;
-    ensure!(sidecar.log().contains("the server evicts keys when its memory is full"), "{}", sidecar.log());
+    ensure!(sidecar.metric("caddy_l3_facts{fact=\"eviction\",state=\"endangers\"}")? == 1, "the metric says it");
     Ok(())
 }
 
@@ -73,9 +74,25 @@ fn what_endangers_copies_is_asked_at_the_start_and_warned_of() -> Result<()> {
             ensure!(info.contains("caddy_l3_eviction:none"), "{user}: {info}");
             Ok(())
         })?;
-        let log = sidecar.log();
-        ensure!(log.contains("(tracking-table-max-keys)") == (table == "5000"), "{user}: {log}");
-        ensure!(log.contains("ACL SETUSER <user> -swapdb") == (swapdb == "allowed"), "{user}: {log}");
+        eventually("the log warns of it", SOON, || {
+            let log = sidecar.log();
+            ensure!(log.contains("(tracking-table-max-keys)") == (table == "5000"), "{user}: {log}");
+            ensure!(log.contains("ACL SETUSER <user> -swapdb") == (swapdb == "allowed"), "{user}: {log}");
+            Ok(())
+        })?;
+        let table = if table == "5000" { "endangers" } else { "unknown" };
+        let swapdb = match swapdb {
+            "allowed" => "endangers",
+            "denied" => "confirmed",
+            _ => "unknown",
+        };
+        for (fact, state) in [("eviction", "confirmed"), ("tracking_table", table), ("swapdb", swapdb)] {
+            for other in ["confirmed", "endangers", "unknown"] {
+                let series = format!("caddy_l3_facts{{fact=\"{fact}\",state=\"{other}\"}}");
+                let value = sidecar.metric(&series)?;
+                ensure!(value == u64::from(other == state), "{user}: {series} is {value}, and it is {state}");
+            }
+        }
     }
     Ok(())
 }
