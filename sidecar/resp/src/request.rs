@@ -1,7 +1,7 @@
 //! The server's side: requests as clients send them, arrays of bulk strings and inline commands.
 //!
 //! Follows `processMultibulkBuffer` and `processInlineBuffer` of Redis byte for byte, also where Redis
-//! is lenient (what stands for `\n` after a length, and for `\r\n` after a bulk, is not looked at): what
+//! is lenient (what stands for `\n` after a length, and for `\r\n` after a bulk, changes nothing): what
 //! is relayed as bytes must mean the same to the server behind. Never looks at what arguments mean.
 //! Fails by [`ProtocolError`]: send its text after `-ERR `, then close.
 
@@ -138,6 +138,8 @@ pub struct RequestParser {
     /// Arguments of an inline command, unquoted; `args` then points here.
     unquoted: Vec<u8>,
     inline: bool,
+    /// Something else stood where `\r\n` should.
+    odd: bool,
     /// First byte that is not understood yet.
     pos: usize,
     /// The line at `pos` has no end before this.
@@ -161,6 +163,7 @@ impl RequestParser {
             args: Vec::new(),
             unquoted: Vec::new(),
             inline: false,
+            odd: false,
             pos: 0,
             searched: 0,
         }
@@ -230,9 +233,10 @@ impl RequestParser {
         Some(span.start as usize..span.end as usize)
     }
 
-    /// Whether the request just parsed came as an inline command.
-    pub fn is_inline(&self) -> bool {
-        self.inline
+    /// Whether the bytes of the request just parsed are those that every server understands as we do: an inline command may be
+    /// read otherwise by another version, and newer ones refuse what stands for a line's end without being one.
+    pub fn is_canonical(&self) -> bool {
+        !self.inline && !self.odd
     }
 
     /// After `None`: a length of input below which the next call cannot succeed either. Reading at
@@ -248,6 +252,7 @@ impl RequestParser {
         self.state = State::Start;
         self.pos = 0;
         self.searched = 0;
+        self.odd = false;
         if self.inline {
             self.inline = false;
             self.unquoted.clear();
@@ -284,6 +289,7 @@ impl RequestParser {
             return Err(ProtocolError::UnauthenticatedMultibulkLength);
         }
         self.pos = end;
+        self.odd |= input[end - 1] != b'\n';
         Ok(Some(count))
     }
 
@@ -307,6 +313,7 @@ impl RequestParser {
             // `end` is below `max_frame`, which fits.
             self.args.push(Span { start: self.pos as u32, end: end as u32 });
             self.state = State::Length { remaining: remaining - 1 };
+            self.odd |= input[end..end + 2] != *b"\r\n";
             self.pos = end + 2;
         }
     }
@@ -338,6 +345,7 @@ impl RequestParser {
             return Err(ProtocolError::TooBigRequest(self.limits.max_frame));
         }
         self.pos = end;
+        self.odd |= input[end - 1] != b'\n';
         Ok(Some(len))
     }
 

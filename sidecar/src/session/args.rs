@@ -81,12 +81,12 @@ impl<'a> Args<'a> {
             let mut out = Vec::with_capacity(instead.words.iter().map(|word| word.len() + 16).sum());
             encode::command(&mut out, instead.words.iter().map(|word| &word[..]));
             out.into()
-        } else if self.parser.is_inline() {
+        } else if self.parser.is_canonical() {
+            Bytes::copy_from_slice(self.frame)
+        } else {
             let mut out = Vec::with_capacity(self.frame.len() + 32);
             encode::command(&mut out, self.iter());
             out.into()
-        } else {
-            Bytes::copy_from_slice(self.frame)
         }
     }
 

@@ -317,6 +317,10 @@ impl Conversation {
             Class::Local | Class::Session => self.own_command(row, args),
             Class::Lock => self.lock_command(row, args),
             Class::Cache => self.cache_request(args),
+            Class::Pinned(Pin::Connection) if routing::is_about_clusters(args) => {
+                self.reply_error(routing::NO_CLUSTER);
+                Flow::Done
+            }
             Class::Pinned(Pin::Connection) => self.refuse(args, CONNECTION_HINT),
             Class::Pinned(_) | Class::PinnedIfBlocking => self.pin(row, args),
             Class::Refused(hint) => self.refuse(args, hint),

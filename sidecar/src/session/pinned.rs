@@ -56,8 +56,8 @@ pub(crate) struct Pinned {
     pub(super) fate: Fate,
     /// RESP2 and subscribed, or about to be or to end it: every frame is a message, nothing is counted.
     pub(super) subscribed_resp2: bool,
-    /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, and our own answers
-    /// must not overtake them.
+    /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, our own answers must not
+    /// overtake them, and an error in their place must not be taken for the reply to another request.
     confirming: usize,
     /// Subscriptions at the last confirmation.
     pub(super) subscriptions: i64,
@@ -190,25 +190,25 @@ impl Conversation {
         }
         let protocol = self.client.protocol;
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
+        if pinned.confirming > 0 {
+            return Flow::Hold;
+        }
         match row.name {
             // Not SLOWLOG RESET and the like.
             "quit" | "reset" if args.is(0, row.name) => {
-                if self.replies.waiting() > 0 || pinned.confirming > 0 {
+                if self.replies.waiting() > 0 {
                     return Flow::Hold;
                 }
                 return self.own_command(row, args);
             }
             _ if pinned.subscribed_resp2 => return self.while_subscribed(row, args),
             _ if row.class == Class::Pinned(Pin::PubSub) && row.accepts(args.len()) && pinned.transaction.is_none() => {
-                pinned.fate = Fate::Kept;
-                if protocol == Protocol::Resp3 {
-                    return self.forward(args);
-                }
-                // Its confirmations look like replies: nothing may be waiting for one.
+                // In RESP2 its confirmations look like replies, and in RESP3 a refusal does: nothing may be waiting for one.
                 if self.replies.waiting() > 0 {
                     return Flow::Hold;
                 }
-                pinned.subscribed_resp2 = true;
+                pinned.fate = Fate::Kept;
+                pinned.subscribed_resp2 = protocol == Protocol::Resp2;
                 return self.while_subscribed(row, args);
             }
             _ if let Class::Refused(hint) = row.class
@@ -315,13 +315,11 @@ impl Conversation {
         }
     }
 
-    // === RESP2 subscribers ===
+    // === subscribers ===
 
+    /// A command of the kind that RESP2 allows to them, or what it answers to others.
     fn while_subscribed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
-        if pinned.confirming > 0 {
-            return Flow::Hold;
-        }
         match row.name {
             "ping" => self.forward(args),
             "subscribe" | "psubscribe" | "ssubscribe" => {
@@ -346,11 +344,9 @@ impl Conversation {
         ));
     }
 
-    /// A push or a message: it goes out here, since all replies before it have been delivered.
+    /// A push or a message: what the server answered before it has been delivered.
     pub(super) fn pushed(&mut self, bytes: &[u8]) {
-        if let Some(pinned) = &mut self.pinned
-            && pinned.subscribed_resp2
-        {
+        if let Some(pinned) = &mut self.pinned {
             match confirmed(bytes) {
                 Some(subscriptions) => {
                     pinned.confirming = pinned.confirming.saturating_sub(1);
@@ -360,9 +356,9 @@ impl Conversation {
                 None if bytes.starts_with(b"-") => pinned.confirming = 0,
                 None => {}
             }
-            pinned.subscribed_resp2 = pinned.confirming > 0 || pinned.subscriptions > 0;
+            pinned.subscribed_resp2 &= pinned.confirming > 0 || pinned.subscriptions > 0;
         }
-        self.reply(|out| out.extend_from_slice(bytes));
+        self.replies.interject(bytes, &mut self.out);
     }
 
     pub(super) fn pinned_lost(&mut self, reason: &str) {
@@ -415,10 +411,10 @@ pub(super) fn database(args: Args<'_>) -> Option<u32> {
     caddy_resp::parse_i64(args.get(1)).and_then(|index| u32::try_from(index).ok())
 }
 
-/// How many subscriptions a RESP2 confirmation says there are; `None` if it is none.
+/// How many subscriptions a confirmation says there are; `None` if it is none.
 pub(super) fn confirmed(frame: &[u8]) -> Option<i64> {
     // Messages have as many elements; their kinds are told apart before anything is decoded.
-    let kind = frame.strip_prefix(b"*3\r\n$")?;
+    let kind = frame.strip_prefix(b"*3\r\n$").or_else(|| frame.strip_prefix(b">3\r\n$"))?;
     let kinds = ["9\r\nsub", "10\r\npsub", "10\r\nssub", "11\r\nunsub", "12\r\npunsub", "12\r\nsunsub"];
     if !kinds.iter().any(|prefix| kind.starts_with(prefix.as_bytes())) {
         return None;
@@ -436,6 +432,7 @@ mod tests {
         assert_eq!(confirmed(b"*3\r\n$11\r\nunsubscribe\r\n$2\r\nch\r\n:0\r\n"), Some(0));
         assert_eq!(confirmed(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"), Some(0));
         assert_eq!(confirmed(b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"), Some(1));
+        assert_eq!(confirmed(b">3\r\n$10\r\nssubscribe\r\n$2\r\nch\r\n:2\r\n"), Some(2));
         assert_eq!(confirmed(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), None);
     }
 }

@@ -68,6 +68,15 @@ impl<P> Replies<P> {
         self.slots.push_back(Slot::Ready(bytes));
     }
 
+    /// What came unasked: behind the replies that are known, in front of those still waited for, as the server sent it.
+    pub(crate) fn interject(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let known = self.slots.iter().take_while(|slot| matches!(slot, Slot::Ready(_))).count();
+        match known.checked_sub(1).and_then(|last| self.slots.get_mut(last)) {
+            Some(Slot::Ready(before)) => *before = [before, bytes].concat().into(),
+            _ => out.extend_from_slice(bytes),
+        }
+    }
+
     /// The reply for `seq`; gives back what was remembered of the request.
     pub(crate) fn complete(&mut self, seq: u64, bytes: Bytes) -> Option<P> {
         let slot = self.slots.get_mut(usize::try_from(seq.checked_sub(self.first)?).ok()?)?;
@@ -163,6 +172,21 @@ mod tests {
         assert_eq!((out.as_slice(), replies.is_empty()), (&b"122"[..], false));
         replies.drain_into(&mut out, usize::MAX);
         assert_eq!((out.as_slice(), replies.is_empty()), (&b"1222222"[..], true));
+    }
+
+    #[test]
+    fn what_comes_unasked_keeps_its_place_in_the_stream() {
+        let mut replies = Replies::new();
+        let mut out = Vec::new();
+        replies.interject(b"a", &mut out);
+        let (one, two) = (replies.expect(()), replies.expect(()));
+        replies.interject(b"b", &mut out);
+        replies.complete(one, Bytes::from_static(b"1"));
+        replies.interject(b"c", &mut out);
+        assert_eq!(replies.next_seq(), two + 1, "places stay what they are");
+        replies.complete(two, Bytes::from_static(b"2"));
+        replies.drain_into(&mut out, usize::MAX);
+        assert_eq!(out, b"ab1c2");
     }
 
     #[test]

@@ -147,7 +147,7 @@ fn elsewhere(redirect: &Redirect) -> Bytes {
 
 /// Whether a request asks about, or changes, the cluster that apps do not see.
 pub(super) fn is_about_clusters(args: Args<'_>) -> bool {
-    args.is(0, "CLUSTER")
+    ["CLUSTER", "READONLY", "READWRITE", "ASKING"].iter().any(|name| args.is(0, name))
 }
 
 /// How a request's effect is split over parts of it.

@@ -9,6 +9,7 @@ mod conditional_model;
 mod configuration;
 mod coordination;
 mod envelopes;
+mod exchanges;
 mod groups;
 mod identity;
 mod invalidation;
