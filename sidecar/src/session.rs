@@ -59,8 +59,12 @@ use self::{
 };
 use crate::{listener::ClientStream, mailbox::Delivery, shared::Shared, worker::Worker};
 
-/// Bytes of requests that are read while the session waits for a lock.
+/// Bytes of requests that are read while the session waits for what may never come.
 const READ_AHEAD: usize = 64 << 10;
+
+/// Room for a read behind what is already there.
+const LEAST_READ: usize = 4 << 10;
+const MOST_READ: usize = 1 << 20;
 
 /// See the module.
 pub(crate) struct Session {
@@ -249,9 +253,10 @@ impl Session {
             && self.conversation.out.len() - self.written < self.bounds.output
     }
 
-    /// Whether to read what is not taken yet: while the app waits for a lock, its end has to be noticed.
+    /// Whether to read what is not taken yet: while the app waits for a lock or an element, its end has to be noticed. Who is
+    /// gone must not be handed what others wait for.
     fn may_read_ahead(&self) -> bool {
-        self.conversation.is_locking() && self.input.len() < READ_AHEAD
+        self.input.len() < READ_AHEAD && (self.conversation.is_locking() || self.conversation.is_blocked())
     }
 
     fn answer_buffered(&mut self) -> bool {
@@ -298,10 +303,11 @@ impl Session {
         Poll::Ready(Ok(input.len()))
     }
 
-    /// Behind what is already there, in steps that grow with what the parser knows to be missing.
+    /// Behind what is already there, in steps that grow with what has come: what an app announces costs nothing yet.
     fn poll_own_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let room = self.parser.bytes_needed().clamp(4 << 10, 1 << 20);
         let before = self.input.len();
+        let missing = self.parser.bytes_needed().saturating_sub(before);
+        let room = missing.clamp(LEAST_READ, before.clamp(LEAST_READ, MOST_READ));
         let mut input = std::mem::take(&mut self.input);
         input.resize(before + room, 0);
         let mut chunk = ReadBuf::new(&mut input[before..]);

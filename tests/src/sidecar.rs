@@ -321,6 +321,14 @@ impl Sidecar {
         Ok(status.flatten())
     }
 
+    /// Memory that it has now, bytes.
+    pub fn resident(&self) -> Result<u64> {
+        let child = self.child.as_ref().context("the sidecar does not run")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).context("read the sidecar's memory")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>().context("VmRSS")? << 10)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let child = self.child.as_ref().context("the sidecar does not run")?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no such process id")?;

@@ -19,13 +19,13 @@ fn limited(redis: &RedisServer, limits: &str) -> Result<Sidecar> {
 #[test]
 fn a_connection_that_sends_nothing_is_closed_and_one_that_waits_or_subscribes_is_not() -> Result<()> {
     let redis = RedisServer::start()?;
-    let sidecar = limited(&redis, "idleTimeout: 300ms")?;
+    let sidecar = limited(&redis, "idleTimeout: 2s")?;
     let (mut idle, mut busy) = (sidecar.connect()?, session(&sidecar)?);
     let (mut waits, mut subscribed) = (sidecar.connect()?, sidecar.connect()?);
     idle.request(&["PING"])?;
-    waits.send(&["BLPOP", "list", "1.2"])?;
+    waits.send(&["BLPOP", "list", "2.4"])?;
     subscribed.request(&["SUBSCRIBE", "news"])?;
-    for _ in 0..12 {
+    for _ in 0..24 {
         ensure!(busy.ask("PING")? == "PONG", "who talks now and then stays");
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -48,6 +48,25 @@ fn a_pipeline_beyond_the_limit_is_answered_all_the_same_bit_by_bit() -> Result<(
     let lines: Vec<String> = (0..500).map(|n| format!("INCRBY n {}", n % 3)).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     ensure!(client.pipeline(&lines)?.last().is_some_and(|last| last == "499"), "in order, and all of them");
+    Ok(())
+}
+
+/// What each of them has sent is some bytes; what it says that it will send is 60 MB.
+#[test]
+fn what_is_announced_and_not_sent_takes_no_memory() -> Result<()> {
+    const APPS: u64 = 200;
+    let redis = RedisServer::start()?;
+    let sidecar = limited(&redis, "maxFrameBytes: 64Mi")?;
+    let before = sidecar.resident()?;
+    let mut apps = Vec::new();
+    for _ in 0..APPS {
+        let mut app = sidecar.connect()?;
+        app.send_raw(b"PING\r\n*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$60000000\r\nvalue")?;
+        ensure!(app.reply()? == b"+PONG\r\n", "the request in front is answered, and so the rest has been read");
+        apps.push(app);
+    }
+    let each = sidecar.resident()?.saturating_sub(before) / APPS;
+    ensure!(each < 64 << 10, "an app that announced a large value takes {each} bytes");
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! WAIT: what it counts is what the session wrote, over whichever connection that went.
+//! Commands that wait. WAIT: what it counts is what the session wrote, over whichever connection that went; BLPOP and its
+//! kin: who is gone is handed nothing.
 
 use std::path::Path;
 
@@ -66,4 +67,34 @@ fn valkey_waits_for_what_the_session_wrote() -> Result<()> {
         return Ok(());
     };
     wait_counts_what_was_written(&program)
+}
+
+/// Whether so many clients wait at the server.
+fn waiting(redis: &RedisServer, count: usize) -> Result<()> {
+    eventually(format!("{count} client(s) wait"), SOON, || {
+        let clients = String::from_utf8(redis.command(&["INFO", "clients"])?)?;
+        ensure!(clients.contains(&format!("blocked_clients:{count}\r")), "{clients}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Requests behind the one that waits, which are not taken before it is answered, do not hide the end of the app.
+#[test]
+fn who_is_gone_waits_for_nothing() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = Sidecar::start(&redis)?;
+    for requests in
+        [&["BLPOP list 0"][..], &["BLPOP list 0", "RESET"], &["PING", "BLMOVE list other LEFT LEFT 0", "HELLO 3"]]
+    {
+        let mut app = session(&sidecar)?;
+        app.send_all(requests)?;
+        waiting(&redis, 1)?;
+        drop(app);
+        waiting(&redis, 0)?;
+    }
+    redis.command(&["RPUSH", "list", "for somebody who is there"])?;
+    let left = redis.command(&["LLEN", "list"])?;
+    ensure!(left == b":1\r\n", "what was pushed went to somebody who was gone: {}", left.escape_ascii());
+    Ok(())
 }
