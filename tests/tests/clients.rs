@@ -101,6 +101,20 @@ fn go_redis() {
     plays(&mut Command::new(binary));
 }
 
+#[test]
+fn go_redis_of_debian() {
+    const GOPATH: &str = "/usr/share/gocode";
+    if !Path::new(GOPATH).join("src/gopkg.in/redis.v5").is_dir() {
+        println!("skipped: no go-redis from a package; {HOW} where Debian has one");
+        return;
+    }
+    let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("client-go-redis-v5");
+    let mut go = Command::new("go");
+    go.args(["build", "-o"]).arg(&binary).arg(program("go_redis_v5/main.go"));
+    builds(go.env("GOPATH", GOPATH).env("GO111MODULE", "off"));
+    plays(&mut Command::new(binary));
+}
+
 fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }

@@ -48,6 +48,9 @@ const C_PACKAGE: &str = "libhiredis-dev";
 const C_HEADER: &str = "/usr/include/hiredis/hiredis.h";
 /// Newer ones want a newer Go than Debian 12 has.
 const GO_MODULE: &str = "github.com/redis/go-redis/v9@v9.7.3";
+/// The go-redis that Debian has: an old one, and all that there is where Go's module proxy does not answer.
+const GO_PACKAGE: &str = "golang-gopkg-redis.v5-dev";
+const GO_SOURCES: &str = "/usr/share/gocode/src/gopkg.in/redis.v5";
 /// How long Go's module proxy may take, in seconds; without it that one client is left out.
 const GO_PATIENCE: &str = "90";
 
@@ -198,12 +201,16 @@ impl Clients {
             install(log, &[C_PACKAGE])?;
             done.push("hiredis");
         }
+        // Not in every Debian release.
+        if !Path::new(GO_SOURCES).is_dir() && install(log, &[GO_PACKAGE]).is_ok() {
+            done.push("Debian's go-redis");
+        }
         let mut without = "";
         if !self.go.join("go.sum").is_file() {
             if self.install_go(log).is_ok() {
                 done.push("go-redis");
             } else {
-                without = "; without go-redis: Go's module proxy does not answer";
+                without = "; without the newest go-redis: Go's module proxy does not answer";
             }
         }
         let done = if done.is_empty() { "nothing to install".into() } else { format!("installed {}", done.join(", ")) };
