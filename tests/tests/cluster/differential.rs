@@ -3,12 +3,18 @@
 //!
 //! `CADDY_SEED` repeats a stream.
 
-use std::{env, time::Duration};
+use std::{env, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 use caddy_engine::{BootClock, Clock as _};
 use caddy_resp::encode;
-use caddy_tests::{random::Random, redis::RedisServer, wire::Wire, world::show};
+use caddy_tests::{
+    random::Random,
+    redis::{self, RedisServer},
+    redis_cluster::{Plan, RedisCluster},
+    wire::Wire,
+    world::show,
+};
 
 use super::Shop;
 
@@ -168,11 +174,28 @@ fn comparable(request: &[Vec<u8>], reply: &[u8]) -> String {
 
 #[test]
 fn three_primaries_answer_as_one_redis_does() -> Result<()> {
+    differ(&redis::program()?)
+}
+
+#[test]
+fn three_valkeys_answer_as_one_does() -> Result<()> {
+    match redis::valkey() {
+        Some(program) => differ(&program),
+        None => {
+            println!("skipped: {}", redis::NO_VALKEY);
+            Ok(())
+        }
+    }
+}
+
+/// Streams on servers of this program, in sessions of both protocols, until the time is over.
+fn differ(program: &Path) -> Result<()> {
     let clock = BootClock;
     let given: Option<u64> = env::var("CADDY_SEED").ok().and_then(|text| text.parse().ok());
     let mut seed = given.unwrap_or_else(|| clock.now().as_nanos() % 1_000_000);
-    let shop = Shop::open()?;
-    let direct = RedisServer::start()?;
+    let plan = Plan { program: program.to_owned(), primaries: 3, replicas: false, tls: false };
+    let shop = Shop::with(RedisCluster::with_plan(&plan)?, Duration::from_secs(1))?;
+    let direct = RedisServer::start_program(program)?;
     let started = clock.now();
     let mut requests: u64 = 0;
     loop {
@@ -194,7 +217,11 @@ fn three_primaries_answer_as_one_redis_does() -> Result<()> {
                 requests += 1;
                 let words: Vec<_> = request.iter().map(|word| String::from_utf8_lossy(word)).collect();
                 let (ours, theirs) = (comparable(request, ours), comparable(request, theirs));
-                ensure!(ours == theirs, "CADDY_SEED={seed}, step {step}: {words:?} answers {ours}, not {theirs}");
+                ensure!(
+                    ours == theirs,
+                    "CADDY_SEED={seed}, {}, step {step}: {words:?} answers {ours}, not {theirs}",
+                    program.display()
+                );
             }
         }
         let mut digests = Vec::new();
