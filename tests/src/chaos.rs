@@ -1,14 +1,15 @@
 //! A random run: clients on several sidecars and some beside them, faults between them and Redis, and a history of what
 //! all of them saw.
 //!
-//! Where it takes place is its [`Ground`]: [`Alone`], one server behind proxies that delay, stall and cut; [`Watched`],
-//! servers behind Sentinels that fail over; [`Sharded`], a cluster whose slots and roles change hands. The seed decides
+//! Where it takes place is its [`Ground`]: [`Alone`], one server behind proxies that delay, stall and cut;
+//! [`Overflowing`], one that gives up clients which do not read; [`Watched`], servers behind Sentinels that fail over; [`Sharded`], a cluster whose slots and roles change hands. The seed decides
 //! what each client asks and which faults come when; how they interleave is the machine's. No fault here loses what Redis
 //! acknowledged: what C3 and C4 promise is then promised without exception. A violation is reported with the seed, the
 //! part of the history that shows it, and the file with all of it.
 
 mod alone;
 mod commands;
+mod overflowing;
 mod sharded;
 mod watched;
 
@@ -26,7 +27,7 @@ use caddy_engine::{BootClock, Clock as _, Moment};
 use parking_lot::Mutex;
 
 use self::commands::Command;
-pub use self::{alone::Alone, sharded::Sharded, watched::Watched};
+pub use self::{alone::Alone, overflowing::Overflowing, sharded::Sharded, watched::Watched};
 use crate::{
     e2e::eventually,
     history::{Barrier, Event, GroupEvent, History, Op, Promises, Through},

@@ -13,6 +13,7 @@ pub mod load_scenarios;
 pub mod lock_history;
 pub mod lock_scenarios;
 pub mod origin;
+pub mod overflow_scenarios;
 pub mod postgres;
 pub mod proxy;
 pub mod random;

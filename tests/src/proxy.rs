@@ -2,7 +2,8 @@
 //!
 //! Each connection is classified by its first bytes: *tracked* if it switches CLIENT TRACKING on, else *relay* (shared and
 //! pinned ones alike). Faults are set per class and direction and hold for present and future connections. Bytes that
-//! are held back are kept, in order and without bound, so that a test can let exactly some of them through ([`Mark`]).
+//! are held back are kept, in order and without bound, so that a test can let exactly some of them through ([`Mark`]);
+//! or they are left in the sender's own buffers ([`Proxy::clog`]).
 //! Never changes a byte. A connection whose Redis cannot be reached is closed.
 
 use std::{
@@ -56,6 +57,14 @@ enum Fault {
     Pass,
     Delay(Duration),
     Stall,
+    Clog,
+}
+
+impl Fault {
+    /// Whether what has not been delivered stays where it is.
+    fn keeps_back(self) -> bool {
+        matches!(self, Self::Stall | Self::Clog)
+    }
 }
 
 /// Bytes of one direction of one connection.
@@ -145,6 +154,11 @@ impl Proxy {
         self.set(class, direction, Fault::Stall);
     }
 
+    /// The same without reading on: the sender's buffers fill, as before a receiver that has stopped reading.
+    pub fn clog(&self, class: Class, direction: Direction) {
+        self.set(class, direction, Fault::Clog);
+    }
+
     /// Delivers everything `by` later than it came.
     pub fn delay(&self, class: Class, direction: Direction, by: Duration) {
         self.set(class, direction, Fault::Delay(by));
@@ -170,7 +184,7 @@ impl Proxy {
         state.faults[class as usize][direction as usize] = fault;
         for link in state.links.values_mut().filter(|link| link.class == Some(class)) {
             let pipe = &mut link.pipes[direction as usize];
-            pipe.limit = (fault == Fault::Stall).then_some(pipe.received);
+            pipe.limit = fault.keeps_back().then_some(pipe.received);
         }
         self.shared.changed.notify_all();
     }
@@ -309,7 +323,7 @@ impl State {
         }
         link.class = Some(class);
         for direction in BOTH {
-            link.pipes[direction as usize].limit = (faults[direction as usize] == Fault::Stall).then_some(0);
+            link.pipes[direction as usize].limit = faults[direction as usize].keeps_back().then_some(0);
         }
         self.accepted[class as usize] += 1;
     }
@@ -390,6 +404,7 @@ impl Shared {
     fn read(&self, id: u64, direction: Direction, mut from: UnixStream) {
         let mut buffer = vec![0; 64 << 10];
         loop {
+            self.wait_while_clogged(id, direction);
             let length = from.read(&mut buffer).unwrap_or(0);
             let bytes = &buffer[..length];
             let mut state = self.state.lock();
@@ -408,6 +423,18 @@ impl Shared {
             if length == 0 {
                 return;
             }
+        }
+    }
+
+    fn wait_while_clogged(&self, id: u64, direction: Direction) {
+        let mut state = self.state.lock();
+        while state
+            .links
+            .get(&id)
+            .and_then(|link| link.class)
+            .is_some_and(|class| state.faults[class as usize][direction as usize] == Fault::Clog)
+        {
+            self.changed.wait(&mut state);
         }
     }
 

@@ -144,6 +144,11 @@ impl RedisServer {
         }
     }
 
+    /// How often it has closed a client whose output buffer was full.
+    pub fn overflows(&self) -> usize {
+        fs::read_to_string(self.log()).unwrap_or_default().matches("overcoming of output buffer limits").count()
+    }
+
     fn log(&self) -> PathBuf {
         self.directory.path().join("redis.log")
     }

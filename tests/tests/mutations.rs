@@ -10,7 +10,7 @@ use caddy_tests::{
     chaos::{self, Alone, Run, Sharded, Watched},
     cluster_scenarios,
     e2e::eventually,
-    filter_scenarios, group_scenarios, guard_scenarios, load_scenarios, lock_scenarios,
+    filter_scenarios, group_scenarios, guard_scenarios, load_scenarios, lock_scenarios, overflow_scenarios,
     redis::{self, RedisServer},
     redis_cluster::RedisCluster,
     scenarios::{self, Scenario},
@@ -85,6 +85,8 @@ mutations! {
     join_only_live_flights: "JoinOnlyLiveFlights" => scenarios::a_dead_flight_is_not_joined;
     joiner_age_limit: "JoinerAgeLimit" => scenarios::an_old_flight_is_not_joined;
     flush_on_loss: "FlushOnLoss" => scenarios::a_loss_kills_every_copy;
+    flush_on_overflow: "FlushOnLoss" => overflow_scenarios::an_overflow_kills_every_copy;
+    bump_on_overflow: "BumpBeforeAnswer" => overflow_scenarios::an_overflow_of_a_relay_answers_for_all_that_was_on_it;
     currency_check: "CurrencyCheck" => scenarios::a_half_open_link_keeps_the_bound;
     proof_from_sending: "ProofFromSending" => scenarios::a_late_proof_counts_from_its_sending;
     sentinel_opinion: "SentinelOpinion" => scenarios::without_a_majority_of_the_sentinels_nothing_is_proved;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use caddy_tests::{
-    chaos::{self, Alone, Sharded, Watched},
+    chaos::{self, Alone, Overflowing, Sharded, Watched},
     redis,
     redis_cluster::{Plan, RedisCluster},
     world::Subject,
@@ -21,6 +21,12 @@ const LONGER: Duration = Duration::from_secs(9);
 fn nothing_is_violated_while_connections_break() -> Result<()> {
     let server = redis::program()?;
     chaos::runs(SHORT, |seed| Alone::start(&Subject::good(), &server, seed))
+}
+
+#[test]
+fn nothing_is_violated_while_redis_closes_who_does_not_read() -> Result<()> {
+    let server = redis::program()?;
+    chaos::runs(SHORT, |seed| Overflowing::start(&Subject::good(), &server, seed))
 }
 
 #[test]

@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_millis(600);
 /// See the module.
 #[derive(Debug)]
 pub struct Alone {
-    world: World,
+    pub(super) world: World,
     terrain: Terrain,
 }
 

@@ -8,18 +8,23 @@ mod pods;
 mod sessions;
 mod writes;
 
-use caddy_tests::{scenarios, world::Subject};
+use caddy_tests::{overflow_scenarios, scenarios, world::Subject};
 
 macro_rules! scenarios {
-    ($($name:ident)*) => {$(
+    ($from:ident: $($name:ident)*) => {$(
         #[test]
         fn $name() -> anyhow::Result<()> {
-            scenarios::$name(&Subject::good())
+            $from::$name(&Subject::good())
         }
     )*};
 }
 
-scenarios! {
+scenarios! { overflow_scenarios:
+    an_overflow_kills_every_copy
+    an_overflow_of_a_relay_answers_for_all_that_was_on_it
+}
+
+scenarios! { scenarios:
     own_write_is_read_back
     writes_are_seen_by_the_other_worker
     pipelined_read_follows_the_write
