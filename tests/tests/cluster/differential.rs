@@ -179,13 +179,11 @@ fn three_primaries_answer_as_one_redis_does() -> Result<()> {
 
 #[test]
 fn three_valkeys_answer_as_one_does() -> Result<()> {
-    match redis::valkey() {
-        Some(program) => differ(&program),
-        None => {
-            println!("skipped: {}", redis::NO_VALKEY);
-            Ok(())
-        }
-    }
+    let Some(program) = redis::valkey() else {
+        println!("skipped: {}", redis::NO_VALKEY);
+        return Ok(());
+    };
+    differ(&program)
 }
 
 /// Streams on servers of this program, in sessions of both protocols, until the time is over.
