@@ -129,7 +129,7 @@ impl KeyspaceFilter {
         let lines = shared.absences.lines.load();
         let all = lines.iter().flat_map(|lines| lines.iter()).flat_map(|line| &line.filters);
         let known: Vec<&AbsenceFilter> =
-            all.filter(|known| std::ptr::eq(&*known.of, self)).map(|known| &known.absence).collect();
+            all.filter(|known| std::ptr::eq(Arc::as_ptr(&known.of), self)).map(|known| &known.absence).collect();
         let is_active = !known.is_empty() && known.iter().all(|absence| absence.is_active(shared.kernel()));
         FilterStats {
             is_active,
@@ -211,7 +211,9 @@ impl Absences {
             None => redis.owner(key).and_then(|owner| lines.iter().find(|line| line.is_of(&owner))),
         };
         let Some(line) = line else { return false };
-        let Some(known) = line.filters.iter().find(|known| std::ptr::eq(&*known.of, filter)) else { return false };
+        let Some(known) = line.filters.iter().find(|known| std::ptr::eq(Arc::as_ptr(&known.of), filter)) else {
+            return false;
+        };
         if known.absence.is_active(shared.kernel()) {
             probe_if_due(shared, &line.announcing.node, &line.announcing.tracked, now);
         }
@@ -249,7 +251,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         let filters = shared.keyspaces().filters().to_vec();
         let servers = if filters.is_empty() { Vec::new() } else { redis.nodes() };
-        let version = redis.cluster().and_then(|cluster| cluster.map()).map(|map| map.version);
+        let version = redis.map_version();
         let lines = Arc::new(lines(&shared, redis, &servers, &filters));
         shared.absences.any.store(!lines.is_empty(), Ordering::Release);
         shared.absences.lines.store(Some(lines.clone()));
@@ -291,7 +293,7 @@ async fn changed(shared: &Shared, filters: &[Arc<KeyspaceFilter>], version: Opti
         let keyspaces: Guard<_> = shared.keyspaces();
         let wanted = keyspaces.filters();
         let is_other = wanted.len() != filters.len() || !wanted.iter().zip(filters).all(|(a, b)| Arc::ptr_eq(a, b));
-        if is_other || redis.cluster().and_then(|cluster| cluster.map()).map(|map| map.version) != version {
+        if is_other || redis.map_version() != version {
             return;
         }
         drop(keyspaces);

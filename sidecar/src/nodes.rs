@@ -148,6 +148,11 @@ impl RedisL3 {
         }
     }
 
+    /// Which of a cluster's slot maps is in force, counted.
+    pub(crate) fn map_version(&self) -> Option<u64> {
+        Some(self.cluster()?.map()?.version)
+    }
+
     /// The only server, if there is only one.
     pub(crate) fn only(&self) -> Option<&Arc<Node>> {
         match &self.servers {

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     const STEP: Duration = Duration::from_millis(10);
-    const LIFE: Duration = Duration::from_secs(60);
+    const LIFE: Duration = Duration::from_mins(1);
     const KEYS: usize = 3000;
 
     /// Keys that are read all the time, each loaded when it is older than [`LIFE`], if that is admitted.

@@ -16,7 +16,7 @@ use crate::stage::{self, Lane, Outcome, Stage};
 
 /// How long each random run of `--soak` goes on unless `CADDY_SOAK_SECONDS` says otherwise.
 const SOAK_SECONDS: &str = "600";
-/// How long write-behind is killed in a `--soak`, for each durability.
+/// How long write-behind is killed in a `--soak`, for each durability, and its store is down under load.
 const CRASH_SECONDS: &str = "60";
 
 /// Which tests.
@@ -148,6 +148,11 @@ fn soak(place: &Place, log: &mut Log) -> Result<Outcome> {
     with_parts(&mut command, place);
     command.env("CADDY_SOAK_SECONDS", std::env::var("CADDY_SOAK_SECONDS").unwrap_or_else(|_| SOAK_SECONDS.to_owned()));
     done(log.run(command.args(["--", "memory::", "--nocapture"])))?;
+    // The minute of an outage under load.
+    let mut command = cargo(place, &["test", "--workspace", "--test", "behind"]);
+    with_parts(&mut command, place);
+    command.env("CADDY_SOAK_SECONDS", CRASH_SECONDS);
+    done(log.run(command.args(["--", "outage::", "--nocapture"])))?;
     let crashes = ["test", "--workspace", "--features", "caddy-tests/mutations", "--test", "crash_points"];
     let mut command = cargo(place, &crashes);
     with_parts(&mut command, place);
