@@ -17,10 +17,11 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use caddy_engine::{BootClock, Clock as _, Moment};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
@@ -69,7 +70,7 @@ struct Opinion {
 #[derive(Debug)]
 struct Settled {
     opinion: Opinion,
-    heard: Instant,
+    heard: Moment,
 }
 
 type Answer = Box<dyn FnOnce(Result<Verdict, ConnectError>) + Send>;
@@ -187,10 +188,10 @@ impl Sentinels {
     }
 
     /// Takes what was found at `now` as the truth, unless a higher epoch is remembered; what is true then.
-    fn settle(&self, opinion: &Opinion, now: Instant) -> (Endpoint, u64) {
+    fn settle(&self, opinion: &Opinion, now: Moment) -> (Endpoint, u64) {
         let mut settled = self.settled.lock();
         if let Some(Settled { opinion: known, heard }) = &*settled {
-            if known.epoch > opinion.epoch && now.saturating_duration_since(*heard) < REMEMBERED {
+            if known.epoch > opinion.epoch && now.since(*heard) < REMEMBERED {
                 return (known.primary.clone(), self.version());
             }
             if known.primary != opinion.primary {
@@ -221,7 +222,7 @@ impl Ask {
                         state.torn = false;
                         // Who comes late and knows better is believed too.
                         if state.answer.is_none() {
-                            self.sentinels.settle(&opinion, Instant::now());
+                            self.sentinels.settle(&opinion, BootClock.now());
                         }
                         state.best = Some(opinion);
                     }
@@ -253,7 +254,7 @@ impl Ask {
         let sentinels = &self.sentinels;
         match (&state.best, state.torn) {
             (Some(best), false) => {
-                let (primary, version) = sentinels.settle(best, Instant::now());
+                let (primary, version) = sentinels.settle(best, BootClock.now());
                 Ok(Verdict { primary, version, is_of_majority: state.heard >= sentinels.majority() })
             }
             (Some(_), true) => Err(ConnectError::NoSentinel {
@@ -429,7 +430,7 @@ mod tests {
     #[test]
     fn sentinels_that_were_set_up_anew_are_followed_once_the_old_opinion_is_forgotten() {
         let (sentinels, _watch) = sentinels(3);
-        let begin = Instant::now();
+        let begin = BootClock.now();
         sentinels.settle(&opinion(7, "a").unwrap(), begin);
         let anew = opinion(0, "b").unwrap();
         assert_eq!(sentinels.settle(&anew, begin + REMEMBERED / 2).0.to_string(), "a:6379");
