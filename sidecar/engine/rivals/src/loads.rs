@@ -1,10 +1,10 @@
 //! Keys and the orders they are asked for in; the same in every run.
 
 /// A key as the opponents hold it.
-pub(crate) type Key = Box<[u8]>;
+pub type Key = Box<[u8]>;
 
 /// Keys of 16 bytes.
-pub(crate) fn keys(kind: &str, count: usize) -> Vec<Key> {
+pub fn keys(kind: &str, count: usize) -> Vec<Key> {
     (0..count).map(|n| format!("{kind}:{n:011}").into_bytes().into()).collect()
 }
 
@@ -29,13 +29,13 @@ impl Random {
 }
 
 /// So many draws in which every key is equally likely.
-pub(crate) fn uniform(keys: usize, draws: usize, seed: u64) -> Vec<u32> {
+pub fn uniform(keys: usize, draws: usize, seed: u64) -> Vec<u32> {
     let mut random = Random::new(seed);
     (0..draws).map(|_| (random.next() % keys as u64) as u32).collect()
 }
 
 /// So many draws by Zipf's law with the exponent 0.99.
-pub(crate) fn zipf(keys: usize, draws: usize, seed: u64) -> Vec<u32> {
+pub fn zipf(keys: usize, draws: usize, seed: u64) -> Vec<u32> {
     let mut sum = 0.0;
     let sums: Vec<f64> = (1..=keys)
         .map(|rank| {

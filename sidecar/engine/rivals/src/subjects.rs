@@ -15,7 +15,7 @@ use crate::loads::Key;
 const VALUE: [u8; 100] = [7; 100];
 
 /// One thread's hold of a cache.
-pub(crate) trait Opponent {
+pub trait Opponent {
     /// Reads the value's first byte, if the key is there.
     fn get(&mut self, key: &[u8]) -> bool;
     /// Puts a value in.
@@ -23,10 +23,12 @@ pub(crate) trait Opponent {
 }
 
 /// A cache of several threads.
-pub(crate) trait Threaded: Sync {
+pub trait Threaded: Sync {
+    /// What each thread has.
     type Handle<'a>: Opponent
     where
         Self: 'a;
+    /// One of them.
     fn handle(&self) -> Self::Handle<'_>;
 }
 
@@ -37,7 +39,7 @@ fn seven(byte: u8) -> bool {
 // === ours ===
 
 /// Tiers and a worker of one thread.
-pub(crate) struct Tiers<K: Hold<Held: Eq>, V: Hold> {
+pub struct Tiers<K: Hold<Held: Eq>, V: Hold> {
     cache: Arc<Cache<K, V>>,
     worker: Worker<K, V>,
     source: SourceId,
@@ -45,12 +47,12 @@ pub(crate) struct Tiers<K: Hold<Held: Eq>, V: Hold> {
 }
 
 /// Key and value are in the entry's own allocation.
-pub(crate) type Ours = Tiers<Packed, Packed>;
+pub type Ours = Tiers<Packed, Packed>;
 /// The types that the others hold.
-pub(crate) type Bytewise = Tiers<Key, Bytes>;
+pub type Bytewise = Tiers<Key, Bytes>;
 
 /// A key's borrowed form.
-pub(crate) struct KeyRef<'a>(&'a [u8]);
+pub struct KeyRef<'a>(&'a [u8]);
 
 impl hashbrown::Equivalent<Key> for KeyRef<'_> {
     fn equivalent(&self, key: &Key) -> bool {
@@ -82,16 +84,16 @@ where
         this
     }
 
-    pub(crate) fn all_in_l1(keys: &[Key]) -> Self {
+    pub fn all_in_l1(keys: &[Key]) -> Self {
         Self::filled(keys, keys.len(), 1)
     }
 
-    pub(crate) fn all_in_l2(keys: &[Key]) -> Self {
+    pub fn all_in_l2(keys: &[Key]) -> Self {
         Self::filled(keys, 0, u16::MAX)
     }
 
     /// Full with that many, by the number of entries as the others are.
-    pub(crate) fn with_room_for(entries: usize, keys: &[Key]) -> Self {
+    pub fn with_room_for(entries: usize, keys: &[Key]) -> Self {
         let l2 = L2Config { max_bytes: 1 << 30, max_entries: entries, ..L2Config::default() };
         let mut this = Self::new(L1Config::default(), l2, TieringConfig::default().promote_after_hits);
         keys.iter().take(2 * entries).for_each(|key| this.put(key));
@@ -143,10 +145,10 @@ impl Threaded for Ours {
 
 // === the others ===
 
-pub(crate) struct BareLru(lru::LruCache<Key, Bytes>);
+pub struct BareLru(lru::LruCache<Key, Bytes>);
 
 impl BareLru {
-    pub(crate) fn new(keys: &[Key]) -> Self {
+    pub fn new(keys: &[Key]) -> Self {
         let mut this = Self(lru::LruCache::unbounded());
         for key in keys {
             this.put(key);
@@ -154,7 +156,7 @@ impl BareLru {
         this
     }
 
-    pub(crate) fn with_room_for(entries: usize) -> Self {
+    pub fn with_room_for(entries: usize) -> Self {
         Self(lru::LruCache::new(entries.try_into().expect("not zero")))
     }
 }
@@ -170,10 +172,10 @@ impl Opponent for BareLru {
     }
 }
 
-pub(crate) struct LockedLru(Mutex<BareLru>);
+pub struct LockedLru(Mutex<BareLru>);
 
 impl LockedLru {
-    pub(crate) fn with_room_for(entries: usize) -> Self {
+    pub fn with_room_for(entries: usize) -> Self {
         Self(Mutex::new(BareLru::with_room_for(entries)))
     }
 }
@@ -196,10 +198,10 @@ impl Threaded for LockedLru {
     }
 }
 
-pub(crate) struct Quick(quick_cache::sync::Cache<Key, Bytes>);
+pub struct Quick(quick_cache::sync::Cache<Key, Bytes>);
 
 impl Quick {
-    pub(crate) fn with(keys: &[Key], entries: usize) -> Self {
+    pub fn with(keys: &[Key], entries: usize) -> Self {
         let mut this = Self(quick_cache::sync::Cache::new(entries));
         for key in keys {
             this.put(key);
@@ -238,10 +240,10 @@ impl Threaded for Quick {
     }
 }
 
-pub(crate) struct Moka(moka::sync::Cache<Key, Bytes>);
+pub struct Moka(moka::sync::Cache<Key, Bytes>);
 
 impl Moka {
-    pub(crate) fn with(keys: &[Key], entries: usize) -> Self {
+    pub fn with(keys: &[Key], entries: usize) -> Self {
         let mut this = Self(moka::sync::Cache::new(entries as u64));
         for key in keys {
             this.put(key);
@@ -274,6 +276,59 @@ impl Opponent for &Moka {
 }
 
 impl Threaded for Moka {
+    type Handle<'a> = &'a Self;
+
+    fn handle(&self) -> &Self {
+        self
+    }
+}
+
+/// As `foyer` has it in memory, with its default policy.
+pub struct Foyer(foyer_memory::Cache<Key, Bytes>);
+
+/// A key's borrowed form in foyer, whose hash is the key's.
+#[derive(Hash)]
+struct Slice<'a>(&'a [u8]);
+
+impl hashbrown::Equivalent<Key> for Slice<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        *self.0 == **key
+    }
+}
+
+impl Foyer {
+    pub fn with(keys: &[Key], entries: usize) -> Self {
+        let mut this = Self(foyer_memory::CacheBuilder::new(entries).build());
+        for key in keys {
+            this.put(key);
+        }
+        this
+    }
+}
+
+impl Opponent for Foyer {
+    #[inline]
+    fn get(&mut self, key: &[u8]) -> bool {
+        (&mut &*self).get(key)
+    }
+
+    fn put(&mut self, key: &[u8]) {
+        (&mut &*self).put(key);
+    }
+}
+
+impl Opponent for &Foyer {
+    #[inline]
+    fn get(&mut self, key: &[u8]) -> bool {
+        self.0.get(&Slice(key)).is_some_and(|entry| seven(entry.value()[0]))
+    }
+
+    fn put(&mut self, key: &[u8]) {
+        self.0.insert(key.into(), Bytes::copy_from_slice(&VALUE));
+    }
+}
+
+impl Threaded for Foyer {
     type Handle<'a> = &'a Self;
 
     fn handle(&self) -> &Self {

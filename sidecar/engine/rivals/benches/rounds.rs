@@ -1,20 +1,17 @@
 //! What the tiers cost, all checks included, beside the bare data structures they are measured by: hits in L1 and in L2,
 //! misses, insertions, the whole cycle of a full cache (get, miss, insert, evict), and reads by Zipf's law (0.99) in one
-//! thread and in two. What dependencies add to a hit is `--bench hits`'s.
+//! thread and in two. What dependencies add to a hit is the engine's `--bench hits`.
 //!
-//! `cargo bench -p caddy-engine --bench operations`; with words behind `--` only rows whose name contains one of them. Rounds
-//! alternate between the opponents, so that what the machine does meanwhile hits all alike; printed are medians of CPU
+//! `cargo bench --manifest-path sidecar/engine/rivals/Cargo.toml --bench rounds`; with words behind `--` only rows whose name
+//! contains one of them. Rounds alternate between the opponents, so that what the machine does meanwhile hits all alike; printed are medians of CPU
 //! nanoseconds per operation and of the ratio within a round. Hashing the key is part of every operation, ours included.
-
-#![expect(clippy::print_stdout, reason = "a report")]
-
-mod loads;
-mod opponents;
 
 use std::sync::Barrier;
 
-use loads::{Key, keys, uniform, zipf};
-use opponents::{BareLru, Bytewise, LockedLru, Moka, Opponent, Ours, Quick, Threaded};
+use caddy_engine_rivals::loads::{Key, keys, uniform, zipf};
+use caddy_engine_rivals::subjects::{
+    BareLru, Bytewise, Foyer, LockedLru, Moka, Opponent, Ours, Quick, Threaded,
+};
 
 const ROUNDS: usize = 31;
 const OPERATIONS: usize = 200_000;
@@ -101,6 +98,10 @@ fn hit_rows(wanted: &dyn Fn(&str) -> bool) {
             let mut quick = Quick::with(&keys, 2 * count);
             let mut ours = Ours::all_in_l2(&keys);
             compare(&row, "quick_cache", |_| hits(&keys, &order, &mut ours), |_| hits(&keys, &order, &mut quick));
+            let mut foyer = Foyer::with(&keys, 2 * count);
+            compare(&row, "foyer", |_| hits(&keys, &order, &mut ours), |_| hits(&keys, &order, &mut foyer));
+            let mut moka = Moka::with(&keys, 2 * count);
+            compare(&row, "moka", |_| hits(&keys, &order, &mut ours), |_| hits(&keys, &order, &mut moka));
             let mut ours = Bytewise::all_in_l2(&keys);
             let row = format!("{row}, unpacked");
             compare(&row, "quick_cache", |_| hits(&keys, &order, &mut ours), |_| hits(&keys, &order, &mut quick));
@@ -133,6 +134,13 @@ fn miss_rows(wanted: &dyn Fn(&str) -> bool) {
             |_| misses(&mut |key| ours.get(key)),
             |_| misses(&mut |key| moka.get(key)),
         );
+        let mut foyer = Foyer::with(&present, 2 * count);
+        compare(
+            "miss, 100000 keys",
+            "foyer",
+            |_| misses(&mut |key| ours.get(key)),
+            |_| misses(&mut |key| foyer.get(key)),
+        );
     }
     if wanted("insert") {
         let puts = |subject: &mut dyn FnMut(&Key)| time(&order, |index| subject(&present[index as usize]));
@@ -149,6 +157,13 @@ fn miss_rows(wanted: &dyn Fn(&str) -> bool) {
             "moka",
             |_| puts(&mut |key| ours.put(key)),
             |_| puts(&mut |key| moka.put(key)),
+        );
+        let mut foyer = Foyer::with(&present, 2 * count);
+        compare(
+            "insert over, 100000 keys",
+            "foyer",
+            |_| puts(&mut |key| ours.put(key)),
+            |_| puts(&mut |key| foyer.put(key)),
         );
     }
 }
@@ -181,6 +196,13 @@ fn cycle_rows(wanted: &dyn Fn(&str) -> bool) {
             |round| cycle(&keys, order(round), &mut ours),
             |round| cycle(&keys, order(round), &mut moka),
         );
+        let mut foyer = Foyer::with(&[], room);
+        compare(
+            row,
+            "foyer",
+            |round| cycle(&keys, order(round), &mut ours),
+            |round| cycle(&keys, order(round), &mut foyer),
+        );
     }
 }
 
@@ -205,6 +227,13 @@ fn mixed_rows(wanted: &dyn Fn(&str) -> bool) {
                 "moka",
                 |round| threaded(threads, &keys, order(round), &ours),
                 |round| threaded(threads, &keys, order(round), &moka),
+            );
+            let foyer = Foyer::with(&[], room);
+            compare(
+                &row,
+                "foyer",
+                |round| threaded(threads, &keys, order(round), &ours),
+                |round| threaded(threads, &keys, order(round), &foyer),
             );
             compare(
                 &row,
