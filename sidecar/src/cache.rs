@@ -1,7 +1,7 @@
 //! What the sidecar keeps in the engine's tiers: keys of one database, and replies ready to be sent.
 
 use bytes::Bytes;
-use caddy_engine::{KeyHash, TierHash, Weigh};
+use caddy_engine::{Held, KeyHash, TierHash, Weigh};
 use caddy_resp::{Protocol, Value, encode};
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
@@ -243,6 +243,16 @@ impl Cached {
         let Self::Bulk(reply) = self else { return None };
         let start = reply.len().checked_sub(self.len() + 2)?;
         reply.get(start..reply.len() - 2)
+    }
+
+    /// The same, which counts as in flight until the last clone is gone.
+    pub(crate) fn held(&self, held: Held) -> Self {
+        match self {
+            Self::Nil => Self::Nil,
+            Self::Bulk(reply) => Self::Bulk(held.with(reply.clone())),
+            Self::Same(reply) => Self::Same(held.with(reply.clone())),
+            Self::Resp3(reply) => Self::Resp3(held.with(reply.clone())),
+        }
     }
 
     /// Bytes of the reply.

@@ -69,6 +69,8 @@ pub(crate) fn resume_fill(shared: &Arc<Shared>, fill: FillLanded, learned: Resul
     let bypass = |fill: FillLanded| fill.landed.waiters.iter().for_each(|waiter| waiter.to.bypass());
     let Ok(learned) = learned else { return bypass(fill) };
     let (key, reply) = (fill.landed.key.as_ref(), &fill.reply);
+    // The copy that is made of it now, until those who wait have it.
+    let copy = shared.cache.hold(reply.len());
     shared.absences.touched(KeyHash::of(key.key()), || shared.now());
     let Some(value) = Cached::from_reply(key.read, reply) else {
         if is_elsewhere(shared, reply) {
@@ -86,7 +88,8 @@ pub(crate) fn resume_fill(shared: &Arc<Shared>, fill: FillLanded, learned: Resul
             if key.read == Read::Get && !decoded.value.exists() && shared.keyspaces().source(key.key()).is_some() {
                 return load(shared, fill.landed, decoded.stale.as_ref());
             }
-            let value = decoded.value.clone();
+            let value = decoded.value.held(copy);
+            drop(fill.reply);
             if fill.keep {
                 keep(shared, fill.landed.key, &fill.landed.token, decoded);
             }
@@ -121,6 +124,7 @@ pub(crate) fn finish_fill_many(shared: &Arc<Shared>, mut many: FillMany) {
 /// As [`resume_fill`], for several keys.
 pub(crate) fn resume_fill_many(shared: &Arc<Shared>, many: FillMany, learned: Result<Vec<Learned>, String>) {
     let (Ok(learned), Some(reply)) = (learned, many.reply.clone()) else { return many.waiter.to.bypass() };
+    let copy = shared.cache.hold(reply.len());
     let mut out = Vec::with_capacity(reply.len() + 16);
     match Value::decode(&reply) {
         Ok((Value::Array(elements), _)) if elements.len() == many.keys.len() => {
@@ -170,7 +174,7 @@ pub(crate) fn resume_fill_many(shared: &Arc<Shared>, many: FillMany, learned: Re
         _ if is_elsewhere(shared, &reply) => return many.waiter.to.bypass(),
         _ => out.extend_from_slice(&reply),
     }
-    many.waiter.to.reply(out);
+    many.waiter.to.reply(copy.with(out.into()));
 }
 
 /// Fills the tiers with what was read under `token`, if it may be kept; refusals are counted by the engine.

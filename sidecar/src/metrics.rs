@@ -156,6 +156,11 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("l2_entries", "Entries in L2", count(stats.l2_entries)),
         ("l2_bytes", "Bytes in L2: keys, values and metadata", count(stats.l2_bytes)),
         (
+            "in_flight_bytes",
+            "Bytes read from L3 to be cached, until they are and whoever waits has them; part of L2's budget",
+            count(stats.in_flight_bytes),
+        ),
+        (
             "l2_max_bytes",
             "Budget of L2 at the moment: less than configured while memory is short",
             count(shared.cache.l2_max_bytes()),

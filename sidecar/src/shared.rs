@@ -224,6 +224,11 @@ impl Shared {
         self.cache.kernel()
     }
 
+    /// The same bytes, which count against the budget of L2 until the last of them is gone.
+    pub(crate) fn in_flight(&self, bytes: Bytes) -> Bytes {
+        self.cache.hold(bytes.len()).with(bytes)
+    }
+
     /// A reply that has to do with the key came over another connection than the tracked one: copies of it die, before the
     /// reply is handed on.
     pub(crate) fn bump(&self, key: KeyHash) {

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use caddy_engine::{Counter, FlushCause, Incarnation, KeyHash, SourceId};
+use caddy_engine::{Counter, FlushCause, Held, Incarnation, KeyHash, SourceId};
 use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
@@ -194,12 +194,15 @@ pub(crate) struct Upstream {
     purpose: Purpose,
     /// Connections so far.
     connection: u64,
+    /// The part of a reply that has come so far, where copies may come of it.
+    buffered: Option<Held>,
 }
 
 impl Upstream {
     pub(crate) fn new(shared: &Arc<Shared>, node: &Arc<Node>, purpose: Purpose) -> Self {
         let (id, target) = (node.id, node.target.clone());
-        Self { shared: shared.clone(), node: Arc::downgrade(node), id, target, purpose, connection: 0 }
+        let (shared, node) = (shared.clone(), Arc::downgrade(node));
+        Self { shared, node, id, target, purpose, connection: 0, buffered: None }
     }
 }
 
@@ -211,9 +214,9 @@ impl Handler for Upstream {
             // An error of what had to go before it is more than the reply to the last.
             Tag::Relay(relay) if relay.reply.as_ref().is_some_and(|reply| reply.starts_with(b"-")) => {}
             Tag::Relay(relay) => relay.reply = Some(frame),
-            Tag::Fill(fill) if index == 0 => fill.reply = Some(frame),
+            Tag::Fill(fill) if index == 0 => fill.reply = Some(self.shared.in_flight(frame)),
             Tag::Fill(fill) => fill.pttl = integer(&frame),
-            Tag::FillMany(many) if index == 0 => many.reply = Some(frame),
+            Tag::FillMany(many) if index == 0 => many.reply = Some(self.shared.in_flight(frame)),
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),
             Tag::Probe(probe) => probe.replies.push(frame),
             Tag::Learn(learn) => learn.replies.push(frame),
@@ -296,6 +299,13 @@ impl Handler for Upstream {
         }
     }
 
+    fn buffers(&mut self, bytes: usize) {
+        if matches!(self.purpose, Purpose::Tracked { .. }) && (bytes > 0 || self.buffered.is_some()) {
+            self.buffered = None;
+            self.buffered = (bytes > 0).then(|| self.shared.cache.hold(bytes));
+        }
+    }
+
     fn connected(&mut self, server: Option<&ServerInfo>) {
         self.connection += 1;
         match &mut self.purpose {
@@ -319,6 +329,7 @@ impl Handler for Upstream {
     }
 
     fn lost(&mut self, reason: &str) {
+        self.buffered = None;
         self.shared.metrics.lost_connections.inc();
         match &mut self.purpose {
             Purpose::Tracked { source, incarnation, .. } => {

@@ -208,6 +208,16 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
+    /// Lets the next so many bytes through a stall.
+    pub fn let_through(&self, class: Class, direction: Direction, bytes: u64) {
+        let mut state = self.shared.state.lock();
+        for link in state.links.values_mut().filter(|link| link.class == Some(class)) {
+            let pipe = &mut link.pipes[direction as usize];
+            pipe.limit = pipe.limit.map(|limit| limit + bytes);
+        }
+        self.shared.changed.notify_all();
+    }
+
     /// Cuts all connections of a class at once; what was kept back is lost.
     pub fn cut(&self, class: Class) {
         let mut state = self.shared.state.lock();

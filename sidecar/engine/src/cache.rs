@@ -13,6 +13,7 @@ use crate::clock::Moment;
 use crate::entry::{Entry, Parts, Shared};
 use crate::hash::TierHash;
 use crate::hold::{Hold, Packed};
+use crate::in_flight::Held;
 use crate::kernel::{Evidence, FillToken, Kernel, KernelConfig, Verdict};
 use crate::l1::L1Config;
 use crate::l2::{GroupSize, L2, L2Config, Refusal, Times};
@@ -63,7 +64,7 @@ pub enum FillRefused {
     /// The deadline is not in the future.
     #[error("already expired")]
     Expired,
-    /// It does not fit into a shard of L2.
+    /// It does not fit into a shard of L2, with what is in flight at the moment.
     #[error("larger than a shard of L2; raise `l2.maxBytes`")]
     TooLarge,
 }
@@ -286,6 +287,23 @@ where
         self.stats.add(counter);
     }
 
+    /// Counts so many bytes against the budget of L2 until what is returned is dropped, and lets entries go for them: what
+    /// was read and is no entry yet, or is no entry any more and still has to be written to somebody.
+    ///
+    /// ```
+    /// # use caddy_engine::{Cache, CacheConfig, Packed};
+    /// # use bytes::Bytes;
+    /// let cache = Cache::<Packed, Packed>::new(CacheConfig::default());
+    /// let reply = Bytes::from_static(b"$3\r\nAda\r\n");
+    /// let reply = cache.hold(reply.len()).with(reply);
+    /// assert_eq!(cache.stats().in_flight_bytes, 9);
+    /// drop(reply);
+    /// assert_eq!(cache.stats().in_flight_bytes, 0);
+    /// ```
+    pub fn hold(&self, bytes: usize) -> Held {
+        self.l2.hold(bytes, &self.kernel, &self.stats)
+    }
+
     /// The budget of L2 at the moment.
     pub fn l2_max_bytes(&self) -> usize {
         self.l2.max_bytes()
@@ -312,7 +330,8 @@ where
     pub fn stats(&self) -> Stats {
         let (l2_entries, l2_bytes) = self.l2.sizes();
         let (l1_entries, l1_bytes) = self.stats.l1_sizes();
-        Stats { counts: self.stats.counts(), l1_entries, l1_bytes, l2_entries, l2_bytes }
+        let in_flight_bytes = self.l2.in_flight();
+        Stats { counts: self.stats.counts(), l1_entries, l1_bytes, l2_entries, l2_bytes, in_flight_bytes }
     }
 }
 

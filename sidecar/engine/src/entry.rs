@@ -112,6 +112,11 @@ impl<K: Hold, V: Hold> Entry<K, V> {
         self.0.header().dead.store(true, Ordering::Release);
     }
 
+    /// Whether somebody else points to it, too. Of an entry that no tier has any more, "no" is final.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.is_shared()
+    }
+
     /// Whether both are the same entry.
     pub fn is_same(&self, other: &Self) -> bool {
         self.0.is_same(&other.0)

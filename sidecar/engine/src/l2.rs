@@ -2,6 +2,9 @@
 //!
 //! Owns the entries; L1 only points at them. A lookup takes one shard's lock (shared, unless the policy orders hits) and
 //! no other; nothing waits here for anything but that lock. It does not judge copies: that is the kernel's.
+//!
+//! One budget bounds the entries, their tables, entries that were let go of while somebody still points to them, and the
+//! bytes [in flight](crate::in_flight), for which entries make way.
 
 mod index;
 mod shard;
@@ -20,16 +23,17 @@ use crate::clock::Moment;
 use crate::entry::Shared;
 use crate::hash::TierHash;
 use crate::hold::Hold;
+use crate::in_flight::{Held, InFlight};
 use crate::kernel::Kernel;
 use crate::policy::{Duel, PolicyKind};
 use crate::stats::SharedStats;
-use crate::sync::RwLock;
+use crate::sync::{AtomicU64, Ordering, RwLock};
 use shard::{SLICE, Shard};
 
 /// Bounds of L2.
 #[derive(Clone, Debug)]
 pub struct L2Config {
-    /// Keys, values and metadata together.
+    /// Keys, values, metadata and what is in flight together.
     pub max_bytes: usize,
     /// Bound on the number of entries; `usize::MAX` when bytes alone decide.
     pub max_entries: usize,
@@ -59,7 +63,19 @@ pub(crate) struct L2<K: Hold, V: Hold> {
     shards: Box<[RwLock<Shard<K, V>>]>,
     orders_hits: bool,
     duel: Option<Arc<Duel>>,
+    /// What the duel may allocate beside the shards.
+    beside: usize,
+    max_bytes: AtomicU64,
+    in_flight: InFlight,
 }
+
+/// Room for what is in flight is made in steps of this part of the budget, but of no more than 64 KiB: small reads leave
+/// the shards alone, and no step takes long.
+const STEP: usize = 64;
+const STEP_MAX: usize = 64 << 10;
+
+/// So many of the entries that a shard has let go of are looked at whenever another comes.
+const LOOKS: usize = 2;
 
 impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn new(config: &L2Config) -> Self {
@@ -67,13 +83,39 @@ impl<K: Hold, V: Hold> L2<K, V> {
         let entries = if config.max_entries == usize::MAX { usize::MAX } else { config.max_entries.div_ceil(count) };
         let duel = Arc::new(Duel::new(config.max_bytes));
         let duels = config.policy == PolicyKind::Adaptive;
-        let bytes = config.max_bytes - if duels { duel.bytes() } else { 0 };
-        let shard = || RwLock::new(Shard::new(config.policy, &duel, bytes / count, entries));
+        let shard = || RwLock::new(Shard::new(config.policy, &duel, entries));
         Self {
             shards: (0..count).map(|_| shard()).collect(),
             orders_hits: config.policy.orders_hits(),
+            beside: if duels { duel.bytes() } else { 0 },
             duel: duels.then_some(duel),
+            max_bytes: AtomicU64::new(config.max_bytes as u64),
+            in_flight: InFlight::default(),
         }
+    }
+
+    /// What each shard may have: read under its lock, so that whoever made it less finds there what others put in before.
+    fn share(&self) -> usize {
+        let reserved = self.in_flight.bytes().div_ceil(self.step()).saturating_mul(self.step());
+        self.max_bytes().saturating_sub(self.beside).saturating_sub(reserved) / self.shards.len()
+    }
+
+    fn step(&self) -> usize {
+        (self.max_bytes() / STEP).clamp(1, STEP_MAX)
+    }
+
+    /// Counts bytes in flight. Room has been made for them, here or by somebody who is at it, when this returns.
+    pub(crate) fn hold(&self, bytes: usize, kernel: &Kernel, stats: &SharedStats) -> Held {
+        let (held, before) = self.in_flight.add(bytes);
+        let steps = |bytes: usize| bytes.div_ceil(self.step());
+        if steps(before) < steps(before.saturating_add(bytes)) {
+            while self.shrink(kernel, stats) {}
+        }
+        held
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.bytes()
     }
 
     /// The index uses the lower half; shards are chosen by the bits above, sampled keys by the highest.
@@ -134,9 +176,11 @@ impl<K: Hold, V: Hold> L2<K, V> {
     {
         loop {
             let mut shard = self.shard(hash).write();
-            let inserted = shard.insert(hash, entry, times, kernel, stats);
+            let left = shard.take_left(LOOKS);
+            let inserted = shard.insert(hash, entry, times, self.share(), kernel, stats);
             let entries = shard.entries() * self.shards.len();
             drop(shard);
+            drop(left);
             match inserted {
                 Ok(evicted) => {
                     if let Some(duel) = &self.duel {
@@ -165,7 +209,7 @@ impl<K: Hold, V: Hold> L2<K, V> {
         loop {
             let mut shard = self.shard(hash).write();
             let Some(times) = shard.times_of(hash, old) else { return false };
-            let renewed = shard.insert(hash, entry, times, kernel, stats);
+            let renewed = shard.insert(hash, entry, times, self.share(), kernel, stats);
             drop(shard);
             if renewed != Err(Refusal::NotYet) {
                 return renewed.is_ok();
@@ -200,12 +244,16 @@ impl<K: Hold, V: Hold> L2<K, V> {
         }
     }
 
-    /// Frees expired entries, in at most `steps` steps and with the lock let go between shards. `true`: it used all of
-    /// them, so there may be more.
+    /// Frees expired entries, and those let go of before that nobody points to any more, in at most `steps` steps and with
+    /// the lock let go between shards. `true`: it used all of them, so there may be more.
     pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> bool {
         let mut left = steps;
         for shard in &self.shards {
-            left -= shard.write().expire(now, left, kernel, stats);
+            let mut shard = shard.write();
+            let gone = shard.take_left(left);
+            left -= shard.expire(now, left, kernel, stats);
+            drop(shard);
+            drop(gone);
             if left == 0 {
                 return true;
             }
@@ -214,19 +262,26 @@ impl<K: Hold, V: Hold> L2<K, V> {
     }
 
     pub(crate) fn max_bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.read().max_bytes()).sum()
+        self.max_bytes.load(Ordering::Relaxed) as usize
     }
 
+    /// Changes the budget; what is above it goes with [`shrink`](Self::shrink), or when room is made for others.
     pub(crate) fn set_max_bytes(&self, max_bytes: usize) {
-        let share = max_bytes / self.shards.len();
-        self.shards.iter().for_each(|shard| shard.write().set_max_bytes(share));
+        self.max_bytes.store(max_bytes as u64, Ordering::Relaxed);
     }
 
     /// One slice of getting down to the budget. `true`: there may be more to do.
     pub(crate) fn shrink(&self, kernel: &Kernel, stats: &SharedStats) -> bool {
         let mut left = SLICE;
         for shard in &self.shards {
-            left -= shard.write().shrink(left, kernel, stats);
+            if shard.read().bytes() <= self.share() {
+                continue;
+            }
+            let mut shard = shard.write();
+            let gone = shard.take_left(left);
+            left -= shard.shrink(self.share(), left, kernel, stats);
+            drop(shard);
+            drop(gone);
             if left == 0 {
                 return true;
             }

@@ -50,7 +50,7 @@
 //!   in this process is always current.
 //! * **No resurrection.** A copy enters only under a [`FillToken`] taken before its read was sent; one that was overtaken by
 //!   a write is dropped. The same holds for what loaders bring ([`Remote::claim`]).
-//! * **Bounded memory.** Keys, values and metadata never exceed a tier's budget.
+//! * **Bounded memory.** Keys, values, metadata and what is in flight never exceed the budget together.
 //! * **Bounded waiting.** Whoever waits, for L3 or for a loader, has a deadline. Loaders may panic, hang or go away.
 //!
 //! # Where to go from here
@@ -106,6 +106,7 @@ mod guards;
 mod hash;
 mod hold;
 pub mod hot;
+mod in_flight;
 pub mod invalidation;
 pub mod kernel;
 mod l1;
@@ -132,6 +133,7 @@ pub use flights::{FlightId, Flights, FlightsConfig, Joined, Landed, Wanted};
 pub use guards::{Guard, Guards};
 pub use hash::{KeyHash, TierHash};
 pub use hold::{Hold, Packed};
+pub use in_flight::Held;
 pub use kernel::{
     Currency, FillToken, FlushCause, Incarnation, Kernel, KernelConfig, KernelError, Sent, SourceId, SourceKind,
     Verdict,

@@ -181,8 +181,10 @@ pub struct Stats {
     pub l1_bytes: u64,
     /// Entries in L2.
     pub l2_entries: usize,
-    /// Bytes of L2: keys, values and metadata.
+    /// Bytes of L2: keys, values and metadata, of what was let go of while somebody still points to it too.
     pub l2_bytes: usize,
+    /// Bytes read but not in L2, or on the way to somebody, that count against L2's budget.
+    pub in_flight_bytes: usize,
 }
 
 impl Stats {

@@ -230,6 +230,7 @@ where
         Q: Equivalent<K::Held> + ?Sized,
     {
         let Some((entry, times)) = self.cache.l2.find(hash, key) else {
+            self.held = None;
             self.stats.add(Counter::MissAbsent, 1);
             return Lookup::Miss(Miss::Absent);
         };

@@ -100,6 +100,11 @@ pub trait Handler {
     fn finish(&mut self, tag: Self::Tag, outcome: Result<(), Loss>);
     /// A push, or a frame that no request waits for.
     fn push(&mut self, frame: Bytes);
+    /// So many bytes hold what has come of a frame whose end has not; 0 when there is none any more. Said before more of it
+    /// is read.
+    fn buffers(&mut self, bytes: usize) {
+        let _ = bytes;
+    }
     /// The handshake is done.
     fn connected(&mut self, server: Option<&ServerInfo>);
     /// What is sent on the new connection before anything that waits for it.
@@ -417,6 +422,7 @@ impl<T> Connection<T> {
         loop {
             while let Some(frame) = self.scanner.scan(&self.input).map_err(|error| Arc::from(error.to_string()))? {
                 let mut bytes = self.input.split_to(frame.len);
+                handler.buffers(0);
                 if frame.kind == FrameKind::Attribute {
                     self.attribute.unsplit(bytes);
                     continue;
@@ -443,6 +449,11 @@ impl<T> Connection<T> {
             if self.input.is_empty() {
                 self.input = BytesMut::new();
             }
+            let is_partial = !self.input.is_empty();
+            self.input.reserve(READ_CHUNK);
+            if is_partial {
+                handler.buffers(self.input.capacity());
+            }
             match self.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => return Err("the server closed it".into()),
                 Poll::Ready(Ok(_)) => breaker.answered(),
@@ -454,7 +465,6 @@ impl<T> Connection<T> {
 
     /// Reads once. After a short read the next call answers Pending without a system call (tokio clears readiness).
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.input.reserve(READ_CHUNK);
         // `read_buf` does all it does in one poll: dropping it unfinished loses nothing.
         pin!(self.stream.read_buf(&mut self.input)).poll(cx)
     }

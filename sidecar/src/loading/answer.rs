@@ -6,7 +6,10 @@ use bytes::Bytes;
 use caddy_resp::{Protocol, encode};
 use parking_lot::Mutex;
 
-use crate::cache::{Cached, Waiter};
+use crate::{
+    cache::{Cached, Waiter},
+    shared::Shared,
+};
 
 /// What comes of a load.
 #[derive(Debug, Clone)]
@@ -17,6 +20,18 @@ pub(crate) enum Answer {
     Stale(Cached),
     /// Neither.
     Failed(Arc<str>),
+}
+
+impl Answer {
+    /// The same, which counts as in flight until all have it.
+    pub(super) fn held(&self, shared: &Shared) -> Self {
+        let held = |value: &Cached| value.held(shared.cache.hold(value.reply_len()));
+        match self {
+            Self::Fresh(value) => Self::Fresh(held(value)),
+            Self::Stale(value) => Self::Stale(held(value)),
+            Self::Failed(reason) => Self::Failed(reason.clone()),
+        }
+    }
 }
 
 /// Who asks for a key.

@@ -232,6 +232,7 @@ impl Loader {
         if matches!(answer, Answer::Stale(_)) {
             self.shared.tally.add_many(load.keyspace, Count::ServedStale, askers.len() as u64);
         }
+        let answer = answer.held(&self.shared);
         for asker in askers {
             asker.answer(answer.clone());
         }
@@ -255,7 +256,10 @@ impl Loader {
         let can_wait = load.refresh_within.is_some() || load.stale.borrow().is_some();
         let need = if can_wait { Need::CanWait } else { Need::Urgent };
         match load.source.store.load(load.key.clone(), need, &self.supervisor).await {
-            Ok(found) => self.settle(load, held, found, groups).await,
+            Ok(found) => {
+                let _in_flight = found.as_ref().map(|found| self.shared.cache.hold(found.value.len()));
+                self.settle(load, held, found, groups).await
+            }
             Err(failure) => {
                 self.count(load, Count::LoadFailed);
                 failed(load, &failure)

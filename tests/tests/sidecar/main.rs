@@ -12,6 +12,7 @@ mod envelopes;
 mod exchanges;
 mod groups;
 mod identity;
+mod in_flight;
 mod invalidation;
 mod invalidation_examples;
 mod keyspace_tags;

@@ -141,7 +141,6 @@ fn a_sidecar_stays_below_nine_tenths_of_the_memory_that_the_operator_gives_it() 
     // What the operator would set for L2 = 64Mi: (L1 + L2 + 40Mi) / 0.85. Here L2 is what is shared out of it.
     let limit = 132 << 20;
     if let Some(seen) = churn(limit, "48%")? {
-        // Each shard has the same part.
         ensure!((limit * 48 / 100).abs_diff(seen.budget) < 64, "L2 may have {} of {limit} bytes", seen.budget);
         ensure!(seen.resident <= limit / 10 * 9, "{} MiB resident of {}", seen.resident >> 20, limit >> 20);
     }

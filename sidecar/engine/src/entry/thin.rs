@@ -149,6 +149,11 @@ impl<K: Hold, V: Hold> Thin<K, V> {
         heap.saturating_add(Self::layout(self.tail_len()).size())
     }
 
+    /// Whether this is not the only reference.
+    pub(super) fn is_shared(&self) -> bool {
+        self.body().refs.load(Ordering::Relaxed) > 1
+    }
+
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.body == other.body
     }

@@ -1,8 +1,8 @@
 //! One shard of L2: places for entries, an index to find them, their order of eviction, their deadlines and their bytes.
 //!
 //! Never above its budget: room is made before an entry goes in. Whatever leaves is marked dead first, so that no L1
-//! slot serves it on. Every function does a bounded amount of work; what needs more says so and is called again, with the
-//! lock let go in between.
+//! slot serves it on; while such a slot or a reader still points to it, it is memory in use and counts on. Every function
+//! does a bounded amount of work; what needs more says so and is called again, with the lock let go in between.
 
 use std::sync::Arc;
 
@@ -31,7 +31,11 @@ pub(super) struct Shard<K: Hold, V: Hold> {
     bytes: usize,
     /// The same bytes by group.
     groups: Vec<GroupSize>,
-    max_bytes: usize,
+    /// Entries that have left while somebody still pointed to them.
+    leaving: Vec<Shared<K, V>>,
+    leaving_bytes: usize,
+    /// Those before it have not been looked at in this round.
+    look: usize,
     max_entries: usize,
 }
 
@@ -51,7 +55,7 @@ pub(super) enum Leave {
 }
 
 impl<K: Hold, V: Hold> Shard<K, V> {
-    pub(super) fn new(policy: PolicyKind, duel: &Arc<Duel>, max_bytes: usize, max_entries: usize) -> Self {
+    pub(super) fn new(policy: PolicyKind, duel: &Arc<Duel>, max_entries: usize) -> Self {
         Self {
             index: Index::new(),
             slots: Slab::new(),
@@ -59,7 +63,9 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             wheel: Wheel::new(),
             bytes: 0,
             groups: Vec::new(),
-            max_bytes,
+            leaving: Vec::new(),
+            leaving_bytes: 0,
+            look: 0,
             max_entries,
         }
     }
@@ -81,19 +87,10 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         None
     }
 
-    pub(super) const fn max_bytes(&self) -> usize {
-        self.max_bytes
-    }
-
-    /// Changes the budget; what is above it goes with [`shrink`](Self::shrink), or when room is made for others.
-    pub(super) fn set_max_bytes(&mut self, max_bytes: usize) {
-        self.max_bytes = max_bytes;
-    }
-
     /// Lets at most so many entries go, as long as there is more than the budget; tells how many.
-    pub(super) fn shrink(&mut self, most: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
+    pub(super) fn shrink(&mut self, max_bytes: usize, most: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
         for gone in 0..most {
-            if self.bytes() <= self.max_bytes {
+            if self.bytes() <= max_bytes {
                 return gone;
             }
             let Some(slot) = self.policy.victim(&mut self.slots) else { return gone };
@@ -123,7 +120,8 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     pub(super) fn bytes(&self) -> usize {
         let groups = self.groups.capacity() * size_of::<GroupSize>();
         let places = self.slots.bytes() + self.wheel.bytes() + self.policy.bytes();
-        self.bytes + groups + self.index.bytes() + places
+        let leaving = self.leaving_bytes + self.leaving.capacity() * size_of::<Shared<K, V>>();
+        self.bytes + groups + self.index.bytes() + places + leaving
     }
 
     pub(super) fn groups(&self) -> &[GroupSize] {
@@ -145,12 +143,14 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         self.index.growth() + places
     }
 
-    /// Installs `entry` in place of the one under its key if it fits after at most [`SLICE`] evictions; tells how many.
+    /// Installs `entry` in place of the one under its key if it fits into `max_bytes` after at most [`SLICE`] evictions; tells
+    /// how many.
     pub(super) fn insert(
         &mut self,
         hash: TierHash,
         entry: &Shared<K, V>,
         times: Times,
+        max_bytes: usize,
         kernel: &Kernel,
         stats: &SharedStats,
     ) -> Result<usize, Refusal>
@@ -159,7 +159,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     {
         let bytes = entry.bytes();
         let least = bytes.saturating_add(self.wheel.bytes() + self.policy.bytes() + LEAST);
-        if least > self.max_bytes || self.max_entries == 0 {
+        if least > max_bytes || self.max_entries == 0 {
             return Err(Refusal::TooLarge);
         }
         if let Some((slot, present)) = self.find(hash, &Same(entry.key())) {
@@ -172,7 +172,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         self.group(entry);
         // An eviction makes room for the entry and leaves a place, so that the containers need not grow where they cannot.
         let mut evicted = 0;
-        while self.bytes() + self.growth() + bytes > self.max_bytes || self.entries() >= self.max_entries {
+        while self.bytes() + self.growth() + bytes > max_bytes || self.entries() >= self.max_entries {
             if evicted == SLICE {
                 return Err(Refusal::NotYet);
             }
@@ -260,6 +260,26 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             Leave::Expired => Counter::Expired,
         };
         stats.add(counter);
+        if entry.is_shared() {
+            self.leaving_bytes += bytes;
+            self.leaving.push(entry);
+        }
+    }
+
+    /// Looks at so many of the entries that have left, one after the other, and gives those out that nobody else points to
+    /// any more: to be dropped when the lock has been let go, since a value's drop may come back here.
+    pub(super) fn take_left(&mut self, looks: usize) -> Vec<Shared<K, V>> {
+        let mut left = Vec::new();
+        for _ in 0..looks.min(self.leaving.len()) {
+            let before = if self.look == 0 { self.leaving.len() } else { self.look.min(self.leaving.len()) };
+            self.look = before.saturating_sub(1);
+            if self.leaving.get(self.look).is_some_and(|entry| !entry.is_shared()) {
+                let entry = self.leaving.swap_remove(self.look);
+                self.leaving_bytes -= entry.bytes();
+                left.push(entry);
+            }
+        }
+        left
     }
 }
 

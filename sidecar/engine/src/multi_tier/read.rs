@@ -12,6 +12,7 @@ use super::{CacheError, CacheKey, CacheTier, CacheValue, Inner, MultiTierCache, 
 use crate::clock::Moment;
 use crate::flights::{Joined, Wanted};
 use crate::hash::KeyHash;
+use crate::in_flight::Held;
 use crate::kernel::{Currency, FillToken};
 use crate::name::Name;
 use crate::remote::Fetched;
@@ -89,8 +90,9 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
     pub fn maintain(&self) {
         let inner = &*self.inner;
         let now = inner.timer.now();
-        while inner.cache.maintain(now, SLICE) {}
+        // What L1 lets go of, L2 can free.
         with_local(&inner.token, &inner.cache, |local| local.worker.maintain(now, u32::MAX));
+        while inner.cache.maintain(now, SLICE) {}
     }
 }
 
@@ -150,7 +152,7 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
                 Joined::Lead(id, token) => {
                     let lead = Lead::new(&self.reads, id);
                     let read = within(&*self.timer, deadline, self.read_and_fill(&key, &token));
-                    let answer = read.await.ok_or_else(timed_out)?;
+                    let (answer, _held) = read.await.ok_or_else(timed_out)?;
                     for waiter in lead.land().into_iter().flat_map(|landed| landed.waiters) {
                         // Who does not wait any more is not told.
                         let _ = waiter.send(answer.clone());
@@ -168,22 +170,27 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
                     let _unlisted = Unlisted::new(&self.unlisted);
                     let token = kernel.begin_fill(self.source, key_hash, now);
                     let read = within(&*self.timer, deadline, self.read_and_fill(&key, &token));
-                    return read.await.ok_or_else(timed_out)?;
+                    return read.await.ok_or_else(timed_out)?.0;
                 }
             }
         }
     }
 
-    async fn read_and_fill(&self, key: &K, token: &FillToken) -> Result<Answer<V>, CacheError> {
+    /// What was read counts as in flight until whoever waits for it has been told.
+    async fn read_and_fill(&self, key: &K, token: &FillToken) -> (Result<Answer<V>, CacheError>, Option<Held>) {
         // What is about to be filled is only served once its source is proven current: on the same stream, just before.
         if self.cache.kernel().currency(self.source, token.sent().at()) != Currency::Proven {
             self.probe(token.sent().at());
         }
-        let fetched = self.remote.read(key).await.map_err(|error| {
-            Counts::add(&self.counts.l3_errors);
-            CacheError::Read(error)
-        })?;
+        let fetched = match self.remote.read(key).await {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                Counts::add(&self.counts.l3_errors);
+                return (Err(CacheError::Read(error)), None);
+            }
+        };
         let now = self.timer.now();
+        let held = fetched.as_ref().map(|fetched| self.cache.hold(fetched.value.heap_bytes()));
         let (record, deadline) = record(fetched, token.sent().at(), self.config.negative_ttl);
         let fresh = record.is_fresh(now);
         let value = record.value.clone();
@@ -191,7 +198,8 @@ impl<K: CacheKey, V: CacheValue> Inner<K, V> {
         Counts::add(if hit { &self.counts.l3_hits } else { &self.counts.l3_misses });
         // Refused where something was written meanwhile: counted, and the answer still is one for who asked before.
         let _ = self.cache.fill(token, key.key_hash().tier(0), key.clone(), record, deadline, now);
-        Ok(if fresh { Answer { fresh: value, stale: None } } else { Answer { fresh: None, stale: value } })
+        let answer = if fresh { Answer { fresh: value, stale: None } } else { Answer { fresh: None, stale: value } };
+        (Ok(answer), held)
     }
 
     /// A slice of L2's maintenance, when one is due.

@@ -304,3 +304,49 @@ fn a_smaller_budget_is_kept_at_once_and_reached_in_slices() {
     (0..3000).for_each(|key| f.fill(&format!("m{key}"), &value, HOUR).unwrap());
     assert!(f.cache.stats().l2_bytes > 3 << 20);
 }
+
+#[test]
+fn entries_make_way_for_what_is_in_flight() {
+    for policy in [PolicyKind::Adaptive, PolicyKind::S3Fifo, PolicyKind::Lru] {
+        let max_bytes = 1 << 20;
+        let f = fixture(L2Config { max_bytes, shards: 2, policy, ..L2Config::default() });
+        let value = "v".repeat(1000);
+        let fill = |name: &str| (0..2000).for_each(|key| f.fill(&format!("{name}{key}"), &value, HOUR).unwrap());
+        let sizes = || (f.cache.stats().l2_bytes, f.cache.stats().in_flight_bytes);
+        fill("a");
+        assert!(sizes().0 > max_bytes / 10 * 9, "{policy:?}: {:?}", sizes());
+        let many: Vec<_> = (0..500).map(|_| f.cache.hold(1000)).collect();
+        assert_eq!(sizes().1, 500_000);
+        assert!((max_bytes / 3..=max_bytes - 500_000).contains(&sizes().0), "{policy:?}: {:?}", sizes());
+        fill("b");
+        assert!(sizes().0 <= max_bytes - 500_000, "{policy:?}: {:?}", sizes());
+        drop(many);
+        assert_eq!(sizes().1, 0);
+        fill("c");
+        assert!(sizes().0 > max_bytes / 10 * 9, "{policy:?}: {:?}", sizes());
+        let all = f.cache.hold(max_bytes);
+        assert_eq!(f.cache.stats().l2_entries, 0);
+        assert_eq!(f.fill("k", "v", HOUR), Err(FillRefused::TooLarge), "there is no room at all");
+        drop(all);
+        f.fill("k", "v", HOUR).unwrap();
+    }
+}
+
+#[test]
+fn an_entry_counts_until_nobody_points_to_it_any_more() {
+    let f = fixture(L2Config { shards: 1, ..L2Config::default() });
+    let mut worker = f.cache.worker();
+    let empty = f.cache.stats().l2_bytes;
+    let bytes = || f.cache.stats().l2_bytes - empty;
+    f.fill("k", &"v".repeat(100_000), HOUR).unwrap();
+    (0..3).for_each(|_| assert!(f.read(&mut worker, "k").contains(" vvv")));
+    assert_eq!(worker.l1_sizes().0, 1);
+    f.cache.remove(KeyHash::of(b"k").tier(0), &b"k".to_vec());
+    assert_eq!(f.cache.stats().l2_entries, 0);
+    assert!(bytes() > 100_000, "L1 still points to it: {}", bytes());
+    f.fill("other", "v", HOUR).unwrap();
+    assert!(bytes() > 100_000, "{}", bytes());
+    assert_eq!(f.read(&mut worker, "k"), "Absent");
+    f.fill("other", "v", HOUR).unwrap();
+    assert!(bytes() < 20_000, "{}", bytes());
+}

@@ -6,6 +6,7 @@
 
 mod alone;
 mod groups;
+mod in_flight;
 mod loads;
 mod world;
 

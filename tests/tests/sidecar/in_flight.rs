@@ -1,0 +1,104 @@
+//! What a sidecar reads in order to keep it counts against the budget of L2 before it is kept: entries make way.
+
+use anyhow::{Result, ensure};
+use caddy_tests::{
+    e2e::eventually,
+    proxy::{Class, Direction, Proxy},
+    redis::RedisServer,
+    sidecar::{Sidecar, SidecarOptions},
+    world::{LONG, SOON},
+};
+
+const BUDGET: u64 = 4 << 20;
+const SMALL: usize = 3000;
+const LARGE: u64 = 300 << 10;
+/// `$307200\r\n`, the value, `\r\n`.
+const REPLY: u64 = LARGE + 11;
+
+/// Bytes in flight, and with those in L2.
+fn bytes(sidecar: &Sidecar) -> Result<(u64, u64)> {
+    let in_flight = sidecar.metric("caddy_in_flight_bytes")?;
+    Ok((in_flight, in_flight + sidecar.metric("caddy_l2_bytes")?))
+}
+
+fn within_budget(sidecar: &Sidecar, at_least: u64, what: &str) -> Result<()> {
+    eventually(what, SOON, || {
+        let (in_flight, all) = bytes(sidecar)?;
+        ensure!(in_flight >= at_least, "{in_flight} bytes in flight");
+        ensure!(all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} of them in flight");
+        Ok(())
+    })
+    .map(drop)
+}
+
+#[test]
+fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let proxy = Proxy::start(redis.socket())?;
+    let l2 = format!("l2: {{maxBytes: {BUDGET}, compression: {{algorithm: None}}}}");
+    let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).section(&l2).start()?;
+    let mut client = sidecar.connect()?;
+    client.set_deadline(SOON)?;
+    let mut wire = redis.connect()?;
+    for key in 0..SMALL {
+        let key = format!("small:{key}");
+        wire.request(&["SETRANGE", &key, "2047", "x"])?;
+        client.request(&["GET", &key])?;
+    }
+    wire.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    let (in_flight, all) = bytes(&sidecar)?;
+    ensure!(in_flight == 0 && all > BUDGET / 10 * 9 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
+
+    proxy.stall(Class::Tracked, Direction::ToClient);
+    client.send(&["GET", "large"])?;
+    proxy.wait_for_replies(Class::Tracked, 2)?;
+    proxy.let_through(Class::Tracked, Direction::ToClient, REPLY - (100 << 10));
+    within_budget(&sidecar, LARGE - (100 << 10), "a part of the value has come")?;
+    // All of it, but not its PTTL, without which it is not kept.
+    proxy.let_through(Class::Tracked, Direction::ToClient, 100 << 10);
+    within_budget(&sidecar, REPLY, "the value has come")?;
+    proxy.pass(Class::Tracked, Direction::ToClient);
+    ensure!(client.reply()?.len() as u64 == REPLY, "the value");
+    eventually("nothing is in flight", SOON, || {
+        let (in_flight, all) = bytes(&sidecar)?;
+        ensure!(in_flight == 0 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn what_was_in_flight_on_a_lost_connection_is_no_longer() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let proxy = Proxy::start(redis.socket())?;
+    let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).start()?;
+    let mut client = sidecar.connect()?;
+    client.set_deadline(SOON)?;
+    client.request(&["GET", "other"])?;
+    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    for whole in [false, true] {
+        proxy.stall(Class::Tracked, Direction::ToClient);
+        client.send(&["GET", "large"])?;
+        proxy.wait_for_replies(Class::Tracked, 2)?;
+        let part = if whole { REPLY } else { REPLY / 2 };
+        proxy.let_through(Class::Tracked, Direction::ToClient, part);
+        eventually("it is in flight", SOON, || {
+            let (in_flight, _) = bytes(&sidecar)?;
+            ensure!(in_flight >= part, "{in_flight} of {part}");
+            Ok(())
+        })?;
+        proxy.cut(Class::Tracked);
+        proxy.pass(Class::Tracked, Direction::ToClient);
+        ensure!(client.reply()?.len() as u64 == REPLY, "another connection brings it");
+        eventually("nothing is in flight", SOON, || {
+            ensure!(bytes(&sidecar)?.0 == 0, "{:?}", bytes(&sidecar)?);
+            Ok(())
+        })?;
+        eventually("the connection is back", SOON, || {
+            client.request(&["GET", "other"])?;
+            ensure!(proxy.open(Class::Tracked) == 1, "not yet");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
