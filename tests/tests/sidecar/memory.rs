@@ -21,6 +21,8 @@ use caddy_tests::{
 
 const KEYS: usize = 6000;
 const SHORT: Duration = Duration::from_secs(6);
+/// How much longer it may go on until L2 has been full.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A cgroup of the test's own, below the one it runs in.
 struct Cgroup {
@@ -111,7 +113,11 @@ fn churn(limit: u64, l2: &str) -> Result<Option<Seen>> {
     let time =
         env::var("CADDY_SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).map_or(SHORT, Duration::from_secs);
     let (begun, mut most, mut least_budget) = (Stopwatch::start(), 0, u64::MAX);
-    while begun.elapsed() < time {
+    let was_used = || -> Result<bool> {
+        Ok(sidecar.metric("caddy_evictions_total")? > 100 && sidecar.metric("caddy_hits_total")? > 100)
+    };
+    // On a busy machine it takes longer until what comes has to make room.
+    while begun.elapsed() < time || begun.elapsed() < time + PATIENCE && !was_used()? {
         let mut batch = Vec::new();
         for _ in 0..32 {
             let key = format!("k{}", random.below(KEYS));
@@ -130,9 +136,8 @@ fn churn(limit: u64, l2: &str) -> Result<Option<Seen>> {
         }
     }
     println!("{} MiB resident at most of {}; L2 down to {} MiB", most >> 20, limit >> 20, least_budget >> 20);
-    ensure!(sidecar.metric("caddy_evictions_total")? > 100, "L2 was full");
     ensure!(sidecar.metric("caddy_memory_limit_bytes")? == limit, "the limit is seen");
-    ensure!(sidecar.metric("caddy_hits_total")? > 100, "copies answer");
+    ensure!(was_used()?, "L2 was never full, or no copy answered");
     Ok(Some(Seen { resident: most, budget: least_budget }))
 }
 
