@@ -66,39 +66,3 @@ fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
     })?;
     Ok(())
 }
-
-#[test]
-fn what_was_in_flight_on_a_lost_connection_is_no_longer() -> Result<()> {
-    let redis = RedisServer::start()?;
-    let proxy = Proxy::start(redis.socket())?;
-    let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).start()?;
-    let mut client = sidecar.connect()?;
-    client.set_deadline(SOON)?;
-    client.request(&["GET", "other"])?;
-    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
-    for whole in [false, true] {
-        proxy.stall(Class::Tracked, Direction::ToClient);
-        client.send(&["GET", "large"])?;
-        proxy.wait_for_replies(Class::Tracked, 2)?;
-        let part = if whole { REPLY } else { REPLY / 2 };
-        proxy.let_through(Class::Tracked, Direction::ToClient, part);
-        eventually("it is in flight", SOON, || {
-            let (in_flight, _) = bytes(&sidecar)?;
-            ensure!(in_flight >= part, "{in_flight} of {part}");
-            Ok(())
-        })?;
-        proxy.cut(Class::Tracked);
-        proxy.pass(Class::Tracked, Direction::ToClient);
-        ensure!(client.reply()?.len() as u64 == REPLY, "another connection brings it");
-        eventually("nothing is in flight", SOON, || {
-            ensure!(bytes(&sidecar)?.0 == 0, "{:?}", bytes(&sidecar)?);
-            Ok(())
-        })?;
-        eventually("the connection is back", SOON, || {
-            client.request(&["GET", "other"])?;
-            ensure!(proxy.open(Class::Tracked) == 1, "not yet");
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
