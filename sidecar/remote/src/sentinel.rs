@@ -24,10 +24,7 @@ use bytes::Bytes;
 use caddy_engine::{BootClock, Clock as _, Moment};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{ConnectError, Endpoint, Handler, Lane, LaneHandle, Loss, Request, ServerInfo, Setup, Target, lane};
 
