@@ -202,11 +202,10 @@ impl LockBackend<Bytes> for RedisLocks {
             if ask.waits {
                 self.calls.subscribe();
             }
+            // Who asks goes as one text, which is what a record and a queue have of it.
             let args = Arguments::default()
-                .with(ask.owner.as_str())
                 .with(mode(ask.mode))
-                .with(ask.ticket.to_string())
-                .with(micros(ask.lease))
+                .with(format!("{}:{}:{}", ask.lease.as_micros(), ask.ticket, ask.owner.as_str()))
                 .with(if ask.waits { MAX_QUEUE } else { 0 }.to_string());
             let (epoch, reply) = self.run(Script::Acquire, &self.keys.of(&ask.name), &args).await?;
             decode::answer(epoch, &reply, LOOK_AGAIN, MAX_QUEUE)

@@ -77,8 +77,8 @@ pub(super) fn epoch(reply: &[u8]) -> Result<(u64, String), BackendError> {
 }
 
 pub(super) fn answer(epoch: u64, reply: &[u8], look_again: Duration, longest: usize) -> Result<Answer, BackendError> {
-    if let Some(counter) = reply.strip_prefix(b":") {
-        let granted = token(epoch, Some(counter.trim_ascii_end()));
+    if reply.starts_with(b"$") {
+        let granted = Value::decode(reply).ok().and_then(|(counter, _)| token(epoch, counter.as_bytes()));
         return granted.map(Answer::Granted).ok_or_else(|| unexpected(reply));
     }
     let elements = elements(reply)?;

@@ -1,22 +1,20 @@
-if counter % 16 == 0 then
-  sweep()
-  if mode == 'x' and not s[3] and not s[4] then return counter end
-end
-
+local lease, ticket, owner = match(asker, '^(%d+):([^:]*):(.*)$')
+lease = tonumber(lease)
+if sweeps then sweep() end
 open()
-local w = mode .. ':' .. ARGV[5] .. ':' .. ticket .. ':' .. owner
+local w = mode .. ':' .. asker
 local token, held = held_by(owner)
 if token then
   if held == 's' and mode == 'x' then return {'upgrade', token} end
   if held == 'x' then
-    x.ends, x.lease, x.ticket = math.max(x.ends, t + lease), math.max(x.lease, lease), ticket
+    x.since, x.lease, x.ticket = t, math.max(x.lease, lease), ticket
     put_exclusive()
   else
     call('HSET', S, F, text(t))
     put_shared(owner, token, ticket, t + lease, lease)
   end
   if s[4] and call('ZREM', Q, w) == 1 then tidy() end
-  return tonumber(token)
+  return token
 end
 
 -- Whether all that wait longer share with this one; dead ones leave the queue.
@@ -44,12 +42,12 @@ if admits(mode) and is_next() then
   token = grant(owner, mode, ticket, lease)
   if call('ZREM', Q, w) == 1 and mode == 's' then hand_over() end
   tidy()
-  return tonumber(token)
+  return token
 end
 
-if ARGV[6] == '0' then return {'busy'} end
+if ARGV[4] == '0' then return {'busy'} end
 if not call('ZSCORE', Q, w) then
-  if call('ZCARD', Q) >= tonumber(ARGV[6]) then return {'full'} end
+  if call('ZCARD', Q) >= tonumber(ARGV[4]) then return {'full'} end
   local arrival = next_counter()
   call('HSET', S, 'c', arrival, F, text(t))
   call('ZADD', Q, arrival, w)
@@ -58,5 +56,5 @@ if not call('ZSCORE', Q, w) then
 end
 call('ZADD', L, text(t + ALIVE), client(ticket))
 pass_on()
-local ends = x and x.ends or call('ZRANGE', Z, 0, 0, 'WITHSCORES')[2]
+local ends = x and x.since + x.lease or call('ZRANGE', Z, 0, 0, 'WITHSCORES')[2]
 return {'queued', text(ends and tonumber(ends) - t or ALIVE)}

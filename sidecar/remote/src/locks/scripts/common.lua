@@ -1,5 +1,10 @@
 -- What scripts about one lock need where it is shared, waited for, or its lease has ended.
 local TTL = 90000000 -- 25 h, longer than any lease: garbage ends by itself
+local t = tonumber(now)
+local counter = s[2] and s[2] + 1 or 1
+if t > counter then counter = t end
+
+local function text(n) return format('%d', n) end
 
 -- Who takes it stores it as `c`.
 local function next_counter()
@@ -16,10 +21,10 @@ local function publish(ticket, message) return call('PUBLISH', S .. ':wake:' .. 
 -- mode, lease, ticket, owner
 local function waiter(w) return match(w, '^(.):(%d+):([^:]*):(.*)$') end
 
--- The exclusive holder: owner, token, ends, lease, ticket. The number of shared ones, and their longest lease.
+-- The exclusive holder: owner, token, since, lease, ticket. The number of shared ones, and their longest lease.
 local x, n, longest = nil, 0, 0
 
-local function record() return format('%s:%d:%d:%s:%s', x.token, x.ends, x.lease, x.ticket, x.owner) end
+local function record() return format('%s:%d:%d:%s:%s', x.token, x.since, x.lease, x.ticket, x.owner) end
 
 local function put_exclusive()
   call('HSET', S, X, record())
@@ -34,17 +39,17 @@ local function drop_shared(owner)
   n = n - 1
 end
 
--- Reads who holds it; ends leases, voids what is of another epoch or incomplete. A lease longer than the longest that was
--- asked for is a clock that was set back: it counts from now.
+-- Reads who holds it; ends leases, voids what is of another epoch or incomplete. A lease that begins later, or ends later
+-- than the longest that was asked for, is a clock that was set back: it counts from now.
 local function open()
   if s[3] then
-    local token, ends, lease, ticket, owner = match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
-    x = {token = token, ends = tonumber(ends), lease = tonumber(lease), ticket = ticket, owner = owner}
-    if x.ends > t + x.lease then
-      x.ends = t + x.lease
+    local token, since, lease, ticket, owner = match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+    x = {token = token, since = tonumber(since), lease = tonumber(lease), ticket = ticket, owner = owner}
+    if x.since > t then
+      x.since = t
       put_exclusive()
     end
-    if x.ends <= t then
+    if x.since + x.lease <= t then
       x = nil
       call('HDEL', S, X)
     end
@@ -86,7 +91,7 @@ end
 local function grant(owner, mode, ticket, lease)
   local token = next_counter()
   if mode == 'x' then
-    x = {token = token, ends = t + lease, lease = lease, ticket = ticket, owner = owner}
+    x = {token = token, since = t, lease = lease, ticket = ticket, owner = owner}
     call('HSET', S, 'c', token, X, record())
     is_left = false
   else
@@ -151,16 +156,19 @@ local function pass_on()
   if not hand_over() then tidy() end
 end
 
--- Locks whose holders died and that nobody asked for since: some are looked at with every sixteenth counter.
+-- Locks whose holders died and that nobody asked for since: some are looked at from time to time.
 local function sweep()
-  local some = call('HRANDFIELD', S, 16, 'WITHVALUES')
+  local some = call('HRANDFIELD', S, 64, 'WITHVALUES')
   for at = 1, #some, 2 do
-    local kind = string.sub(some[at], 1, 2)
-    local over = kind == 'x:' and match(some[at + 1], '^%d+:(%d+)') or kind == 'q:' and some[at + 1]
-    local kept = kind == 'x:' and 60000000 or TTL * 1000
-    if over and tonumber(over) < t - kept then
+    local kind = sub(some[at], 1, 2)
+    local since, kept = some[at + 1], TTL * 1000
+    if kind == 'x:' then
+      since, kept = match(since, '^%d+:(%d+):(%d+)')
+      kept = kept and kept + 60000000
+    end
+    if (kind == 'x:' or kind == 'q:') and kept and since + kept < t then
       call('HDEL', S, some[at])
-      if kind == 'q:' then call('SREM', C, string.sub(some[at], 3)) end
+      if kind == 'q:' then call('SREM', C, sub(some[at], 3)) end
     end
   end
 end

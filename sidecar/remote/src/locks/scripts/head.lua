@@ -1,6 +1,6 @@
 -- What scripts about one lock begin with. All keys lie in one slot.
 --   S  hash of the domain: e (epoch), r and p (the server's ids), c (the last counter), and of each lock
---        x:<name> = <counter>:<end>:<lease>:<ticket>:<owner>, its exclusive holder (times in us, the end by Redis TIME),
+--        x:<name> = <counter>:<since>:<lease>:<ticket>:<owner>, its exclusive holder: a lease from then on, by Redis TIME, in us
 --        q:<name> = when it was last said that it has shared holders or a queue
 --   H  hash of a lock with shared holders: e (epoch), m (the longest lease), o:<owner> = <counter>:<ticket>
 --   Z  sorted set: shared holders by the end of their lease
@@ -10,19 +10,16 @@
 -- a new epoch; if it evicts H or Z, the rest does not fit any more and the lock is void: it is never half a lock.
 local S, H, Z, Q, L, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local epoch = ARGV[1]
-local call, format, match = redis.call, string.format, string.match
-local name = string.sub(H, #S + 4)
+local call, format, match, sub = redis.call, string.format, string.match, string.sub
+local name = sub(H, #S + 4)
 local X, F = 'x:' .. name, 'q:' .. name
 local s = call('HMGET', S, 'e', 'c', X, F)
 if s[1] ~= epoch then return {'epoch'} end
 local clock = call('TIME')
-local t = clock[1] * 1000000 + clock[2]
-
-local function text(n) return format('%d', n) end
-
--- Greater than all before, also if the clock was set back.
-local counter = s[2] and s[2] + 1 or 1
-if t > counter then counter = t end
+-- In us, as text: a script's numbers cost as much as its calls, and what is usual needs none.
+local now = clock[1] .. sub('00000' .. clock[2], -6)
+-- Whether it can be the next counter, which is greater than all before. It is, unless the clock was set back.
+local is_later = s[2] and #s[2] == #now and s[2] < now
 
 -- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
 local ALIVE = 3000000

@@ -23,11 +23,11 @@ for at = 1, (#KEYS - 1) / 2 do
   local name = string.sub(H, #S + 4)
   local owner, counter, lease = ARGV[3 * at - 1], ARGV[3 * at], ARGV[3 * at + 1]
   local x = redis.call('HGET', S, 'x:' .. name)
-  local token, ends, _, ticket, by = string.match(x or '', '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+  local token, since, before, ticket, by = string.match(x or '', '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
   if token == counter and by == owner then
-    renewed[at] = tonumber(ends) > t and 1 or 0
+    renewed[at] = since + before > t and 1 or 0
     if renewed[at] == 1 then
-      local record = token .. ':' .. text(t + lease) .. ':' .. lease .. ':' .. ticket .. ':' .. owner
+      local record = token .. ':' .. text(t) .. ':' .. lease .. ':' .. ticket .. ':' .. owner
       redis.call('HSET', S, 'x:' .. name, record)
     end
   else

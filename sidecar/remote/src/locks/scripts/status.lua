@@ -6,7 +6,7 @@ local holders, waiters = {}, {}
 local function tell(list, ...)
   for _, field in ipairs({...}) do list[#list + 1] = field end
 end
-if x then tell(holders, x.owner, 'x', x.token, text(x.ends - t)) end
+if x then tell(holders, x.owner, 'x', x.token, text(x.since + x.lease - t)) end
 local shared = n > 0 and call('ZRANGE', Z, 0, most, 'WITHSCORES') or {}
 for at = 1, #shared, 2 do
   tell(holders, shared[at], 's', held_by(shared[at]), text(tonumber(shared[at + 1]) - t))
