@@ -8,6 +8,7 @@ mod commands;
 mod epochs;
 mod histories;
 mod lease_locks;
+mod planted;
 mod scripts;
 mod stories;
 
