@@ -28,7 +28,12 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::{certificates::Authority, sidecar::SidecarOptions};
+use crate::{
+    certificates::Authority,
+    e2e::eventually,
+    sidecar::{Sidecar, SidecarOptions},
+    world::SOON,
+};
 
 #[derive(Default)]
 struct State {
@@ -102,6 +107,15 @@ impl LeaseServer {
             .variable("KUBERNETES_SERVICE_PORT", &self.port.to_string())
             .variable("CADDY_POD_NAME", name)
             .variable("CADDY_POD_UID", name)
+    }
+
+    /// Starts it and waits until it knows who it is: before, it does without an API server.
+    pub fn start_pod(&self, options: SidecarOptions, name: &str) -> Result<Sidecar> {
+        let member = format!("caddy-member-{name}");
+        self.delete(&member);
+        let sidecar = self.pod(options, name).start()?;
+        eventually("its Lease is there", SOON, || self.lease(&member).with_context(|| format!("no {member}")))?;
+        Ok(sidecar)
     }
 
     /// A Lease as it is now.

@@ -14,7 +14,7 @@ const EPOCH: &str = "caddy-epoch-local";
 const ANNOTATION: &str = "cache.caddy.dev/epoch";
 
 fn sidecar(api: &LeaseServer, redis: &RedisServer) -> Sidecar {
-    api.pod(SidecarOptions::redis(redis.socket()), "web-1").start().unwrap()
+    api.start_pod(SidecarOptions::redis(redis.socket()), "web-1").unwrap()
 }
 
 fn epoch(token: &str) -> u64 {
@@ -87,7 +87,7 @@ fn without_an_answer_the_epoch_goes_on_and_a_new_one_waits() {
     let (api, redis) = (LeaseServer::start().unwrap(), RedisServer::start().unwrap());
     let first = token_of(&sidecar(&api, &redis));
     api.set_away(true);
-    let here = sidecar(&api, &redis);
+    let here = api.pod(SidecarOptions::redis(redis.socket()), "web-1").start().unwrap();
     let second = token_of(&here);
     assert_eq!(epoch(&second), epoch(&first), "the epoch in Redis goes on");
     let info = Locker::new(&here).ask("INFO");

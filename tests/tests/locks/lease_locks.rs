@@ -10,7 +10,7 @@ use caddy_tests::{
 use crate::{Locker, granted};
 
 fn sidecar(api: &LeaseServer, name: &str) -> Sidecar {
-    api.pod(SidecarOptions::embedded(), name).start().unwrap()
+    api.start_pod(SidecarOptions::embedded(), name).unwrap()
 }
 
 /// The Lease of the only lock there is.
