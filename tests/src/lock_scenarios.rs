@@ -13,7 +13,7 @@ use crate::{
     lease_server::LeaseServer,
     proxy::{Class, Direction, Proxy},
     redis::RedisServer,
-    sidecar::Sidecar,
+    sidecar::{Sidecar, SidecarOptions},
     world::{Client, SOON, Subject, must},
 };
 
@@ -24,6 +24,10 @@ const VALIDITY: Duration = Duration::from_millis(19_800);
 const LATE: Duration = Duration::from_millis(600);
 /// Behind this a waiter may have asked again.
 const ASKS_AGAIN: Duration = Duration::from_millis(950);
+/// A lock in a Lease, whose duration is two seconds.
+const LEASED: &str = "LOCK.ACQUIRE l BACKEND lease LEASE 1600 WAIT 0";
+const RENEWED_FOR: Duration = Duration::from_secs(5);
+const PACE: Duration = Duration::from_millis(200);
 /// How often a story is told anew whose moment was missed.
 const TRIES: usize = 20;
 
@@ -120,4 +124,38 @@ pub fn an_epoch_is_agreed_on_before_its_first_token(subject: &Subject) -> Result
     let lease = api.lease("caddy-epoch-local").unwrap_or_default();
     let agreed = lease["metadata"]["annotations"]["cache.caddy.dev/epoch"].as_str().unwrap_or("none").to_owned();
     must(agreed == epoch.to_string(), format!("a token of epoch {epoch} was issued; agreed on is {agreed}"))
+}
+
+/// Whoever renews its Lease keeps it, however long somebody else has wanted it.
+pub fn a_lease_that_is_renewed_is_not_taken_over(subject: &Subject) -> Result<()> {
+    let api = LeaseServer::start()?;
+    let start = |name| api.pod(subject.set(SidecarOptions::embedded()), name).start();
+    let (here, there) = (start("web-1")?, start("web-2")?);
+    let (mut holder, mut other) = (client(&here)?, client(&there)?);
+    let (first, _) = eventually("a lock is had", SOON, || granted(&holder.ask(LEASED)?))?;
+    // Behind this it would be over twice, had it not been renewed.
+    let enough = BootClock.now() + RENEWED_FOR;
+    let mut token = first.token;
+    while BootClock.now() < enough {
+        thread::sleep(PACE);
+        let asked = BootClock.now();
+        let renewed = granted(&holder.ask(&format!("LOCK.RENEW l {token}"))?);
+        let taken = granted(&other.ask(LEASED)?);
+        match (renewed, taken) {
+            (Ok(renewed), Ok(taken)) => {
+                must(
+                    BootClock.now() >= asked + renewed.remaining,
+                    format!("{} was granted while {} was held for {:?}", taken.token, renewed.token, renewed.remaining),
+                )?;
+                // The machine slept: the lease was over.
+                let_go(&mut other, "l", &taken.token)?;
+            }
+            (Err(_), Ok(taken)) => let_go(&mut other, "l", &taken.token)?,
+            (Ok(_), Err(_)) => continue,
+            (Err(_), Err(_)) => {}
+        }
+        // It was lost, which is told once.
+        token = eventually("a lock is had again", SOON, || granted(&holder.ask(LEASED)?))?.0.token;
+    }
+    Ok(())
 }

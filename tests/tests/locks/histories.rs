@@ -13,9 +13,12 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use caddy_engine::{BootClock, Clock, locks::FencingToken};
 use caddy_resp::Value;
 use caddy_tests::{
+    e2e::eventually,
+    lease_server::LeaseServer,
     lock_history::{Hold, LockHistory, LockViolation, Refusal},
     proxy::{BOTH, Class, Proxy},
     random::Random,
@@ -26,7 +29,7 @@ use caddy_tests::{
 };
 use parking_lot::Mutex;
 
-use crate::{LOCKS, Locker, remove, show};
+use crate::{LOCKS, Locker, granted, remove, show};
 
 /// Leases that end within a run.
 const LEASE: Duration = Duration::from_millis(900);
@@ -34,13 +37,20 @@ const WAIT: Duration = Duration::from_millis(700);
 /// How late an answer may be on a busy machine. (A sidecar that hangs answers nobody; its apps' lateness is its own.)
 const SLACK: Duration = Duration::from_secs(10);
 const RUN: Duration = Duration::from_secs(6);
+/// How long what has to happen may take on a busy machine.
+const MUCH: Duration = Duration::from_secs(60);
+
+/// Where the locks of an app are: what their names begin with, and the `BACKEND`.
+type Home = (&'static str, &'static str);
+const REDIS: Home = ("h", "redis");
+const LEASES: Home = ("k", "lease");
 
 /// Takes locks until told to end; connects anew when its connection ends.
-fn app(number: usize, socket: &Path, ends: &AtomicBool, history: &Mutex<LockHistory>) {
+fn app(number: usize, socket: &Path, (prefix, backend): Home, ends: &AtomicBool, history: &Mutex<LockHistory>) {
     let mut random = Random::new(number as u64 + 1);
     let mut wire: Option<Wire> = None;
     while !ends.load(Ordering::SeqCst) {
-        let lock = format!("h{}", random.below(2));
+        let lock = format!("{prefix}{}", random.below(2));
         let Some(connection) = &mut wire else {
             thread::sleep(Duration::from_millis(10));
             wire = Wire::connect(socket).ok();
@@ -48,7 +58,7 @@ fn app(number: usize, socket: &Path, ends: &AtomicBool, history: &Mutex<LockHist
         };
         let (lease, wait) = (LEASE.as_millis().to_string(), WAIT.as_millis().to_string());
         let asked = BootClock.now();
-        let reply = connection.request(&["LOCK.ACQUIRE", &lock, "LEASE", &lease, "WAIT", &wait]);
+        let reply = connection.request(&["LOCK.ACQUIRE", &lock, "LEASE", &lease, "WAIT", &wait, "BACKEND", backend]);
         let answered = BootClock.now();
         let Ok(reply) = reply else {
             wire = None;
@@ -79,11 +89,16 @@ fn app(number: usize, socket: &Path, ends: &AtomicBool, history: &Mutex<LockHist
 
 /// Runs apps at the sockets while `story` happens; what they saw.
 fn record(sockets: &[PathBuf], story: impl FnOnce(&Mutex<LockHistory>)) -> LockHistory {
+    record_of(&sockets.iter().map(|socket| (socket.clone(), REDIS)).collect::<Vec<_>>(), story)
+}
+
+fn record_of(sockets: &[(PathBuf, Home)], story: impl FnOnce(&Mutex<LockHistory>)) -> LockHistory {
     let (ends, history) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(LockHistory::default())));
     let apps: Vec<_> = (0..sockets.len() * 3)
         .map(|number| {
-            let (socket, ends, history) = (sockets[number % sockets.len()].clone(), ends.clone(), history.clone());
-            thread::spawn(move || app(number, &socket, &ends, &history))
+            let ((socket, home), ends, history) =
+                (sockets[number % sockets.len()].clone(), ends.clone(), history.clone());
+            thread::spawn(move || app(number, &socket, home, &ends, &history))
         })
         .collect();
     story(&history);
@@ -104,12 +119,19 @@ fn sound(history: &LockHistory) {
 /// Every lock can be had, by everybody.
 fn all_can_lock(sidecars: &[&Sidecar]) {
     for sidecar in sidecars {
-        let mut locker = Locker::new(sidecar);
         for lock in ["h0", "h1"] {
-            let token = locker.acquire(&format!("{lock} WAIT 20000"));
-            assert_eq!(locker.ask(&format!("LOCK.RELEASE {lock} {token}")), "0");
+            can_lock(sidecar, lock);
         }
     }
+}
+
+/// A server that is slow to answer is asked again.
+fn can_lock(sidecar: &Sidecar, lock: &str) {
+    eventually(format!("{lock} is had"), MUCH, || {
+        let reply = Locker::new(sidecar).ask(&format!("LOCK.ACQUIRE {lock} WAIT 5000"));
+        Ok(ensure!(granted(&reply).is_some(), "{reply}"))
+    })
+    .unwrap();
 }
 
 fn start(socket: &Path) -> Sidecar {
@@ -193,6 +215,50 @@ fn a_failover_that_loses_the_last_writes_makes_tokens_grow_nevertheless() {
     let epochs: BTreeSet<u64> = history.holds.iter().map(|hold| hold.token.epoch()).collect();
     assert!(epochs.len() > 1, "no lock was had behind the failover: {epochs:?}");
     all_can_lock(&[&one, &two]);
+}
+
+/// The Leases of locks, and that of the epoch, are deleted; the API server is away while leases end and Redis loses its data.
+#[test]
+fn leases_that_are_deleted_and_an_api_server_that_is_away_make_tokens_grow_nevertheless() {
+    let (api, redis) = (LeaseServer::start().unwrap(), RedisServer::start().unwrap());
+    let options = || SidecarOptions::redis(redis.socket()).timeout(Duration::from_millis(500));
+    let (one, two) = (api.pod(options(), "web-1").start().unwrap(), api.pod(options(), "web-2").start().unwrap());
+    let homes = [&one, &two].into_iter().flat_map(|sidecar| [REDIS, LEASES].map(|home| (sidecar.socket(), home)));
+    let history = record_of(&homes.collect::<Vec<_>>(), |history| {
+        let note = || history.lock().losses.push(BootClock.now());
+        for _ in 0..3 {
+            // Both kinds of locks are taken, and so again behind each disaster.
+            for (prefix, _) in [REDIS, LEASES] {
+                let taken = || history.lock().holds.iter().filter(|hold| hold.lock.starts_with(prefix)).count();
+                let before = taken();
+                eventually("locks are taken", MUCH, || Ok(ensure!(taken() > before + 3, "{} so far", taken())))
+                    .unwrap();
+            }
+            note();
+            let deleted = api
+                .names()
+                .iter()
+                .filter(|name| {
+                    ["caddy-lock-", "caddy-epoch-"].iter().any(|kind| name.starts_with(kind)) && api.delete(name)
+                })
+                .count();
+            note();
+            assert!(deleted > 1, "Leases of locks and of the epoch");
+            thread::sleep(RUN / 12);
+            api.set_away(true);
+            thread::sleep(LEASE + LEASE / 4);
+            note();
+            redis.command(&["FLUSHALL"]).unwrap();
+            note();
+            thread::sleep(RUN / 12);
+            api.set_away(false);
+        }
+    });
+    sound(&history);
+    all_can_lock(&[&one, &two]);
+    for sidecar in [&one, &two] {
+        can_lock(sidecar, "k0 BACKEND lease");
+    }
 }
 
 /// The checker is no decoration: a lock that somebody removes behind its back is seen as two holders.

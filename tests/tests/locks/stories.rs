@@ -21,3 +21,8 @@ fn an_acquisition_that_timed_out_is_handed_nothing() {
 fn an_epoch_is_agreed_on_before_its_first_token() {
     lock_scenarios::an_epoch_is_agreed_on_before_its_first_token(&Subject::good()).unwrap();
 }
+
+#[test]
+fn a_lease_that_is_renewed_is_not_taken_over() {
+    lock_scenarios::a_lease_that_is_renewed_is_not_taken_over(&Subject::good()).unwrap();
+}
