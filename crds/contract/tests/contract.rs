@@ -193,8 +193,11 @@ fn a_keyspace_that_loads_has_what_it_needs() {
     assert!(told("", read).contains("stores[0]: must have exactly one of http, postgres"));
     assert!(told("http: {url: \"http://h/\"}", read).contains("contain {key} once"));
     assert!(told("postgres: {url: \"http://h\"}", read).contains("postgresql://user@host"));
-    assert!(told(http, "strategy: ReadThrough").contains("keyspaces[0].store: \"\" is none of stores"));
-    assert!(told(http, "store: db").contains("keyspaces[0].store: is of use with a store only"));
+    assert!(told(http, "strategy: ReadThrough").contains("keyspaces[0].store: strategy: ReadThrough needs it"));
+    assert!(
+        told(http, "store: db")
+            .contains("keyspaces[0].store: does nothing with strategy: CacheAside; write e.g. strategy: ReadThrough")
+    );
     assert!(told(http, "staleIfError: 1h").contains("keyspaces[0].staleIfError: is of use"));
     assert!(told(http, &format!("{read}, staleIfError: 1h")).contains("keyspaces[0].ttl: is needed"));
     assert!(told(http, &format!("{read}, softTimeout: 10ms")).contains("needs staleIfError"));

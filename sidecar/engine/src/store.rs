@@ -22,7 +22,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StoreError {
     /// There was no answer, or one that says "later": asking again may help. A write may have happened.
-    #[error("the store did not answer: {reason}; see whether it is reachable and up")]
+    #[error("the store failed: {reason}; see whether it is reachable and up")]
     Unavailable {
         /// What went wrong.
         reason: Arc<str>,

@@ -227,23 +227,24 @@ impl Reader {
     fn loading(&mut self, path: &str, raw: &RawKeyspace, config: &RawConfig) -> Option<Loading> {
         let at = |field: &str| format!("{path}.{field}");
         if raw.strategy == Strategy::CacheAside {
-            let needs_a_store = [
-                ("store", !raw.store.is_empty()),
-                ("softTimeout", !raw.soft_timeout.is_empty()),
-                ("staleIfError", !raw.stale_if_error.is_empty()),
-                ("refreshAtPercent", raw.refresh_at_percent != 0),
-                ("writeBehind", raw.write_behind.is_some()),
+            let needs_a_strategy = [
+                ("store", !raw.store.is_empty(), "ReadThrough"),
+                ("softTimeout", !raw.soft_timeout.is_empty(), "ReadThrough"),
+                ("staleIfError", !raw.stale_if_error.is_empty(), "ReadThrough"),
+                ("refreshAtPercent", raw.refresh_at_percent != 0, "ReadThrough"),
+                ("writeBehind", raw.write_behind.is_some(), "WriteBehind"),
             ];
-            for (field, _) in needs_a_store.iter().filter(|(_, is_set)| *is_set) {
-                self.check(false, &at(field), "is of use with a store only; write e.g. strategy: ReadThrough");
+            for (field, _, strategy) in needs_a_strategy.iter().filter(|(_, is_set, _)| *is_set) {
+                let wrong = format!("does nothing with strategy: CacheAside; write e.g. strategy: {strategy}");
+                self.check(false, &at(field), wrong);
             }
             return None;
         }
-        self.check(
-            config.stores.iter().any(|store| store.name == raw.store),
-            &at("store"),
-            format!("{:?} is none of stores; strategy {:?} needs one", raw.store, raw.strategy),
-        );
+        let wrong = match &*raw.store {
+            "" => format!("strategy: {:?} needs it; write the name of one of stores", raw.strategy),
+            name => format!("{name:?} is none of stores; strategy: {:?} needs one", raw.strategy),
+        };
+        self.check(config.stores.iter().any(|store| store.name == raw.store), &at("store"), wrong);
         self.check(
             config.l3.redis.is_some(),
             &at("strategy"),

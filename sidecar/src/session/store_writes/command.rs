@@ -45,7 +45,7 @@ enum When {
 }
 
 /// What to do instead of a command that reads and changes within Redis.
-const NO_VALUE: &str = "what it leaves under the key is known to Redis only and could not be stored; write whole values (SET, GETSET, MSET, INCR) or delete keys";
+const NO_VALUE: &str = "what it leaves under the key is known to Redis only and could not be stored; write whole values (SET, GETSET, MSET) or delete keys";
 const NO_CONDITION: &str = "its condition would be checked in Redis only, before the value is stored there; use LOCK.ACQUIRE, or strategy WriteBehind";
 const BAD_OPTION: &str = "this option is not known here; use NX, XX, GET, KEEPTTL, EX, PX, EXAT or PXAT";
 

@@ -338,7 +338,7 @@ fn as_a_store_it_shows_what_is_on_its_way() {
 
 // === the end ===
 
-const DOWN: &str = "the store did not answer: it is down; see whether it is reachable and up";
+const DOWN: &str = "the store failed: it is down; see whether it is reachable and up";
 
 #[tokio::test]
 async fn a_queue_is_sealed_only_when_nothing_is_held_or_on_its_way() {
