@@ -21,6 +21,9 @@ pub use lookup::{lookup, lookup_request, rows};
 pub use permissions::{Permissions, categories_of};
 pub use specs::KeySpec;
 
+/// Since when there are this product's own commands, beside the versions of servers.
+const OURS: &str = "caddy";
+
 /// Who answers a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -179,6 +182,11 @@ impl Row {
     /// Empty when the arguments make no sense: the server then refuses the request.
     pub fn keys<'a>(&self, n_args: usize, arg: impl Fn(usize) -> &'a [u8]) -> KeyPositions {
         self.keys.find(n_args, arg)
+    }
+
+    /// Whether it is this product's, and unknown to every server.
+    pub fn is_ours(&self) -> bool {
+        self.since == OURS
     }
 
     /// Whether a request with so many arguments (the name included) is long enough, and not too long.

@@ -15,8 +15,8 @@ pub(crate) enum Guard {
     BumpPinned,
     /// A reply to a command whose keys nobody can name is handed on behind a barrier.
     Barrier,
-    /// A command that replaces a database without a push kills every copy.
-    FlushOnSwap,
+    /// A command that empties a database kills every copy before it is answered.
+    FlushOnFlush,
     /// Reads behind an unanswered relayed command follow it on its relay.
     ReadsFollowRelay,
     /// Behind an unanswered read of a key the session is not served an older copy of it.

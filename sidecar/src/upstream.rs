@@ -38,8 +38,10 @@ pub(crate) struct Effect {
     pub(crate) keys: SmallVec<[KeyHash; 2]>,
     /// It may have touched keys that nobody can name.
     pub(crate) barrier: bool,
-    /// It replaced a whole database.
+    /// It emptied a whole database.
     pub(crate) flush: bool,
+    /// It changes nothing.
+    pub(crate) is_read: bool,
     /// What ends in the same step, each with the key that it belongs to: fill leases, generations of parents.
     pub(crate) leases: Vec<(Bytes, Bytes)>,
     /// A generation that is made anew in the same step.
@@ -71,6 +73,7 @@ impl Effect {
         self.keys.extend_from_slice(&other.keys);
         self.barrier |= other.barrier;
         self.flush |= other.flush;
+        self.is_read &= other.is_read;
         self.ends_groups |= other.ends_groups;
         self.leases.extend_from_slice(&other.leases);
     }
@@ -400,8 +403,11 @@ impl Upstream {
 
     fn finish_relay(&self, relay: Relay, outcome: Result<(), Loss>) {
         let Relay { to, mut effect, reply, database, protocol, request } = relay;
-        // Whatever the answer is, also a loss: the command may have been executed.
-        effect.apply(&self.shared);
+        // Whatever the answer is, also a loss: the command may have been executed. A read that showed nothing leaves copies as
+        // good as they were.
+        if outcome.is_ok() || !effect.is_read {
+            effect.apply(&self.shared);
+        }
         let bytes = match (outcome, reply) {
             (Ok(()), Some(reply)) if effect.has_more() => session::load::unwrapped(&reply, effect.is_exec),
             (Ok(()), Some(reply)) => reply,

@@ -72,7 +72,7 @@ mutations! {
     bump_pinned_writes: "BumpPinned" => scenarios::a_write_while_watching_is_read_back;
     barrier: "Barrier" => scenarios::a_script_write_is_read_back;
     barrier_in_transactions: "Barrier" => scenarios::a_script_write_in_a_transaction_is_read_back;
-    flush_on_swap: "FlushOnSwap" => scenarios::a_swapped_database_is_read_as_it_is;
+    flush_on_flush: "FlushOnFlush" => scenarios::a_flushed_database_is_read_as_it_is;
     reads_follow_relay: "ReadsFollowRelay" => scenarios::pipelined_read_follows_the_write;
     reads_follow_relayed_reads: "ReadsFollowRelay" => scenarios::pipelined_read_follows_the_relayed_read;
     reads_follow_own_reads: "ReadsFollowOwnReads" => scenarios::pipelined_read_follows_the_read_of_many;

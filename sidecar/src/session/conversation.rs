@@ -17,6 +17,7 @@ use super::{
     caching::Learning,
     client::Client,
     gather::{self, Gathering},
+    guard::full_name,
     load,
     locking::Locking,
     patterns::{Clearing, Patterns},
@@ -114,9 +115,10 @@ pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
         commands::Effect::Harmless => return effect,
         commands::Effect::ReadsKeys if !hold(Guard::BumpRelayedReads) => return effect,
         commands::Effect::WritesKeys if !hold(Guard::BumpBeforeAnswer) => return effect,
-        commands::Effect::ReadsKeys | commands::Effect::WritesKeys => {}
+        commands::Effect::ReadsKeys => effect.is_read = true,
+        commands::Effect::WritesKeys => {}
         commands::Effect::KeysUnknown => effect.barrier = hold(Guard::Barrier),
-        commands::Effect::Flush => effect.flush = hold(Guard::FlushOnSwap),
+        commands::Effect::Flush => effect.flush = hold(Guard::FlushOnFlush),
     }
     let positions = row.keys(args.len(), |index| args.get(index));
     effect.keys.extend(positions.iter().map(|position| KeyHash::of(args.get(*position))));
@@ -125,6 +127,11 @@ pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
 
 pub(super) fn refusal_text(args: Args<'_>, hint: &str) -> String {
     format!("ERR '{}' is not available through the cache: {hint}", args.name())
+}
+
+/// What is wrong with one of our own commands that is too short or too long, in Redis's words.
+pub(super) fn wrong_number(row: &Row, args: Args<'_>) -> String {
+    format!("ERR wrong number of arguments for '{}' command", full_name(row, args))
 }
 
 /// The connection on which requests of this session are under way.
@@ -306,6 +313,10 @@ impl Conversation {
             return flow;
         }
         if !row.accepts(args.len()) {
+            if row.is_ours() {
+                self.reply_error(&wrong_number(row, args));
+                return Flow::Done;
+            }
             // Redis says what is wrong with it, in its own words; if a later one takes it, it does what the row says.
             return self.relay(row, args, effect(row, args), Pending::Relayed);
         }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_remote::{LaneHandle, Request};
-use caddy_resp::Protocol;
+use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, effect},
+    conversation::{Conversation, Flow, Pending, Stream, effect, wrong_number},
     guard::full_name,
     routing::Home,
     transaction::Transaction,
@@ -56,7 +56,7 @@ pub(crate) struct Pinned {
     pub(super) fate: Fate,
     /// RESP2 and subscribed, or about to be or to end it: every frame is a message, nothing is counted.
     pub(super) subscribed_resp2: bool,
-    /// Confirmations still to come; until then nothing else is taken: UNSUBSCRIBE may end that mode, our own answers must not
+    /// Confirmations still to come, or a pong; until then nothing else is taken: UNSUBSCRIBE may end that mode, our own answers must not
     /// overtake them, and an error in their place must not be taken for the reply to another request.
     confirming: usize,
     /// Subscriptions at the last confirmation.
@@ -216,6 +216,15 @@ impl Conversation {
             {
                 return self.refuse(args, hint);
             }
+            _ if row.is_ours() && !row.accepts(args.len()) => {
+                let wrong = wrong_number(row, args);
+                let mut refusal = Vec::new();
+                encode::error(&mut refusal, &wrong);
+                return self.refuse_in_transaction(refusal).unwrap_or_else(|| {
+                    self.reply_error(&wrong);
+                    Flow::Done
+                });
+            }
             // Redis says what is wrong with it, and the connection stays as it is; but EXEC always ends a transaction.
             _ if !row.accepts(args.len()) => {
                 if row.name == "exec" {
@@ -271,7 +280,11 @@ impl Conversation {
         self.send(row, args, Pending::Selecting(previous))
     }
 
-    fn send(&mut self, row: &'static Row, args: Args<'_>, pending: Pending) -> Flow {
+    pub(super) fn has_own_lane(&self) -> bool {
+        self.pinned.as_ref().is_some_and(|pinned| pinned.lane.is_some())
+    }
+
+    pub(super) fn send(&mut self, row: &'static Row, args: Args<'_>, pending: Pending) -> Flow {
         if let Some(node) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref()).map(PinnedLane::node) {
             self.note_write(row, node);
         }
@@ -321,7 +334,11 @@ impl Conversation {
     fn while_subscribed(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
         match row.name {
-            "ping" => self.forward(args),
+            // Its pong is a message, too, and what we answer ourselves must not overtake it.
+            "ping" => {
+                pinned.confirming = 1;
+                self.forward(args)
+            }
             "subscribe" | "psubscribe" | "ssubscribe" => {
                 pinned.confirming = args.len() - 1;
                 self.forward(args)
@@ -352,6 +369,7 @@ impl Conversation {
                     pinned.confirming = pinned.confirming.saturating_sub(1);
                     pinned.subscriptions = subscriptions;
                 }
+                None if bytes.starts_with(PONG) => pinned.confirming = 0,
                 // Refused as a whole.
                 None if bytes.starts_with(b"-") => pinned.confirming = 0,
                 None => {}
@@ -410,6 +428,9 @@ const CLUSTER_TRACKING: &str =
 pub(super) fn database(args: Args<'_>) -> Option<u32> {
     caddy_resp::parse_i64(args.get(1)).and_then(|index| u32::try_from(index).ok())
 }
+
+/// How the reply to a RESP2 subscriber's PING begins.
+const PONG: &[u8] = b"*2\r\n$4\r\npong\r\n";
 
 /// How many subscriptions a confirmation says there are; `None` if it is none.
 pub(super) fn confirmed(frame: &[u8]) -> Option<i64> {

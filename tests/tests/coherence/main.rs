@@ -38,7 +38,7 @@ scenarios! { scenarios:
     a_write_while_watching_is_read_back
     a_script_write_is_read_back
     a_script_write_in_a_transaction_is_read_back
-    a_swapped_database_is_read_as_it_is
+    a_flushed_database_is_read_as_it_is
     a_barrier_brings_every_foreign_write
     a_dead_fill_is_not_kept
     a_dead_flight_is_not_joined

@@ -153,6 +153,9 @@ fn a_stale_copy_is_served_marked_or_not_at_all() -> Result<()> {
     ensure!(sidecar.metric("caddy_served_unproven_total")? > 0, "it is counted");
     let refused = old.ask("GET k")?;
     ensure!(refused.starts_with("(error) NOTREADY"), "RESP2 cannot be told that a reply is stale; it gets {refused}");
+    // Nor does its question, which nobody answered, take the copy from those who can.
+    let marked = new.ask("GET k")?;
+    ensure!(marked == "{stale: true} v0", "then RESP3 gets {marked}");
     redis.sigcont()?;
     is_ready_again(&mut old, "v0")?;
     let proven = new.ask("GET k")?;

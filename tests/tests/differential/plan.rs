@@ -141,7 +141,7 @@ impl Dice<'_> {
     /// or what is computed of them is written in the protocol of before.
     fn is_another_thing(&self, request: &Args) -> bool {
         let is = |name: &[u8]| request[0].eq_ignore_ascii_case(name);
-        self.values == Values::Tagged && (is(b"FLUSHDB") || is(b"SWAPDB") || is(b"SELECT") || is(b"HELLO"))
+        self.values == Values::Tagged && (is(b"FLUSHDB") || is(b"SELECT") || is(b"HELLO"))
     }
 
     /// What a cache is for: the same few keys, read again and again.

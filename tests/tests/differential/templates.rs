@@ -495,7 +495,6 @@ pub(crate) const TAGGED: &[(usize, &[&str])] = &[
             "SELECT {d}",
             "SELECT 0",
             "FLUSHDB",
-            "SWAPDB 0 {d}",
             "HELLO 3",
             "HELLO 2",
         ],
@@ -503,8 +502,7 @@ pub(crate) const TAGGED: &[(usize, &[&str])] = &[
 ];
 
 /// Sent alone: they reach far.
-pub(crate) const SWEEPING: &[&str] =
-    &["FLUSHDB", "FLUSHALL", "FLUSHALL ASYNC", "SWAPDB 0 1", "SWAPDB 0 {d}", "SWAPDB 0 99", "SWAPDB"];
+pub(crate) const SWEEPING: &[&str] = &["FLUSHDB", "FLUSHALL", "FLUSHALL ASYNC"];
 
 /// Sent on a connection of their own, while another session feeds what they wait for.
 pub(crate) const BLOCKING: &[(&str, &str)] = &[
@@ -533,6 +531,7 @@ pub(crate) const UNTRIED: &[(&str, &str)] = &[
     ("readonly", "refused: of one connection"),
     ("readwrite", "refused: of one connection"),
     ("monitor", "refused"),
+    ("swapdb", "refused"),
     ("sync", "refused"),
     ("psync", "refused"),
     ("replconf", "refused"),

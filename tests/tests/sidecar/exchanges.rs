@@ -55,6 +55,10 @@ const EXCHANGES: &[&[&str]] = &[
         "PUNSUBSCRIBE",
         "GET a",
     ],
+    &["SUBSCRIBE c", "PING a", "GET a", "PING", "SET a 1", "PING c", "UNSUBSCRIBE", "PING"],
+    &["SUBSCRIBE c", "PING", "QUIT"],
+    // Without a tracking of one's own.
+    &["CLIENT TRACKINGINFO", "CLIENT GETREDIR", "PING"],
     // Transactions and their faults.
     &["DISCARD", "EXEC", "MULTI", "MULTI", "WATCH a", "FOO", "EXEC", "UNWATCH", "PING"],
     &["MULTI", "GET", "EXEC", "MULTI", "INCR sp", "GET a", "EXEC"],
@@ -96,6 +100,13 @@ const OF_RESP3: &[&[&str]] = &[
     &["SSUBSCRIBE s1 s2", "SPUBLISH s1 hi", "GET a", "SUNSUBSCRIBE s1 s2", "PUBSUB SHARDCHANNELS"],
     &["CLIENT TRACKING ON", "GET tracked", "SET tracked x", "GET tracked", "CLIENT TRACKING OFF", "DEL tracked"],
     &["SUBSCRIBE a", "PING", "SUBSCRIBE b", "SELECT 3", "UNSUBSCRIBE b", "GET a", "UNSUBSCRIBE", "PING"],
+    &[
+        "CLIENT TRACKING ON OPTIN",
+        "CLIENT TRACKINGINFO",
+        "CLIENT GETREDIR",
+        "CLIENT TRACKING OFF",
+        "CLIENT TRACKINGINFO",
+    ],
     &["CLIENT REPLY OFF", "SUBSCRIBE z", "CLIENT REPLY ON", "PING"],
     &["SUBSCRIBE c", "RESET", "GET a", "PING"],
 ];

@@ -181,7 +181,6 @@ fn a_write_behind_whatever_ends_generations_is_read_back() -> Result<()> {
     for ends in [
         &["FLUSHDB"][..],
         &["FLUSHALL"],
-        &["SWAPDB 0 1"],
         &["DEL caddy:default.local:g:t:user:1"],
         &["EVAL 'return redis.call(\"DEL\", \"caddy:default.local:g:a\")' 0"],
         &["MULTI", "FLUSHDB", "EXEC"],

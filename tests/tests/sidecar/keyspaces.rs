@@ -181,6 +181,18 @@ fn each_keyspace_has_its_own_figures() -> Result<()> {
     ensure!(stat(&mut client, "*", "misses")? == 1 && stat(&mut client, "*", "l2_entries")? == 1, "the rest");
     let unknown = client.ask("CACHE.STATS nobody")?;
     ensure!(unknown.contains("no keyspace is named 'nobody'; there are *, users"), "{unknown}");
+    for (request, name) in [
+        ("CACHE.WHY", "cache.why"),
+        ("CACHE.WHY a b", "cache.why"),
+        ("CACHE.INVALIDATE KEY", "cache.invalidate|key"),
+        ("CACHE.DEADLETTERS", "cache.deadletters"),
+        ("LOCK.ACQUIRE", "lock.acquire"),
+    ] {
+        let told = client.ask(request)?;
+        ensure!(told == format!("(error) ERR wrong number of arguments for '{name}' command"), "{request}: {told}");
+    }
+    let told = client.pipeline(&["MULTI", "SET k v", "LOCK.RELEASE x", "EXEC", "GET k"])?;
+    ensure!(told[2].contains("'lock.release'") && told[3].contains("EXECABORT") && told[4] == "(nil)", "{told:?}");
     ensure!(client.ask("CACHE.STATS a b")?.contains("wrong number of arguments"), "too many arguments");
     ensure!(client.0.request(&["CACHE.STATS", "users"])?.starts_with(b"*"), "an array in RESP2");
     client.ask("HELLO 3")?;

@@ -4,6 +4,8 @@ use crate::commands::{
     Class, Effect, Merge, Pin, Positions, Row, Spread, Strings, cached, flush, harmless, read, unknown, write,
 };
 
+const SWAPDB: &str = "no server tells caches of it, and those of other pods would go on with what was swapped away; use FLUSHDB, or keys with another prefix";
+
 /// How many of the keys there are.
 const SUM_OF_KEYS: Spread = Spread::Keys(Merge::Sum);
 
@@ -85,11 +87,11 @@ pub(in crate::commands) const DATA: &[Row] = &[
     unknown("clusterscan", -2).since("valkey 9.1"),
     unknown("randomkey", 1),
     unknown("dbsize", 1).spread(Spread::All(Merge::Sum)),
-    // No server pushes anything for SWAPDB; the others push a null.
+    // For these a null is pushed; for SWAPDB nothing is.
     flush("flushall", -1).spread(Spread::All(Merge::Same)),
     flush("flushdb", -1).spread(Spread::All(Merge::Same)),
     flush("sflush", -3).since("8.0"),
-    flush("swapdb", 3),
+    flush("swapdb", 3).class(Class::Refused(SWAPDB)),
     // Scripts name keys, and may use others.
     unknown("eval", -3).keys_at(Positions::COUNTED_SECOND),
     unknown("evalsha", -3).keys_at(Positions::COUNTED_SECOND),

@@ -1,7 +1,7 @@
 //! Connections, pub/sub, scripts as such, and the server itself.
 
 use crate::commands::{
-    Class, Effect, Merge, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown, write,
+    Class, Effect, Merge, OURS, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown, write,
 };
 
 const MONITOR: &str = "MONITOR would show what one sidecar relays, not what Redis executes: run it on Redis directly";
@@ -16,7 +16,7 @@ const fn session(name: &'static str, arity: i8) -> Row {
 
 /// Locks are no keys of the app's.
 const fn lock(name: &'static str, arity: i8) -> Row {
-    harmless(name, arity).class(Class::Lock).since("caddy")
+    harmless(name, arity).class(Class::Lock).since(OURS)
 }
 
 /// What `CACHE.INVALIDATE` takes.
@@ -32,7 +32,7 @@ const INVALIDATE: &[Row] = &[
 
 /// What Redis has no command for.
 const fn caching(row: Row) -> Row {
-    row.class(Class::Cache).since("caddy")
+    row.class(Class::Cache).since(OURS)
 }
 
 const fn pubsub(name: &'static str, arity: i8) -> Row {
@@ -43,10 +43,10 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     // Answered here
     harmless("ping", -1).class(Class::Local),
     harmless("echo", 2).class(Class::Local),
-    read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since("caddy"),
-    harmless("cache.stats", -1).class(Class::Local).since("caddy"),
-    harmless("cache.hot", -1).class(Class::Local).since("caddy"),
-    harmless("cache.deadletters", -2).class(Class::Local).since("caddy"),
+    read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since(OURS),
+    harmless("cache.stats", -1).class(Class::Local).since(OURS),
+    harmless("cache.hot", -1).class(Class::Local).since(OURS),
+    harmless("cache.deadletters", -2).class(Class::Local).since(OURS),
     caching(container("cache.invalidate", -2, INVALIDATE)),
     caching(harmless("cache.invalidations", 1)),
     caching(write("cache.set", -3, Positions::ONE)),
