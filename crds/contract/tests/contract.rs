@@ -198,7 +198,7 @@ fn a_keyspace_that_loads_has_what_it_needs() {
         told(http, "store: db")
             .contains("keyspaces[0].store: does nothing with strategy: CacheAside; write e.g. strategy: ReadThrough")
     );
-    assert!(told(http, "staleIfError: 1h").contains("keyspaces[0].staleIfError: is of use"));
+    assert!(told(http, "staleIfError: 1h").contains("keyspaces[0].staleIfError: does nothing"));
     assert!(told(http, &format!("{read}, staleIfError: 1h")).contains("keyspaces[0].ttl: is needed"));
     assert!(told(http, &format!("{read}, softTimeout: 10ms")).contains("needs staleIfError"));
     assert!(

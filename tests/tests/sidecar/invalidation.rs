@@ -36,8 +36,8 @@ fn what_cannot_be_understood_changes_nothing_and_is_told_so() -> Result<()> {
     let mut client = session(&sidecar)?;
     ensure!(client.ask("SET k v")? == "OK", "a write");
     for (command, said) in [
-        ("CACHE.INVALIDATE", "CACHE.INVALIDATE"),
-        ("CACHE.INVALIDATE KEY", "CACHE.INVALIDATE"),
+        ("CACHE.INVALIDATE", "'cache.invalidate'"),
+        ("CACHE.INVALIDATE KEY", "'cache.invalidate|key'"),
         ("CACHE.INVALIDATE GROUP k", "'GROUP' with 1 more"),
         ("CACHE.INVALIDATE KEY k MODE GONE", "not 'GONE'"),
     ] {
