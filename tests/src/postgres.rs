@@ -16,6 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 
+use crate::redis::free_port;
+
 /// Where Debian puts the programs of each version.
 const VERSIONS: &str = "/usr/lib/postgresql";
 const USER: &str = "postgres";
@@ -52,7 +54,7 @@ impl PostgresServer {
         if let Some((uid, gid)) = user {
             chown(directory.path(), Some(uid), Some(gid)).context("give the directory to the server's user")?;
         }
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = free_port()?;
         let mut server = Self { child: None, programs, user, port, directory, is_durable };
         let data = server.data();
         let made = server

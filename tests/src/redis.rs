@@ -9,6 +9,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -215,10 +216,16 @@ impl Drop for RedisServer {
     }
 }
 
-/// A port on loopback that nobody uses now. Another process may take it before the caller does; whoever starts a server
-/// on it sees that.
+/// A port on loopback that nobody uses now, another one each time. It is none of those that the system gives to outgoing
+/// connections, so that it stays free while a server is not up yet, or down for a while.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("find a free port")?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    let mut ports = (0..1000).map(|_| {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        12_000 + u16::try_from(offset).unwrap_or(0)
+    });
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).context("no port from 12000 to 32000 is free")
 }
 
 /// A Valkey's program, if there is one: named by the environment, else on PATH.

@@ -1,11 +1,11 @@
 //! `auth`: logins on the socket, and what each user may run and touch, beside a Redis that has the same users.
 
-use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use caddy_tests::{
     e2e::eventually,
-    redis::RedisServer,
+    redis::{RedisServer, free_port},
     sidecar::{Sidecar, SidecarOptions, program},
     world::{Client, SOON},
 };
@@ -223,7 +223,7 @@ fn a_sidecar_that_needs_a_login_is_alive_for_its_probe_and_on_tcp_the_same() -> 
     let (redis, passwords) = (RedisServer::start()?, Passwords::new()?);
     let place = tempfile::tempdir()?;
     let socket = place.path().join("cache.sock");
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = free_port()?;
     let file = place.path().join("config.yaml");
     let text = format!(
         "listen: {{socket: {}, tcpPort: {port}}}\nadmin: {{port: 0}}\nl3: {{redis: {{endpoints: [\"unix:{}\"]}}}}\n{}\n",
