@@ -157,7 +157,8 @@ impl Story<'_> {
     }
 
     fn warm_start(&self) -> Result<()> {
-        let [first] = self.0.exactly_ready("first", true)?;
+        // Its sidecar was killed a while ago.
+        let ([first], _) = eventually("the first is Ready", PATIENCE, || self.0.exactly_ready("first", true))?;
         let mut console = self.0.console(&first)?;
         let keys: Vec<String> = (0..WARM).map(|n| format!("warm:{n}")).collect();
         for key in &keys {
