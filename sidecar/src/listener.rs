@@ -1,17 +1,24 @@
 //! Where apps connect: a Unix socket, and if asked for a port on 127.0.0.1.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     net::Ipv4Addr,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
-    pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use rustix::{
+    io::Errno,
+    net::{SendFlags, send},
+};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    io::{Interest, unix::AsyncFd},
+    net::{TcpListener, UnixListener, UnixStream},
 };
 
 /// Why the sidecar cannot listen.
@@ -123,9 +130,13 @@ fn describe(stream: &UnixStream) -> String {
 }
 
 /// An app's connection on its worker's runtime.
-pub(crate) enum ClientStream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
+///
+/// Only what arrives is waited for. Whoever also waits for room to write, as tokio's streams always do, is woken by a Unix
+/// socket for every reply that the app has read. Room is waited for when a write finds none, until one has found enough.
+pub(crate) struct ClientStream {
+    socket: AsyncFd<OwnedFd>,
+    /// Another descriptor of the socket, while there is too little room.
+    room: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Accepted {
@@ -137,15 +148,15 @@ impl Accepted {
 
     /// Registers the connection with the runtime of the calling thread.
     pub(crate) fn register(self) -> io::Result<ClientStream> {
-        Ok(match self {
-            Self::Unix(stream, _) => ClientStream::Unix(UnixStream::from_std(stream)?),
-            Self::Tcp(stream, _) => ClientStream::Tcp(TcpStream::from_std(stream)?),
-        })
+        let socket = match self {
+            Self::Unix(stream, _) => stream.into(),
+            Self::Tcp(stream, _) => stream.into(),
+        };
+        Ok(ClientStream { socket: watch(socket, Interest::READABLE)?, room: None })
     }
 
     /// One last word to somebody who cannot be served.
     pub(crate) fn refuse(self, message: &[u8]) {
-        use io::Write;
         // It fits into the socket's buffer; if the app is gone already there is nobody to tell.
         let _ = match self {
             Self::Unix(mut stream, _) => stream.write_all(message),
@@ -154,31 +165,54 @@ impl Accepted {
     }
 }
 
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+impl ClientStream {
+    /// Reads what there is, at most what `buffer` has room for; 0: the app has closed its end.
+    pub(crate) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            match rustix::io::read(self.socket.get_ref(), &mut *buffer) {
+                Ok(read) => {
+                    // Less than there was room for is all that had come: what comes from now on is announced again.
+                    if 0 < read && read < buffer.len() {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(read));
+                }
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Writes as much of `bytes` as there is room for.
+    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let ready = match &self.room {
+                Some(room) => Some(ready!(room.poll_write_ready(cx))?),
+                None => None,
+            };
+            match send(self.socket.get_ref(), bytes, SendFlags::NOSIGNAL) {
+                Ok(written) => {
+                    if written == bytes.len() {
+                        self.room = None;
+                    }
+                    return Poll::Ready(Ok(written));
+                }
+                Err(Errno::AGAIN) => match ready {
+                    Some(mut ready) => ready.clear_ready(),
+                    None => self.room = Some(watch(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?),
+                },
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
         }
     }
 }
 
-impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+/// Waits for one kind of readiness, on the runtime of the calling thread.
+#[expect(unsafe_code, reason = "tokio wants a promise about descriptors that an OwnedFd always keeps")]
+fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and one and the same descriptor, for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }

@@ -47,10 +47,7 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use caddy_resp::{Limits, ProtocolError, RequestParser, encode};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
-};
+use tokio::time::{Instant, Sleep, sleep};
 
 use self::{
     args::Args,
@@ -294,9 +291,8 @@ impl Session {
     fn poll_shared_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let worker = self.worker.clone();
         let mut buffer = worker.read_buffer.borrow_mut();
-        let mut chunk = ReadBuf::new(&mut buffer);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
-        let input = chunk.filled();
+        let read = ready!(self.stream.poll_read(cx, &mut buffer))?;
+        let input = &buffer[..read];
         self.conversation.begin_batch();
         let taken = self.answer(input);
         self.input.extend_from_slice(&input[taken..]);
@@ -310,9 +306,11 @@ impl Session {
         let room = missing.clamp(LEAST_READ, before.clamp(LEAST_READ, MOST_READ));
         let mut input = std::mem::take(&mut self.input);
         input.resize(before + room, 0);
-        let mut chunk = ReadBuf::new(&mut input[before..]);
-        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut chunk);
-        let read = chunk.filled().len();
+        let polled = self.stream.poll_read(cx, &mut input[before..]);
+        let read = match polled {
+            Poll::Ready(Ok(read)) => read,
+            _ => 0,
+        };
         input.truncate(before + read);
         self.input = input;
         ready!(polled)?;
@@ -357,7 +355,7 @@ impl Session {
     fn poll_output(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut progress = false;
         while self.written < self.conversation.out.len() {
-            match Pin::new(&mut self.stream).poll_write(cx, &self.conversation.out[self.written..]) {
+            match self.stream.poll_write(cx, &self.conversation.out[self.written..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(written)) => {
                     self.written += written;
