@@ -136,7 +136,7 @@ fn describe(stream: &UnixStream) -> String {
 pub(crate) struct ClientStream {
     socket: AsyncFd<OwnedFd>,
     /// Another descriptor of the socket, while there is too little room.
-    room: Option<AsyncFd<OwnedFd>>,
+    room: Option<Box<AsyncFd<OwnedFd>>>,
 }
 
 impl Accepted {
@@ -201,7 +201,7 @@ impl ClientStream {
                 }
                 Err(Errno::AGAIN) => match ready {
                     Some(mut ready) => ready.clear_ready(),
-                    None => self.room = Some(watch(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?),
+                    None => self.room = Some(Box::new(watch(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?)),
                 },
                 Err(Errno::INTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
