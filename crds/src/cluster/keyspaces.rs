@@ -35,7 +35,7 @@ pub struct Keyspace {
     /// What the cache has to do with the store. `CacheAside`: nothing, the app reads its database itself. `ReadThrough`: GET
     /// and MGET of a key that no tier has load it, once in the cluster, and keep it in Redis. `WriteThrough`: the same, and
     /// writes of whole values and deletions go to the store first, then to Redis. `WriteBehind`: the same, and writes go to
-    /// Redis at once and to the store in batches. Both need a Redis that is no Cluster, and a store that can be written to.
+    /// Redis at once and to the store in batches. Both need a store that can be written to.
     #[serde(default)]
     pub strategy: Strategy,
     /// Name of one of `stores`.
