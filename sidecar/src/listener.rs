@@ -4,22 +4,12 @@ use std::{
     fs,
     io::{self, Write as _},
     net::Ipv4Addr,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, PermissionsExt},
-    },
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    task::{Context, Poll, ready},
 };
 
-use rustix::{
-    io::Errno,
-    net::{SendFlags, send},
-};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::{TcpListener, UnixListener, UnixStream},
-};
+use caddy_remote::Socket;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 /// Why the sidecar cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -129,16 +119,6 @@ fn describe(stream: &UnixStream) -> String {
     }
 }
 
-/// An app's connection on its worker's runtime.
-///
-/// Only what arrives is waited for. Whoever also waits for room to write, as tokio's streams always do, is woken by a Unix
-/// socket for every reply that the app has read. Room is waited for when a write finds none, until one has found enough.
-pub(crate) struct ClientStream {
-    socket: AsyncFd<OwnedFd>,
-    /// Another descriptor of the socket, while there is too little room.
-    room: Option<Box<AsyncFd<OwnedFd>>>,
-}
-
 impl Accepted {
     pub(crate) fn peer(&self) -> &str {
         match self {
@@ -147,12 +127,11 @@ impl Accepted {
     }
 
     /// Registers the connection with the runtime of the calling thread.
-    pub(crate) fn register(self) -> io::Result<ClientStream> {
-        let socket = match self {
+    pub(crate) fn register(self) -> io::Result<Socket> {
+        Socket::new(match self {
             Self::Unix(stream, _) => stream.into(),
             Self::Tcp(stream, _) => stream.into(),
-        };
-        Ok(ClientStream { socket: watch(socket, Interest::READABLE)?, room: None })
+        })
     }
 
     /// One last word to somebody who cannot be served.
@@ -163,56 +142,4 @@ impl Accepted {
             Self::Tcp(mut stream, _) => stream.write_all(message),
         };
     }
-}
-
-impl ClientStream {
-    /// Reads what there is, at most what `buffer` has room for; 0: the app has closed its end.
-    pub(crate) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            match rustix::io::read(self.socket.get_ref(), &mut *buffer) {
-                Ok(read) => {
-                    // Less than there was room for is all that had come: what comes from now on is announced again.
-                    if 0 < read && read < buffer.len() {
-                        ready.clear_ready();
-                    }
-                    return Poll::Ready(Ok(read));
-                }
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(Errno::INTR) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
-        }
-    }
-
-    /// Writes as much of `bytes` as there is room for.
-    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let ready = match &self.room {
-                Some(room) => Some(ready!(room.poll_write_ready(cx))?),
-                None => None,
-            };
-            match send(self.socket.get_ref(), bytes, SendFlags::NOSIGNAL) {
-                Ok(written) => {
-                    if written == bytes.len() {
-                        self.room = None;
-                    }
-                    return Poll::Ready(Ok(written));
-                }
-                Err(Errno::AGAIN) => match ready {
-                    Some(mut ready) => ready.clear_ready(),
-                    None => self.room = Some(Box::new(watch(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?)),
-                },
-                Err(Errno::INTR) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
-        }
-    }
-}
-
-/// Waits for one kind of readiness, on the runtime of the calling thread.
-#[expect(unsafe_code, reason = "tokio wants a promise about descriptors that an OwnedFd always keeps")]
-fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open, and one and the same descriptor, for as long as it lives.
-    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }

@@ -46,6 +46,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use caddy_remote::Socket;
 use caddy_resp::{Limits, ProtocolError, RequestParser, encode};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -54,7 +55,7 @@ use self::{
     client::{Client, Shown},
     conversation::{Conversation, Flow},
 };
-use crate::{listener::ClientStream, mailbox::Delivery, shared::Shared, worker::Worker};
+use crate::{mailbox::Delivery, shared::Shared, worker::Worker};
 
 /// Bytes of requests that are read while the session waits for what may never come.
 const READ_AHEAD: usize = 64 << 10;
@@ -66,7 +67,7 @@ const MOST_READ: usize = 1 << 20;
 /// See the module.
 pub(crate) struct Session {
     worker: Rc<Worker>,
-    stream: ClientStream,
+    stream: Socket,
     parser: RequestParser,
     /// Bytes that were read and not yet understood, or held back.
     input: BytesMut,
@@ -143,7 +144,7 @@ impl Future for Session {
 }
 
 impl Session {
-    pub(crate) fn new(worker: Rc<Worker>, stream: ClientStream, shown: Arc<Shown>) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, stream: Socket, shown: Arc<Shown>) -> Self {
         let limits = worker.shared.config().limits;
         // Redis 7 takes any number of arguments; the frame bounds them here.
         let max_args = i32::MAX as usize;

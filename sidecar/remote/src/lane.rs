@@ -486,21 +486,20 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The timer runs while something is unanswered, and is looked at only when it fires: with none that runs, a thread
-    /// sleeps without asking for the time.
+    /// The timer is set when nothing else is and looked at again when it fires, not set for each request: an earlier end
+    /// than the thread sleeps for wakes it. With none that runs, a thread sleeps without asking for the time.
     fn poll_timer(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<Over> {
         loop {
-            let Some(oldest) = self.waiting.front() else {
+            if let Some(timer) = &mut self.timer {
+                ready!(timer.as_mut().poll(cx));
                 self.timer = None;
-                return Poll::Pending;
-            };
+            }
+            let Some(oldest) = self.waiting.front() else { return Poll::Pending };
             let due = oldest.sent_at + timeout;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-            ready!(timer.as_mut().poll(cx));
-            self.timer = None;
             if Instant::now() >= due {
                 return Poll::Ready(Over::Lost(format!("no answer within {} ms", timeout.as_millis()).into()));
             }
+            self.timer = Some(Box::pin(sleep_until(due)));
         }
     }
 }

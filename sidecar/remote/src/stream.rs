@@ -15,12 +15,12 @@ use tokio::{
 
 use tokio_rustls::client::TlsStream;
 
-use crate::{ConnectError, Endpoint, Tls};
+use crate::{ConnectError, Endpoint, Socket, Tls};
 
 /// An enum and not a trait object: every read of every connection goes through it.
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(Socket),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -39,7 +39,10 @@ impl Stream {
                 Ok(Self::Tls(Box::new(stream)))
             }
             // No wire to protect; whoever configures both is told so when the configuration is read.
-            Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await.map_err(unreached)?)),
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(unreached)?;
+                Ok(Self::Unix(Socket::unix(stream).map_err(unreached)?))
+            }
         }
     }
 }
@@ -66,7 +69,7 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => AsyncRead::poll_read(Pin::new(stream), cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -76,7 +79,7 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => stream.poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
