@@ -34,20 +34,23 @@ pub struct PostgresServer {
     directory: TempDir,
     /// As it is shipped: what is committed is on the disk.
     is_durable: bool,
+    /// It gets what other processes leave of the processors.
+    is_in_the_background: bool,
 }
 
 impl PostgresServer {
     /// A new, empty one, that does not wait for its disk.
     pub fn start() -> Result<Self> {
-        Self::start_as(false)
+        Self::start_as(false, false)
     }
 
-    /// A new, empty one, that does.
-    pub fn start_durable() -> Result<Self> {
-        Self::start_as(true)
+    /// A new, empty one, that does, and takes of the processors what others leave, so that it is not in their way: as if it
+    /// were on another machine.
+    pub fn start_durable_in_the_background() -> Result<Self> {
+        Self::start_as(true, true)
     }
 
-    fn start_as(is_durable: bool) -> Result<Self> {
+    fn start_as(is_durable: bool, is_in_the_background: bool) -> Result<Self> {
         let programs = programs()?;
         let directory = tempfile::Builder::new().prefix("caddy-postgres").tempdir().context("make a directory")?;
         let user = if getuid().is_root() { Some(user(USER)?) } else { None };
@@ -55,7 +58,7 @@ impl PostgresServer {
             chown(directory.path(), Some(uid), Some(gid)).context("give the directory to the server's user")?;
         }
         let port = free_port()?;
-        let mut server = Self { child: None, programs, user, port, directory, is_durable };
+        let mut server = Self { child: None, programs, user, port, directory, is_durable, is_in_the_background };
         let data = server.data();
         let made = server
             .command("initdb")
@@ -141,7 +144,12 @@ impl PostgresServer {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.programs.join(program));
+        let program = self.programs.join(program);
+        // nice becomes the program: the process id stays.
+        let mut command = Command::new(if self.is_in_the_background { Path::new("nice") } else { &program });
+        if self.is_in_the_background {
+            command.args(["-n", "19"]).arg(&program);
+        }
         command.current_dir(self.directory.path());
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
