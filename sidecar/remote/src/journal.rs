@@ -188,8 +188,8 @@ impl Ledger for SegmentLog {
         }
     }
 
-    fn replaced(&self, seq: u64) {
-        self.send(Command::Replaced(seq));
+    fn replaced(&self, seqs: &[u64]) {
+        self.send(Command::Replaced(seqs.to_vec()));
     }
 
     fn name(&self, seq: u64) -> String {

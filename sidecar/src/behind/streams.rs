@@ -358,9 +358,12 @@ impl Ledger for Streams {
         self.work.notify_one();
     }
 
-    fn replaced(&self, seq: u64) {
-        // The newer record has removed this one from the stream.
-        self.state.lock().records.remove(&seq);
+    fn replaced(&self, seqs: &[u64]) {
+        // The newer records have removed these from the stream.
+        let mut state = self.state.lock();
+        for seq in seqs {
+            state.records.remove(seq);
+        }
     }
 
     fn name(&self, seq: u64) -> String {

@@ -8,6 +8,7 @@ mod config;
 mod ending;
 mod journal;
 mod queue;
+mod record;
 mod room;
 mod sending;
 mod stats;
@@ -20,7 +21,8 @@ mod writer;
 
 pub use config::BehindConfig;
 pub use journal::{Done, Journal, JournalError, Ledger};
-pub use queue::{Backlog, Batch, DeadLetter, Landed, Outcome, Queue, Record, Write};
+pub use queue::Queue;
+pub use record::{Backlog, Batch, DeadLetter, Landed, Outcome, Record, Write};
 pub use room::Room;
 pub use stats::BehindStats;
 pub use writer::{BehindError, WriteBehind};

@@ -123,7 +123,7 @@ fn what_was_kept_and_not_stored_is_found_again_the_newest_of_each_key() {
     log.append(record(1, "a", Some("1")));
     log.append(record(2, "b", Some("2")));
     log.append(record(3, "a", Some("3")));
-    log.inner.replaced(1);
+    log.inner.replaced(&[1]);
     log.append(record(4, "c", None));
     (1..=4).for_each(|seq| assert_eq!(log.kept(), (seq, Ok(()))));
     log.inner.settled(&[2]);

@@ -18,7 +18,7 @@ use super::{LogStats, unkept};
 pub(super) enum Command {
     Append { records: Vec<Record<Bytes, Bytes>>, done: Done },
     Settled(Vec<u64>),
-    Replaced(u64),
+    Replaced(Vec<u64>),
 }
 
 impl std::fmt::Debug for Command {
@@ -26,7 +26,7 @@ impl std::fmt::Debug for Command {
         match self {
             Self::Append { records, .. } => f.debug_tuple("Append").field(&records.len()).finish(),
             Self::Settled(seqs) => f.debug_tuple("Settled").field(&seqs.len()).finish(),
-            Self::Replaced(seq) => f.debug_tuple("Replaced").field(seq).finish(),
+            Self::Replaced(seqs) => f.debug_tuple("Replaced").field(&seqs.len()).finish(),
         }
     }
 }
@@ -88,7 +88,7 @@ impl Writer {
                     format::write_settled(&mut self.buffer, salt, &seqs);
                     free.extend(seqs);
                 }
-                Command::Replaced(seq) => free.push(seq),
+                Command::Replaced(seqs) => free.extend(seqs),
             }
         }
         let is_settling = !free.is_empty();

@@ -32,8 +32,8 @@ pub trait Ledger: Send + Sync {
     /// The store has these, or they were given up.
     fn settled(&self, seqs: &[u64]);
 
-    /// A newer record of its key has taken this one's place.
-    fn replaced(&self, seq: u64);
+    /// Newer records of their keys have taken the place of these.
+    fn replaced(&self, seqs: &[u64]);
 
     /// What a write is called wherever it is repeated, by this process or a later one; no other write is called so.
     fn name(&self, seq: u64) -> String;

@@ -12,121 +12,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::BehindConfig;
+use super::{Backlog, Batch, BehindConfig, DeadLetter, Landed, Outcome, Record, Write};
 use crate::clock::Moment;
 use crate::weigh::Weigh;
 
-/// What a key and its place in the queue cost beside the bytes of key and value.
-const OVERHEAD: usize = 160;
 /// Bytes after which a batch is long enough.
 const BATCH_BYTES: usize = 8 << 20;
-
-/// What is to become of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write<V> {
-    /// It has this value.
-    Put(V),
-    /// It is gone.
-    Delete,
-}
-
-impl<V> Write<V> {
-    /// The value, if there is one.
-    pub fn value(&self) -> Option<&V> {
-        match self {
-            Self::Put(value) => Some(value),
-            Self::Delete => None,
-        }
-    }
-}
-
-/// A write with its number: of two writes of a key the one with the higher number is newer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record<K, V> {
-    /// The number.
-    pub seq: u64,
-    /// The key.
-    pub key: K,
-    /// What becomes of it.
-    pub write: Write<V>,
-}
-
-impl<K: Weigh, V: Weigh> Record<K, V> {
-    /// What it counts for in [`BehindConfig::max_bytes`].
-    pub fn weight(key: &K, write: &Write<V>) -> usize {
-        key.heap_bytes() + write.value().map_or(0, Weigh::heap_bytes) + OVERHEAD
-    }
-}
-
-/// Writes of different keys for one call to the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch<K, V> {
-    pub(super) id: u64,
-    /// To be stored.
-    pub puts: Vec<(K, V)>,
-    /// To be deleted.
-    pub deletes: Vec<K>,
-    /// The numbers of `puts`.
-    pub(super) put_seqs: Vec<u64>,
-    /// The numbers of `deletes`.
-    pub(super) delete_seqs: Vec<u64>,
-}
-
-/// What the store did with one part of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It has it.
-    Stored,
-    /// It did not answer, or said "later".
-    Later,
-    /// It refused, in these words.
-    Refused(Arc<str>),
-}
-
-/// What became of the writes of a batch, by their numbers; the others are tried again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Landed {
-    /// The store has them.
-    pub stored: Vec<u64>,
-    /// It does not, and need not: a newer write of the key, by the second number, waits.
-    pub replaced: Vec<(u64, u64)>,
-    /// They are dead letters now.
-    pub died: Vec<u64>,
-}
-
-/// A write that the store refuses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter<K, V> {
-    /// The write.
-    pub record: Record<K, V>,
-    /// When it was made.
-    pub since: Moment,
-    /// The store's words.
-    pub reason: Arc<str>,
-}
-
-/// What a queue holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Writes that the store does not have yet, dead letters included.
-    pub records: usize,
-    /// Their bytes, by [`Record::weight`].
-    pub bytes: usize,
-    /// Those of them that the store refuses.
-    pub dead_letters: usize,
-    /// When the oldest of the others was made.
-    pub oldest: Option<Moment>,
-    /// Failures in a row of the whole store.
-    pub failures: u32,
-}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Queue<K, V> {
     config: BehindConfig,
     slots: HashMap<K, Slot<V>>,
-    /// Keys whose waiting write may go, by its age.
-    ready: BTreeMap<(Moment, u64), K>,
+    /// Keys whose waiting write may go, by its turn.
+    ready: BTreeMap<Turn, K>,
     /// Keys whose write the store refused when it stood alone, by when it is tried again.
     resting: BTreeMap<(Moment, u64), K>,
     dead: BTreeMap<u64, K>,
@@ -142,6 +41,9 @@ pub struct Queue<K, V> {
     paused_until: Moment,
 }
 
+/// A write's place among those that may go: when it was made, or the first of those that it replaced, and that one's number.
+type Turn = (Moment, u64);
+
 #[derive(Debug)]
 struct Slot<V> {
     waiting: Option<Waiting<V>>,
@@ -152,8 +54,7 @@ struct Slot<V> {
 struct Waiting<V> {
     write: Write<V>,
     seq: u64,
-    /// When this, or the first of those it replaced, was made.
-    since: Moment,
+    turn: Turn,
     weight: usize,
     /// Largest batch it may be part of.
     limit: usize,
@@ -239,23 +140,39 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         let Record { seq, key, write } = record;
         self.next_seq = self.next_seq.max(seq + 1);
         let weight = Record::weight(&key, &write);
-        let slot = self.slots.entry(key.clone()).or_insert(Slot { waiting: None, flying: None });
-        let mut since = now;
-        let replaced = slot.waiting.take();
-        if let Some(old) = &replaced {
-            // Of a letter that lay dead nobody counts the age.
-            since = if matches!(old.place, Place::Dead(_)) { now } else { old.since };
-            self.records -= 1;
-            self.bytes -= old.weight;
-            unlist(&mut self.ready, &mut self.resting, &mut self.dead, old);
-        }
-        let place = if slot.flying.is_some() { Place::Behind } else { Place::Ready };
-        if matches!(place, Place::Ready) {
-            self.ready.insert((since, seq), key);
-        }
-        slot.waiting = Some(Waiting { write, seq, since, weight, limit: usize::MAX, attempts: 0, place });
+        let mut waiting =
+            Waiting { write, seq, turn: (now, seq), weight, limit: usize::MAX, attempts: 0, place: Place::Ready };
         self.records += 1;
         self.bytes += weight;
+        let Some(slot) = self.slots.get_mut(&key) else {
+            self.ready.insert(waiting.turn, key.clone());
+            self.slots.insert(key, Slot { waiting: Some(waiting), flying: None });
+            return None;
+        };
+        let mut is_listed = slot.flying.is_some();
+        if is_listed {
+            waiting.place = Place::Behind;
+        }
+        let replaced = slot.waiting.take();
+        if let Some(old) = &replaced {
+            self.records -= 1;
+            self.bytes -= old.weight;
+            match &old.place {
+                // Of a letter that lay dead nobody counts the age.
+                Place::Dead(_) => drop(self.dead.remove(&old.seq)),
+                place => {
+                    waiting.turn = old.turn;
+                    is_listed |= matches!(place, Place::Ready);
+                    if let Place::Resting(at) = place {
+                        self.resting.remove(&(*at, old.seq));
+                    }
+                }
+            }
+        }
+        if !is_listed {
+            self.ready.insert(waiting.turn, key);
+        }
+        slot.waiting = Some(waiting);
         replaced.map(|old| old.seq)
     }
 
@@ -298,7 +215,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
                 break;
             }
             bytes += waiting.weight;
-            since = since.min(waiting.since);
+            since = since.min(waiting.turn.0);
             let key = entry.remove();
             match &waiting.write {
                 Write::Put(value) => {
@@ -323,7 +240,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             return None;
         }
         let first = |list: &BTreeMap<(Moment, u64), K>| list.first_key_value().map(|((at, _), _)| *at);
-        let soon = all || self.failures > 0;
+        let soon = all || self.is_pressing();
         let fresh = first(&self.ready).map(|since| if soon { since } else { since + self.config.flush_interval });
         let rested = first(&self.resting).map(|at| if all { Moment::ZERO } else { at });
         Some(fresh.into_iter().chain(rested).min()?.max(self.paused_until))
@@ -336,11 +253,15 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
 
     fn is_due(&self, now: Moment, all: bool) -> bool {
         let oldest = self.ready.first_key_value().map(|((since, _), _)| *since);
-        all || self.failures > 0
+        all || self.is_pressing() || oldest.is_some_and(|since| since + self.config.flush_interval <= now)
+    }
+
+    /// Whether what may go does not wait for more.
+    fn is_pressing(&self) -> bool {
+        self.failures > 0
             || self.ready.len() >= self.config.batch_size
             || self.bytes * 2 >= self.config.max_bytes
             || self.records * 2 >= self.config.max_records
-            || oldest.is_some_and(|since| since + self.config.flush_interval <= now)
     }
 
     /// Those that have rested go with the next batch; whether there are any.
@@ -353,7 +274,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             let key = entry.remove();
             if let Some(waiting) = self.slots.get_mut(&key).and_then(|slot| slot.waiting.as_mut()) {
                 waiting.place = Place::Ready;
-                self.ready.insert((waiting.since, waiting.seq), key);
+                self.ready.insert(waiting.turn, key);
             }
         }
         self.resting.len() < before
@@ -385,7 +306,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
                 match &mut slot.waiting {
                     Some(newer) => {
                         newer.place = Place::Ready;
-                        self.ready.insert((newer.since, newer.seq), key);
+                        self.ready.insert(newer.turn, key);
                     }
                     None => drop(self.slots.remove(&key)),
                 }
@@ -409,7 +330,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
                     if matches!(outcome, Outcome::Refused(_)) {
                         back.limit = together.div_ceil(2);
                     }
-                    self.ready.insert((back.since, back.seq), key);
+                    self.ready.insert(back.turn, key);
                     back.place = Place::Ready;
                 }
             }
@@ -425,7 +346,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         let fresh = self.ready.first_key_value().map(|((since, _), _)| *since);
         let flying = self.flights.values().map(|flight| flight.since);
         let slots = self.resting.values().filter_map(|key| self.slots.get(key)?.waiting.as_ref());
-        let oldest = flying.chain(slots.map(|waiting| waiting.since)).chain(fresh).min();
+        let oldest = flying.chain(slots.map(|waiting| waiting.turn.0)).chain(fresh).min();
         Backlog {
             records: self.records,
             bytes: self.bytes,
@@ -461,7 +382,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             let waiting = self.slots.get(key)?.waiting.as_ref()?;
             let Place::Dead(reason) = &waiting.place else { return None };
             let record = Record { seq: waiting.seq, key: key.clone(), write: waiting.write.clone() };
-            Some(DeadLetter { record, since: waiting.since, reason: reason.clone() })
+            Some(DeadLetter { record, since: waiting.turn.0, reason: reason.clone() })
         });
         letters.take(most).collect()
     }
@@ -474,7 +395,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             if let Some(waiting) = self.slots.get_mut(key).and_then(|slot| slot.waiting.as_mut()) {
                 waiting.place = Place::Ready;
                 waiting.attempts = 0;
-                self.ready.insert((waiting.since, waiting.seq), key.clone());
+                self.ready.insert(waiting.turn, key.clone());
             }
         }
         chosen.len()
@@ -497,19 +418,4 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         let is_chosen = |key: &K| keys.is_none_or(|keys| keys.contains(key));
         self.dead.iter().filter(|(_, key)| is_chosen(key)).map(|(seq, key)| (*seq, key.clone())).collect()
     }
-}
-
-/// Takes a write out of the list that it is in.
-fn unlist<K, V>(
-    ready: &mut BTreeMap<(Moment, u64), K>,
-    resting: &mut BTreeMap<(Moment, u64), K>,
-    dead: &mut BTreeMap<u64, K>,
-    waiting: &Waiting<V>,
-) {
-    match waiting.place {
-        Place::Behind => None,
-        Place::Ready => ready.remove(&(waiting.since, waiting.seq)),
-        Place::Resting(at) => resting.remove(&(at, waiting.seq)),
-        Place::Dead(_) => dead.remove(&waiting.seq),
-    };
 }

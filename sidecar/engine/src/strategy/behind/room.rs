@@ -24,6 +24,16 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> std::fmt::Debug for Room<K,
 }
 
 impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Room<K, V> {
+    /// Makes it larger, if there is room for that now.
+    pub fn grow(&mut self, records: usize, bytes: usize) -> bool {
+        let mut state = self.of.inner.state.lock();
+        let fits = !state.is_sealed && state.queue.reserve(records, bytes);
+        if fits {
+            (self.records, self.bytes) = (self.records + records, self.bytes + bytes);
+        }
+        fits
+    }
+
     /// So much of it, for writes that go by themselves.
     #[must_use]
     pub fn split(&mut self, records: usize, bytes: usize) -> Self {

@@ -47,6 +47,7 @@ where
         let all = state.is_draining || !state.unkept.is_empty();
         let batches = std::iter::from_fn(|| state.queue.take(now, all)).collect();
         let due = state.queue.due_at(all).into_iter().chain(state.unkept.deadline()).min();
+        state.looks_at = due;
         drop(state);
         late.into_iter().for_each(Answer::give);
         (batches, due)
@@ -102,7 +103,8 @@ where
         inner.counts.coalesced.fetch_add(landed.replaced.len() as u64, Ordering::Relaxed);
         if let Some(ledger) = &inner.ledger {
             ledger.settled(&landed.stored);
-            landed.replaced.iter().for_each(|(old, _)| ledger.replaced(*old));
+            let replaced: Vec<u64> = landed.replaced.iter().map(|(old, _)| *old).collect();
+            ledger.replaced(&replaced);
         }
         landed.replaced.iter().for_each(|(old, newer)| state.unkept.pass_on(*old, *newer));
         let mut told = state.unkept.stored(&landed.stored);

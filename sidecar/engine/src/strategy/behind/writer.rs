@@ -15,9 +15,10 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::room::Room;
-use super::stats::{BehindStats, Counts, count};
+use super::stats::{BehindStats, Counts};
 use super::unkept::Unkept;
 use super::{Backlog, BehindConfig, DeadLetter, Done, Journal, JournalError, Ledger, Queue, Record, Write};
+use crate::clock::Moment;
 use crate::store::BackingStore;
 use crate::sync::{Mutex, Ordering};
 use crate::timer::Timer;
@@ -93,8 +94,10 @@ pub(super) struct State<K, V> {
     pub(super) is_sealed: bool,
     /// Writes that the journal could not keep: they are acknowledged when the store has them.
     pub(super) unkept: Unkept,
-    /// Writes that the journal has not spoken of yet.
+    /// What was given to the journal and it has not spoken of yet: of each time the first number.
     pub(super) unlogged: BTreeSet<u64>,
+    /// When [`WriteBehind::run`] looks for something to send; `None`: not before it is told to.
+    pub(super) looks_at: Option<Moment>,
     pub(super) last_error: Option<Arc<str>>,
     pub(super) max_wait: Duration,
 }
@@ -103,6 +106,18 @@ impl<K, V> State<K, V> {
     /// What the store said last, if it fails, to be told behind something else.
     pub(super) fn trouble(&self) -> String {
         self.last_error.as_ref().map_or_else(String::new, |error| format!(", and it says: {error}"))
+    }
+}
+
+impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> State<K, V> {
+    /// Whether something is to be sent before somebody looks for it; said once.
+    fn is_looked_at_too_late(&mut self) -> bool {
+        let due = self.queue.due_at(self.is_draining || !self.unkept.is_empty());
+        let is_late = due.is_some_and(|due| self.looks_at.is_none_or(|at| due < at));
+        if is_late {
+            self.looks_at = due;
+        }
+        is_late
     }
 }
 
@@ -146,6 +161,7 @@ where
             is_sealed: false,
             unkept: Unkept::default(),
             unlogged: BTreeSet::new(),
+            looks_at: None,
             last_error: None,
             max_wait: config.max_wait,
         };
@@ -239,43 +255,47 @@ where
         let now = inner.timer.now();
         inner.counts.taken.fetch_add(writes.len() as u64, Ordering::Relaxed);
         let mut state = inner.state.lock();
-        let State { queue, unkept, .. } = &mut *state;
+        let State { queue, unkept, unlogged, .. } = &mut *state;
         if let Some(mut room) = room {
             queue.release(std::mem::take(&mut room.records), room.bytes);
         }
-        let mut records = Vec::new();
+        let mut records = Vec::with_capacity(if inner.ledger.is_some() { writes.len() } else { 0 });
+        let mut replaced = Vec::new();
         for (key, write) in writes {
-            let (seq, replaced) = match &inner.ledger {
-                Some(_) => {
-                    let (seq, replaced) = queue.offer(key.clone(), write.clone(), now);
-                    records.push(Record { seq, key, write });
-                    (seq, replaced)
-                }
-                None => queue.offer(key, write, now),
+            let (seq, old) = if inner.ledger.is_some() {
+                let (seq, old) = queue.offer(key.clone(), write.clone(), now);
+                records.push(Record { seq, key, write });
+                (seq, old)
+            } else {
+                queue.offer(key, write, now)
             };
-            if let Some(replaced) = replaced {
-                count(&inner.counts.coalesced);
-                unkept.pass_on(replaced, seq);
-                if let Some(ledger) = &inner.ledger {
-                    ledger.replaced(replaced);
-                }
+            if let Some(old) = old {
+                unkept.pass_on(old, seq);
+                replaced.push(old);
             }
         }
+        inner.counts.coalesced.fetch_add(replaced.len() as u64, Ordering::Relaxed);
         if inner.journal.is_some() {
-            state.unlogged.extend(records.iter().map(|record| record.seq));
+            unlogged.extend(records.first().map(|record| record.seq));
         }
-        // Under the lock: who keeps a record hears of it before it hears that it is settled.
+        // Under the lock: who keeps a record hears of it before it hears that it is settled, or replaced.
         let kept = keep(records);
+        if let Some(ledger) = inner.ledger.as_ref().filter(|_| !replaced.is_empty()) {
+            ledger.replaced(&replaced);
+        }
+        let is_late = state.is_looked_at_too_late();
         drop(state);
-        inner.work.notify_one();
+        if is_late {
+            inner.work.notify_one();
+        }
         kept
     }
 
     /// The journal has records, or could not keep them: then who wrote is told when the store has them.
     fn kept(&self, records: &[(u64, K)], kept: Result<(), JournalError>, done: Done) {
         let mut state = self.inner.state.lock();
-        for (seq, _) in records {
-            state.unlogged.remove(seq);
+        if let Some((first, _)) = records.first() {
+            state.unlogged.remove(first);
         }
         self.inner.logged.notify_waiters();
         let Err(error) = kept else {
