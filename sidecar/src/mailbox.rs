@@ -17,6 +17,8 @@ use crate::{generations::Learned, upstream::Effect};
 pub(crate) enum Delivery {
     /// The reply to a request.
     Reply { place: Place, bytes: Bytes },
+    /// The replies to requests that follow each other.
+    Replies { first: u64, all: Vec<Bytes> },
     /// A read could not be filled; the session asks over its relay instead.
     Bypass { place: Place },
     /// A node of a cluster sent a request away.
@@ -63,6 +65,15 @@ pub(crate) struct Redirected {
 impl ReplyTo {
     pub(crate) fn reply(&self, bytes: impl Into<Bytes>) {
         self.mailbox.deliver(Delivery::Reply { place: self.place, bytes: bytes.into() });
+    }
+
+    /// The same for this request and those behind it.
+    pub(crate) fn reply_each(&self, mut replies: impl ExactSizeIterator<Item = Bytes>) {
+        if replies.len() > 1 {
+            self.mailbox.deliver(Delivery::Replies { first: self.place.seq, all: replies.collect() });
+        } else if let Some(only) = replies.next() {
+            self.reply(only);
+        }
     }
 
     /// See [`Delivery::Bypass`].

@@ -321,6 +321,12 @@ impl Session {
 
     /// Answers the whole requests at the front of `input`; tells how many bytes they were.
     fn answer(&mut self, input: &[u8]) -> usize {
+        let taken = self.answer_each(input);
+        self.conversation.end_run();
+        taken
+    }
+
+    fn answer_each(&mut self, input: &[u8]) -> usize {
         let mut at = 0;
         while at < input.len() && self.may_answer() {
             self.parser.set_stage(self.conversation.stage());

@@ -40,6 +40,8 @@ use crate::{
 const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 /// What is read from the socket at once.
 const READ_CHUNK: usize = 16 << 10;
+/// The largest buffer of what was sent that is kept.
+const MOST_KEPT: usize = 512 << 10;
 
 /// How a lane's connections are set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -399,7 +401,7 @@ impl<T> Connection<T> {
             };
             self.take(request, handler);
         }
-        if let Err(error) = self.poll_write(cx) {
+        if let Err(error) = self.poll_write(cx, timeout.is_some()) {
             return Poll::Ready(Over::Lost(error.to_string().into()));
         }
         // A command that may block (on a connection without a timeout) must not outlive whoever sent it: it would take
@@ -446,7 +448,8 @@ impl<T> Connection<T> {
                     _ => handler.push(bytes),
                 }
             }
-            if self.input.is_empty() {
+            // While answers are to come the buffer is used again; an idle lane has none.
+            if self.input.is_empty() && self.waiting.is_empty() {
                 self.input = BytesMut::new();
             }
             let is_partial = !self.input.is_empty();
@@ -469,16 +472,21 @@ impl<T> Connection<T> {
         pin!(self.stream.read_buf(&mut self.input)).poll(cx)
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, is_shared: bool) -> io::Result<()> {
         while !self.output.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.output) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                // Not by an advance, which would give the buffer's beginning up.
+                Poll::Ready(Ok(written)) if written == self.output.len() => self.output.clear(),
                 Poll::Ready(Ok(written)) => self.output.advance(written),
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => return Ok(()),
             }
         }
-        self.output = BytesMut::new();
+        // Connections of one session each are many, and mostly idle.
+        if (!is_shared && self.waiting.is_empty()) || self.output.capacity() > MOST_KEPT {
+            self.output = BytesMut::new();
+        }
         // TLS may still hold what the socket did not take.
         match Pin::new(&mut self.stream).poll_flush(cx) {
             Poll::Ready(Err(error)) => Err(error),

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use caddy_engine::{crash, strategy::behind::Room};
+use caddy_engine::{
+    crash,
+    strategy::behind::{JournalError, Room},
+};
 use caddy_remote::{
     Loss, Request,
     cluster::Redirect,
@@ -29,16 +32,18 @@ const MAX_HOPS: u16 = 1_000;
 const UNSETTLED: &str =
     "NOTREADY the key's slot is on its way between nodes of the cluster; nothing was written; repeat it";
 
-/// A write of a keyspace that writes behind, under way to L3.
+/// Commands of a keyspace that writes behind, under way to L3: one, or a run of them that came together.
 #[derive(Debug)]
 pub(crate) struct Storing {
+    /// Who waits for the answer to the first; those of the others follow it.
     pub(crate) to: ReplyTo,
     pub(crate) protocol: Protocol,
     pub(crate) effect: Effect,
     pub(crate) form: Form,
-    /// To what it was sent as.
+    /// To what they were sent as.
     pub(crate) replies: SmallVec<[Option<Bytes>; 2]>,
-    pub(crate) write: StoreWrite,
+    /// What each of them writes.
+    pub(crate) commands: SmallVec<[StoreWrite; 1]>,
     pub(crate) behind: Arc<Behind>,
     pub(crate) room: Room<Bytes, Bytes>,
     /// In a cluster.
@@ -50,7 +55,7 @@ pub(crate) struct Storing {
 pub(crate) enum Form {
     /// As it is, with what concerns the leases beside it: in a cluster each goes where it has to.
     Plain {
-        /// Which of the replies is the command's own.
+        /// Which of the replies is the first command's own; those of the others follow it.
         own: usize,
     },
     /// As one script.
@@ -136,52 +141,71 @@ impl Storing {
 
     /// L3 has answered, or never will. Called in the order in which L3 executed the writes: that is the order of the queue.
     pub(crate) fn finish(self: Box<Self>, shared: &Arc<Shared>, via: &Via<'_>, outcome: Result<(), Loss>) {
-        let Self { to, protocol, effect, form, mut replies, write, behind, room, sending } = *self;
+        let Self { to, protocol, effect, form, mut replies, commands, behind, room, sending } = *self;
         crash::point("redis-has-it");
         // Whatever the answer is, also a loss: it may have been executed.
         effect.apply(shared);
+        if let Err(loss) = outcome {
+            return to.reply_each((0..commands.len()).map(|_| error_reply(&loss)));
+        }
         let own = if let Form::Plain { own } = form { own } else { 0 };
-        let reply = match (outcome, replies.get_mut(own).and_then(Option::take)) {
-            // What concerns several keys waits for the end of a slot's move, as it does in any cluster.
-            (Ok(()), Some(reply)) if reply.starts_with(b"-TRYAGAIN") => return to.reply(error_text(UNSETTLED)),
-            (Ok(()), Some(reply)) => reply,
-            (Err(loss), _) => return to.reply(error_reply(&loss)),
-            (Ok(()), None) => return to.reply(&b"-ERR the connection ended without a reply\r\n"[..]),
-        };
-        let (ids, reply, names, is_number) = match form {
-            Form::Script { .. } if reply.starts_with(b"-") => return to.reply(reply),
-            Form::Script { is_number, names } => match writes::stepped(&reply) {
-                Some(stepped) => (stepped.ids, reply.slice_ref(stepped.reply), Some(names), is_number),
-                None => return to.reply(&b"-ERR the reply of Redis to the write cannot be read\r\n"[..]),
-            },
-            Form::Plain { .. } => (Vec::new(), reply, None, false),
-        };
-        let writes = write.applied(&reply);
-        let reply = translated(if is_number { as_number(&reply) } else { reply }, protocol);
+        let (mut writes, mut answers) = (Vec::with_capacity(commands.len()), Answers::with_capacity(commands.len()));
+        let mut recorded = None;
+        for (at, command) in commands.into_iter().enumerate() {
+            let reply = match replies.get_mut(own + at).and_then(Option::take) {
+                Some(reply) => reply,
+                None => Bytes::from_static(b"-ERR the connection ended without a reply\r\n"),
+            };
+            let reply = match &form {
+                // What concerns several keys waits for the end of a slot's move, as it does in any cluster.
+                _ if reply.starts_with(b"-TRYAGAIN") => error_text(UNSETTLED),
+                Form::Script { is_number, names } if !reply.starts_with(b"-") => match writes::stepped(&reply) {
+                    Some(stepped) => {
+                        recorded = Some((names.clone(), stepped.ids));
+                        let own = reply.slice_ref(stepped.reply);
+                        writes.extend(command.applied(&own));
+                        answers.push((true, translated(if *is_number { as_number(&own) } else { own }, protocol)));
+                        continue;
+                    }
+                    None => Bytes::from_static(b"-ERR the reply of Redis to the write cannot be read\r\n"),
+                },
+                _ => reply,
+            };
+            let before = writes.len();
+            writes.extend(command.applied(&reply));
+            answers.push((writes.len() > before, translated(reply, protocol)));
+        }
         // Of what Redis had, the app is shown what a GET would have shown. Keys that have a store are in database 0.
         let shows = effect.shows;
-        let answer = move |shared: &Arc<Shared>, to: ReplyTo, bytes: Bytes| {
-            let held = HeldReply { to, bytes };
-            RelayedStrings::of_a_write(held, shows, 0, protocol, None).hand_on(shared, Ok(Vec::new()));
+        let answer = move |shared: &Arc<Shared>, to: ReplyTo, answers: Answers| {
+            if shows.is_empty() {
+                return to.reply_each(answers.into_iter().map(|(_, bytes)| bytes));
+            }
+            for (_, bytes) in answers {
+                let held = HeldReply { to: to.clone(), bytes };
+                RelayedStrings::of_a_write(held, shows.clone(), 0, protocol, None).hand_on(shared, Ok(Vec::new()));
+            }
         };
         if writes.is_empty() {
-            return answer(shared, to, reply);
+            return answer(shared, to, answers);
         }
         let (keyspace, its) = (behind.clone(), shared.clone());
-        let done = Box::new(move |kept: Result<(), caddy_engine::strategy::behind::JournalError>| {
-            match kept {
+        let done = Box::new(move |kept: Result<(), JournalError>| match kept {
             Ok(()) => {
                 crash::point("before-answer");
-                answer(&its, to, reply);
+                answer(&its, to, answers);
             }
-            Err(error) => to.reply(error_text(&format!(
-                "STOREERR Redis has it, but store '{}' may never: {error}; see whether the store is up, and write it again",
-                keyspace.store
-            ))),
-        }
+            Err(error) => {
+                let text = format!(
+                    "STOREERR Redis has it, but store '{}' may never: {error}; see whether the store is up, and write it again",
+                    keyspace.store
+                );
+                let told = |(is_written, bytes)| if is_written { error_text(&text) } else { bytes };
+                to.reply_each(answers.into_iter().map(told));
+            }
         });
-        match (&behind.streams, names) {
-            (Some(streams), Some(names)) => behind.writer.write_kept(
+        match (&behind.streams, recorded) {
+            (Some(streams), Some((names, ids))) => behind.writer.write_kept(
                 room,
                 writes,
                 |records, done| streams.recorded(shared, via, &names, ids, &records, done),
@@ -194,6 +218,9 @@ impl Storing {
         drop(sending);
     }
 }
+
+/// What the app is told of each command, and whether it has written something.
+type Answers = SmallVec<[(bool, Bytes); 1]>;
 
 fn is_redirection(reply: &[u8]) -> bool {
     reply.starts_with(b"-MOVED ") || reply.starts_with(b"-ASK ")

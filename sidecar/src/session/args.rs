@@ -85,8 +85,17 @@ impl<'a> Args<'a> {
             Bytes::copy_from_slice(self.frame)
         } else {
             let mut out = Vec::with_capacity(self.frame.len() + 32);
-            encode::command(&mut out, self.iter());
+            self.append_to(&mut out);
             out.into()
+        }
+    }
+
+    /// Appends the request itself.
+    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
+        if self.parser.is_canonical() {
+            out.extend_from_slice(self.frame);
+        } else {
+            encode::command(out, self.iter());
         }
     }
 

@@ -24,6 +24,7 @@ use super::{
     pinned::Pinned,
     replies::Replies,
     routing::{self, Home},
+    store_writes::Run,
     transaction::Outcome,
     under_way::{OwnRead, ReadsUnderWay},
     waiting,
@@ -154,6 +155,8 @@ pub(crate) struct Conversation {
     pub(super) under_way: ReadsUnderWay,
     /// Replies that are due, not yet written to the socket.
     pub(super) out: Vec<u8>,
+    /// Writes that were just read and are about to be sent together.
+    pub(super) run: Option<Box<Run>>,
     /// Where the requests in `replies` are under way; meaningless while none is.
     pub(super) stream: Stream,
     /// Seldom there, so not of every session's size.
@@ -198,6 +201,7 @@ impl Conversation {
             replies: Replies::new(),
             under_way: ReadsUnderWay::default(),
             out: Vec::new(),
+            run: None,
             stream: Stream::Pinned,
             pinned: None,
             patterns: Patterns::default(),
@@ -503,6 +507,7 @@ impl Conversation {
     pub(crate) fn deliver(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Reply { place, bytes } => self.complete_part(place, bytes),
+            Delivery::Replies { first, all } => self.complete_run(first, all),
             Delivery::Bypass { place } => self.bypass(place),
             Delivery::Redirected(redirected) => self.redirected(*redirected),
             Delivery::Push(bytes) => self.pushed(&bytes),

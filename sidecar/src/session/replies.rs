@@ -13,7 +13,12 @@ pub(crate) struct Replies<P> {
     first: u64,
     slots: VecDeque<Slot<P>>,
     waiting: usize,
+    /// How many there were lately, before all had left: room for as many is made at once.
+    usual: usize,
 }
+
+/// Room for more is made when it is needed.
+const MOST_AT_ONCE: usize = 64;
 
 #[derive(Debug)]
 enum Slot<P> {
@@ -26,7 +31,7 @@ enum Slot<P> {
 
 impl<P> Replies<P> {
     pub(crate) fn new() -> Self {
-        Self { first: 0, slots: VecDeque::new(), waiting: 0 }
+        Self { first: 0, slots: VecDeque::new(), waiting: 0, usual: 1 }
     }
 
     /// How many requests have no reply yet.
@@ -58,6 +63,9 @@ impl<P> Replies<P> {
 
     /// A place for a reply that is yet to come.
     pub(crate) fn expect(&mut self, pending: P) -> u64 {
+        if self.slots.capacity() == 0 {
+            self.slots.reserve(self.usual);
+        }
         self.slots.push_back(Slot::Waiting(pending));
         self.waiting += 1;
         self.first + self.slots.len() as u64 - 1
@@ -129,6 +137,7 @@ impl<P> Replies<P> {
     /// Moves replies that are due into `out` while it is shorter than `limit`. Those that stay share the bytes of their
     /// copies, so that many replies of one large value are not as large as they look.
     pub(crate) fn drain_into(&mut self, out: &mut Vec<u8>, limit: usize) {
+        let before = self.slots.len();
         while out.len() < limit
             && let Some(Slot::Ready(bytes)) = self.slots.front()
         {
@@ -139,6 +148,7 @@ impl<P> Replies<P> {
         // An idle session keeps none.
         if self.slots.is_empty() && self.slots.capacity() > 0 {
             self.slots = VecDeque::new();
+            self.usual = before.min(MOST_AT_ONCE);
         }
     }
 }

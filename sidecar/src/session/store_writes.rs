@@ -2,12 +2,14 @@
 //!
 //! Owns which commands can be and which are refused, and in which order the parts of a write happen. *Behind*: room is
 //! reserved, the command goes to L3 on the one connection for such writes, and what L3 took is queued for the store
-//! before the app is answered ([`Storing`]). *Through* ([`through`]): the store first. A session does nothing else on other
+//! before the app is answered ([`Storing`]); what was read together goes together ([`Run`]). *Through* ([`through`]): the store first. A session does nothing else on other
 //! connections while such a write is unanswered. Fails with `-STOREERR` before anything was written, where that is how it
 //! failed, and says so otherwise.
 
 mod behind;
 mod command;
+mod opening;
+mod run;
 mod through;
 
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::{
     mailbox::Place,
 };
 pub(crate) use command::{StoreWrite, Wanted};
+pub(super) use run::Run;
 
 /// Keys of one command.
 const MAX_KEYS: usize = 1_000;
@@ -61,7 +64,8 @@ impl Conversation {
         if self.is_about_to_unpin() {
             return Some(Flow::Hold);
         }
-        let is_alone = positions.iter().all(|at| written(*at).is_some_and(|other| Arc::ptr_eq(other, &source)));
+        let is_alone = positions.len() == 1
+            || positions.iter().all(|at| written(*at).is_some_and(|other| Arc::ptr_eq(other, &source)));
         let refusal = match &wanted {
             _ if self.pinned.is_some() => {
                 "it goes to a store too, and not from within MULTI, WATCH, a subscription or tracking: use a connection of its own".to_owned()
@@ -81,7 +85,7 @@ impl Conversation {
         Some(match &source.behind {
             Some(behind) => {
                 let Wanted::Writes(write) = wanted else { return None };
-                self.write_behind(row, args, behind, write)
+                self.write_behind(row, args, &source, behind, write)
             }
             None => match wanted.before_l3() {
                 Wanted::Writes(write) => self.write_through(row, args, &source, write),

@@ -25,6 +25,8 @@ const KEYS: usize = 40;
 /// Keys that each pod writes: more than its queue holds.
 const WRITTEN: usize = 500;
 const ROOM: i64 = 300;
+/// Between two tries of a store that fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Calls of a sidecar at a time.
 const CALLS: usize = 8;
 
@@ -91,8 +93,12 @@ fn write(sidecar: &Sidecar, seen: &Seen, pod: usize) -> Result<BTreeMap<String, 
 }
 
 fn comes_to(what: &str, counter: &AtomicUsize, least: usize) -> Result<()> {
+    comes_to_within(what, SOON, counter, least)
+}
+
+fn comes_to_within(what: &str, time: Duration, counter: &AtomicUsize, least: usize) -> Result<()> {
     let before = counter.load(Ordering::SeqCst);
-    eventually(what, SOON, || {
+    eventually(what, time, || {
         let more = counter.load(Ordering::SeqCst).saturating_sub(before);
         ensure!(more >= least, "{more} of {least}");
         Ok(())
@@ -187,7 +193,8 @@ fn play(world: &mut World, origin: &Origin, sidecars: &[Sidecar], seen: &Seen) -
     for rounds in &seen.rounds {
         comes_to("nothing but fresh values", rounds, 5)?;
     }
-    comes_to("writes", &seen.taken, 200)?;
+    // It may be at its longest pause between two tries.
+    comes_to_within("writes", LONGEST_PAUSE + SOON, &seen.taken, 200)?;
     let (loads, at_once) = (origin.requests() - before, origin.most_at_once());
     println!("{loads} loads of {KEYS} keys behind the outage, {at_once} at once");
     ensure!(2 * loads <= 3 * KEYS, "{loads} loads of {KEYS} keys");

@@ -50,6 +50,68 @@ fn every_write_of_a_whole_value_reaches_the_table() -> Result<()> {
 }
 
 #[test]
+fn writes_that_came_together_are_answered_each_by_itself_and_stored_in_their_order() -> Result<()> {
+    let world = World::start()?;
+    let directory = tempfile::tempdir()?;
+    for how in [BEHIND.to_owned(), super::world::logged(directory.path(), ", flushInterval: 20ms")] {
+        let sidecar = world.sidecar(&how)?;
+        let mut app = client(&sidecar)?;
+        let told = app.pipeline(&[
+            "SET user:a 1",
+            "SET user:b 2 NX",
+            "SET user:b 3 NX",
+            "SET user:a 4",
+            "INCR user:a",
+            "SET user:c text",
+            "INCR user:c",
+            "APPEND user:a x",
+            "MSET user:d 5 user:e 6 user:d 7",
+            "GETSET user:d 8",
+            "SET user:d 9 EX nonsense",
+            "DEL user:e user:c",
+            "SET user:f 10",
+            "SET user:f 11 XX",
+            "GET user:f",
+            "SET user:g 12",
+            "SET user:a 13",
+        ])?;
+        for (at, text) in [(6, "not an integer"), (7, "WriteBehind"), (10, "not an integer")] {
+            ensure!(told[at].contains(text), "{at}: {}", told[at]);
+        }
+        let others: Vec<&str> =
+            told.iter().enumerate().filter(|(at, _)| ![6, 7, 10].contains(at)).map(|(_, told)| &told[..]).collect();
+        let expected = ["OK", "OK", "(nil)", "OK", "5", "OK", "OK", "7", "2", "OK", "OK", "11", "OK", "OK"];
+        ensure!(others == expected, "{others:?}");
+        world.rows_become(&["user:a=13", "user:b=2", "user:d=8", "user:f=11", "user:g=12"])?;
+        // Nobody who loads is kept waiting by a lease, or could store what he began to load before.
+        let leases = world.redis.command(&["KEYS", "*lease:user:[abdfg]"])?;
+        ensure!(leases == b"*0\r\n", "{}", leases.escape_ascii());
+        world.postgres.execute("DELETE FROM users")?;
+        world.redis.command(&["FLUSHALL"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_number_that_was_loaded_is_counted_on() -> Result<()> {
+    let world = World::start()?;
+    let sidecar =
+        world.sidecar("strategy: WriteBehind, ttl: 1h, staleIfError: 1h, writeBehind: {flushInterval: 20ms}")?;
+    world.postgres.execute("INSERT INTO users VALUES ('user:visits', '41'), ('user:text', 'no number')")?;
+    let mut app = client(&sidecar)?;
+    ensure!(app.ask("GET user:visits")? == "41" && app.ask("GET user:text")? == "no number");
+    let told = app.pipeline(&["INCR user:visits", "INCRBY user:visits 8", "GET user:visits", "INCR user:text"])?;
+    ensure!(told[..3] == ["42", "50", "50"] && told[3].contains("not an integer"), "{told:?}");
+    ensure!(app.ask("GET user:text")? == "no number");
+    world.rows_become(&["user:text=no number", "user:visits=50"])?;
+    // What somebody has declared old is loaded before it is counted on.
+    world.postgres.execute("UPDATE users SET value = '100' WHERE key = 'user:text'")?;
+    app.ask("CACHE.INVALIDATE KEY user:text")?;
+    ensure!(app.ask("GET user:text")? == "100" && app.ask("INCR user:text")? == "101");
+    world.rows_become(&["user:text=101", "user:visits=50"])
+}
+
+#[test]
 fn others_see_a_write_at_once_and_the_table_gets_batches() -> Result<()> {
     let world = World::start()?;
     let sidecars = [world.sidecar(BEHIND)?, world.sidecar(BEHIND)?];

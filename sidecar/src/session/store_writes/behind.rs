@@ -16,11 +16,12 @@ use caddy_remote::{
 };
 use caddy_resp::{Protocol, encode};
 
-use super::{Part, StoreWrite};
+use super::{Part, StoreWrite, opening};
 use crate::{
     behind::{Behind, Form, Sending, Size, Storing, Streams, error_text},
     commands::Row,
     guards::{Guard, hold},
+    keyspaces::Source,
     mailbox::ReplyTo,
     nodes::Node,
     session::{
@@ -40,9 +41,15 @@ impl Conversation {
         &mut self,
         row: &'static Row,
         args: Args<'_>,
+        source: &Source,
         behind: &Arc<Behind>,
         write: StoreWrite,
     ) -> Flow {
+        let has_envelopes = || !source.settings.stale_if_error.is_zero() || self.worker.shared.envelopes.are_there();
+        let opens = write.computes() && has_envelopes();
+        let write = if opens { Err(write) } else { self.join_run(row, args, behind, write) };
+        let Err(write) = write else { return Flow::Done };
+        self.end_run();
         let stream = Stream::Stored(self.client.database);
         if self.is_under_way_elsewhere(stream) {
             return Flow::Hold;
@@ -62,12 +69,12 @@ impl Conversation {
             }
         }
         self.stream = stream;
+        let effect = effect(row, args);
         // Without room, nothing of this session may overtake it while it waits.
-        let may_go = homes.iter().all(|(slot, _)| behind.takes(*slot));
+        let may_go = !opens && homes.iter().all(|(slot, _)| behind.takes(*slot));
         let room = may_go.then(|| behind.reserve(Size::of(&write.writes))).flatten();
         let is_waiting = room.is_none();
         let mut room = room;
-        let effect = effect(row, args);
         let parts = self.expect_parts(args, write, if is_waiting { Pending::Storing } else { Pending::Relayed });
         for part in parts {
             let Part { place, command, write } = part;
@@ -88,6 +95,7 @@ impl Conversation {
                 database: self.client.database,
                 effect,
                 write,
+                opens,
                 behind: behind.clone(),
             };
             match room.as_mut().map(|room| room.split(size.records, size.bytes)) {
@@ -113,6 +121,8 @@ struct Outgoing {
     database: u32,
     effect: Effect,
     write: StoreWrite,
+    /// What its key has may be in an envelope.
+    opens: bool,
     behind: Arc<Behind>,
 }
 
@@ -120,6 +130,12 @@ impl Outgoing {
     async fn send_in_turn(self, size: Size) {
         if let Err(reason) = self.behind.prepare(&self.shared, self.slot).await {
             return self.to.reply(error_text(&format!("NOTREADY {reason}; nothing was written")));
+        }
+        if self.opens
+            && let Some((key, _)) = self.write.writes.first()
+            && let Err(text) = opening::open(&self.shared, self.database, key).await
+        {
+            return self.to.reply(error_text(&text));
         }
         match self.behind.writer.room(size.records, size.bytes).await {
             Ok(room) => self.send(room),
@@ -150,7 +166,8 @@ impl Outgoing {
             way.map(|way| Sending { parts, open: (0..count).collect(), is_asking: false, database, way, hops: 0 });
         let from = to.clone();
         let replies = smallvec::smallvec![None; count];
-        let storing = Storing { to, protocol, effect, form, replies, write, behind, room, sending };
+        let commands = smallvec::smallvec![write];
+        let storing = Storing { to, protocol, effect, form, replies, commands, behind, room, sending };
         let request = Request { bytes, replies: count as u16, tag: Tag::Store(Box::new(storing)) };
         crash::point("before-redis");
         if redis.writer(&shared, &node, database).is_none_or(|lane| lane.submit(request).is_err()) {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use caddy_engine::strategy::behind::Write;
 use caddy_remote::writes::ValueAt;
 use caddy_resp::Value;
+use smallvec::{SmallVec, smallvec};
 
 use crate::session::args::Args;
 
@@ -18,11 +19,14 @@ pub(crate) enum Wanted {
     Refused(&'static str),
 }
 
+/// Most commands write one key.
+pub(crate) type Writes = SmallVec<[(Bytes, Write<Bytes>); 1]>;
+
 /// What is written, if L3's answer says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StoreWrite {
     when: When,
-    pub(crate) writes: Vec<(Bytes, Write<Bytes>)>,
+    pub(crate) writes: Writes,
 }
 
 /// Which answers say that it was written.
@@ -54,7 +58,7 @@ impl Wanted {
     pub(crate) fn of(name: &str, args: Args<'_>) -> Self {
         let key = |at: usize| Bytes::copy_from_slice(args.get(at));
         let put = |at: usize, value: usize| (key(at), Write::Put(key(value)));
-        let one = |when, write| Self::Writes(StoreWrite { when, writes: vec![write] });
+        let one = |when, write| Self::Writes(StoreWrite { when, writes: smallvec![write] });
         match name {
             "set" => match set_option(args) {
                 Some(when) => one(when, put(1, 2)),
@@ -125,8 +129,11 @@ fn set_option(args: Args<'_>) -> Option<When> {
 
 impl StoreWrite {
     /// What is to be stored, now that L3 has answered.
-    pub(crate) fn applied(self, reply: &[u8]) -> Vec<(Bytes, Write<Bytes>)> {
-        let Ok((value, _)) = Value::decode(reply) else { return Vec::new() };
+    pub(crate) fn applied(self, reply: &[u8]) -> Writes {
+        if reply == b"+OK\r\n" && matches!(self.when, When::Ok | When::OkIf) {
+            return self.writes;
+        }
+        let Ok((value, _)) = Value::decode(reply) else { return Writes::new() };
         let is_written = match self.when {
             _ if value.as_error().is_some() => false,
             When::Done | When::Value => true,
@@ -136,14 +143,14 @@ impl StoreWrite {
             When::WasPresent => value.as_bytes().is_some(),
         };
         if !is_written {
-            return Vec::new();
+            return Writes::new();
         }
         if self.when != When::Value {
             return self.writes;
         }
         let number = value.as_integer().map(|number| Bytes::from(number.to_string()));
         let text = number.or_else(|| value.as_bytes().map(Bytes::copy_from_slice));
-        let Some(text) = text else { return Vec::new() };
+        let Some(text) = text else { return Writes::new() };
         self.writes.into_iter().map(|(key, _)| (key, Write::Put(text.clone()))).collect()
     }
 
@@ -179,6 +186,11 @@ impl StoreWrite {
     /// Whether a SET answers what was there before.
     pub(crate) fn returns_old(&self) -> bool {
         !matches!(self.when, When::Ok | When::OkIf)
+    }
+
+    /// Whether Redis computes what is written from what it has.
+    pub(crate) fn computes(&self) -> bool {
+        self.when == When::Value
     }
 
     /// Whether all that is written are deletions, as of one command they all are or none.

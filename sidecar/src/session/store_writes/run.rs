@@ -1,0 +1,146 @@
+//! A run: plain writes of one session that were read together, and go to L3 as one request.
+//!
+//! What each of them would cost alone (a request, its place in a lane, the end of a lease, a turn of the queue and of its
+//! log, a delivery to the session) is paid once. Only in front of one Redis, where they all travel on one connection anyway:
+//! in a cluster each follows its slot. A write that finds no room, a deletion, which takes its leases *before* L3 has it, and
+//! what shows old values end the run and go alone. It is sent before the session does anything else, at the latest with
+//! the last request of what was read.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use caddy_engine::{crash, strategy::behind::Room};
+use caddy_remote::Request;
+use caddy_resp::encode;
+use smallvec::{SmallVec, smallvec};
+
+use super::StoreWrite;
+use crate::{
+    behind::{Behind, Form, Size, Storing},
+    commands::Row,
+    mailbox::{Place, ReplyTo},
+    session::{
+        args::Args,
+        conversation::{Conversation, Pending, Stream, effect},
+    },
+    shared::L3,
+    upstream::{Effect, Tag},
+};
+
+/// What is made room for at the beginning.
+const USUAL: usize = 16;
+const USUAL_BYTES: usize = 4 << 10;
+/// Commands of a run.
+const MOST: usize = 1_000;
+/// Bytes after which one is sent.
+const LONG: usize = 64 << 10;
+
+/// See the module.
+pub(in crate::session) struct Run {
+    behind: Arc<Behind>,
+    /// Where the first of the answers goes.
+    first: u64,
+    commands: SmallVec<[StoreWrite; 1]>,
+    /// As they are sent.
+    bytes: Vec<u8>,
+    effect: Effect,
+    room: Room<Bytes, Bytes>,
+}
+
+impl Conversation {
+    /// Takes a write into the run, if it can be part of one; else gives it back.
+    pub(super) fn join_run(
+        &mut self,
+        row: &'static Row,
+        args: Args<'_>,
+        behind: &Arc<Behind>,
+        write: StoreWrite,
+    ) -> Result<(), StoreWrite> {
+        let is_alone = matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.only().is_some());
+        let stream = Stream::Stored(self.client.database);
+        if !is_alone || behind.streams.is_some() || write.deletes() || self.is_under_way_elsewhere(stream) {
+            return Err(write);
+        }
+        let effect = effect(row, args);
+        if !effect.shows.is_empty() {
+            return Err(write);
+        }
+        let (size, seq) = (Size::of(&write.writes), self.replies.next_seq());
+        if self.run.as_mut().is_none_or(|run| !run.takes(behind, seq, size)) {
+            self.end_run();
+            let Some(room) = behind.reserve(size) else { return Err(write) };
+            self.run = Some(Box::new(Run {
+                behind: behind.clone(),
+                first: seq,
+                commands: SmallVec::with_capacity(USUAL),
+                bytes: Vec::with_capacity(USUAL_BYTES),
+                effect: Effect { keys: SmallVec::with_capacity(USUAL), ..Effect::default() },
+                room,
+            }));
+        }
+        let Some(run) = &mut self.run else { return Err(write) };
+        args.append_to(&mut run.bytes);
+        run.effect.keys.extend_from_slice(&effect.keys);
+        run.commands.push(write);
+        self.stream = stream;
+        self.expect(Pending::Relayed);
+        Ok(())
+    }
+
+    /// Sends the run, if there is one.
+    pub(in crate::session) fn end_run(&mut self) {
+        let Some(run) = self.run.take() else { return };
+        let Run { behind, first, commands, mut bytes, effect, room } = *run;
+        let shared = &self.worker.shared;
+        // What is there for all who would load: whoever began to load before finds his lease gone, or the key changed.
+        let mut name = shared.lease_of(b"");
+        let prefix = name.len();
+        let keys = || commands.iter().flat_map(|command| &command.writes).map(|(key, _)| key);
+        encode::array_header(&mut bytes, 1 + keys().count());
+        encode::bulk(&mut bytes, b"DEL");
+        for key in keys() {
+            name.truncate(prefix);
+            name.extend_from_slice(key);
+            encode::bulk(&mut bytes, &name);
+        }
+        let to = ReplyTo { mailbox: self.mailbox.clone(), place: Place { seq: first, part: 0 } };
+        let replies = smallvec![None; commands.len() + 1];
+        let (count, from) = (commands.len(), to.clone());
+        let storing = Storing {
+            to,
+            protocol: self.client.protocol,
+            effect,
+            form: Form::Plain { own: 0 },
+            replies,
+            commands,
+            behind,
+            room,
+            sending: None,
+        };
+        let request = Request { bytes: bytes.into(), replies: count as u16 + 1, tag: Tag::Store(Box::new(storing)) };
+        crash::point("before-redis");
+        let L3::Redis(redis) = &shared.l3 else { return };
+        let lane = redis.only().and_then(|node| redis.writer(shared, node, self.client.database));
+        if lane.is_none_or(|lane| lane.submit(request).is_err()) {
+            from.reply_each((0..count).map(|_| Bytes::from_static(b"-NOTREADY the sidecar is shutting down\r\n")));
+        }
+    }
+
+    /// The answers to a run.
+    pub(in crate::session) fn complete_run(&mut self, first: u64, all: Vec<Bytes>) {
+        for (seq, bytes) in (first..).zip(all) {
+            self.replies.complete(seq, bytes);
+        }
+    }
+}
+
+impl Run {
+    /// Whether the next write is part of it; room for it is there then.
+    fn takes(&mut self, behind: &Arc<Behind>, seq: u64, size: Size) -> bool {
+        Arc::ptr_eq(&self.behind, behind)
+            && self.first + self.commands.len() as u64 == seq
+            && self.commands.len() < MOST
+            && self.bytes.len() < LONG
+            && self.room.grow(size.records, size.bytes)
+    }
+}
