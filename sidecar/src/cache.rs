@@ -1,7 +1,7 @@
 //! What the sidecar keeps in the engine's tiers: keys of one database, and replies ready to be sent.
 
 use bytes::Bytes;
-use caddy_engine::{Held, KeyHash, TierHash, Weigh};
+use caddy_engine::{Held, KeyHash, TierHash, Weigh, same_bytes};
 use caddy_resp::{Protocol, Value, encode};
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
@@ -119,7 +119,7 @@ impl<'a> KeyRef<'a> {
 
 impl Equivalent<TierKey> for KeyRef<'_> {
     fn equivalent(&self, key: &TierKey) -> bool {
-        self.name == &*key.name && self.database == key.database && self.read == key.read
+        same_bytes(self.name, &key.name) && self.database == key.database && self.read == key.read
     }
 }
 

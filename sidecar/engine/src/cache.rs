@@ -158,13 +158,14 @@ where
         now: Moment,
     ) -> Result<Shared<K, V>, FillRefused> {
         let filled = self.try_fill(token, hash, key, value, deadline, now);
-        self.stats.add(match &filled {
-            Ok(_) => Counter::Filled,
-            Err(FillRefused::Invalidated) => Counter::RefusedInvalidated,
-            Err(FillRefused::Flushed) => Counter::RefusedFlushed,
-            Err(FillRefused::Expired) => Counter::RefusedExpired,
-            Err(FillRefused::TooLarge) => Counter::RefusedTooLarge,
-        });
+        if let Err(refused) = &filled {
+            self.stats.add(match refused {
+                FillRefused::Invalidated => Counter::RefusedInvalidated,
+                FillRefused::Flushed => Counter::RefusedFlushed,
+                FillRefused::Expired => Counter::RefusedExpired,
+                FillRefused::TooLarge => Counter::RefusedTooLarge,
+            });
+        }
         filled
     }
 
@@ -189,7 +190,7 @@ where
         if entry.bytes() > MAX_ENTRY_BYTES {
             return Err(FillRefused::TooLarge);
         }
-        match self.l2.insert(hash, &entry, times, &self.kernel, &self.stats) {
+        match self.l2.insert(hash, &entry, times, &self.kernel) {
             Ok(()) => Ok(entry),
             Err(Refusal::TooLarge) => Err(FillRefused::TooLarge),
             Err(Refusal::Outdated | Refusal::NotYet) => Err(FillRefused::Invalidated),
@@ -236,7 +237,7 @@ where
         let value = Parts { field: value, tail: value_tail.as_ref() };
         let entry = Entry::new(old.basis(), key, value);
         entry.inherit(old);
-        self.l2.renew(hash, old, &entry, &self.kernel, &self.stats).then_some(entry)
+        self.l2.renew(hash, old, &entry, &self.kernel).then_some(entry)
     }
 
     /// Removes the copy of one tier key from L2, and so from every L1. `true`: there was one.
@@ -244,7 +245,7 @@ where
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
-        self.l2.remove(hash, key, &self.kernel, &self.stats)
+        self.l2.remove(hash, key, &self.kernel)
     }
 
     /// Calls `visit` for the key of every entry in L2, whatever its state, in slices between which others use L2: what is
@@ -255,13 +256,13 @@ where
 
     /// Removes everything.
     pub fn clear(&self) {
-        self.l2.clear(&self.kernel, &self.stats);
+        self.l2.clear(&self.kernel);
     }
 
     /// One slice of maintenance of L2: frees what has expired, in at most `steps` steps. `true`: there may be
     /// more; come back soon.
     pub fn maintain(&self, now: Moment, steps: usize) -> bool {
-        self.l2.expire(now, steps, &self.kernel, &self.stats)
+        self.l2.expire(now, steps, &self.kernel)
     }
 
     /// Explains the copy in L2, without counting as a read; `None`: there is none.
@@ -301,7 +302,7 @@ where
     /// assert_eq!(cache.stats().in_flight_bytes, 0);
     /// ```
     pub fn hold(&self, bytes: usize) -> Held {
-        self.l2.hold(bytes, &self.kernel, &self.stats)
+        self.l2.hold(bytes, &self.kernel)
     }
 
     /// The budget of L2 at the moment.
@@ -317,7 +318,7 @@ where
 
     /// One slice of getting L2 down to its budget. `true`: there may be more; come back soon.
     pub fn shrink(&self) -> bool {
-        self.l2.shrink(&self.kernel, &self.stats)
+        self.l2.shrink(&self.kernel)
     }
 
     /// Entries and their bytes by the [group](crate::Weigh::group) of their keys, as long as the greatest group there has
@@ -328,10 +329,12 @@ where
 
     /// All counters and sizes now.
     pub fn stats(&self) -> Stats {
+        let mut counts = self.stats.counts();
+        self.l2.add_counts(&mut counts);
         let (l2_entries, l2_bytes) = self.l2.sizes();
         let (l1_entries, l1_bytes) = self.stats.l1_sizes();
         let in_flight_bytes = self.l2.in_flight();
-        Stats { counts: self.stats.counts(), l1_entries, l1_bytes, l2_entries, l2_bytes, in_flight_bytes }
+        Stats { counts, l1_entries, l1_bytes, l2_entries, l2_bytes, in_flight_bytes }
     }
 }
 

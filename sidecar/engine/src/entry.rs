@@ -9,7 +9,7 @@ pub(crate) use thin::Parts;
 use thin::Thin;
 
 use crate::clock::Moment;
-use crate::generations::worst;
+use crate::generations::{Dependency, worst};
 use crate::hold::Hold;
 use crate::kernel::{Basis, Kernel, Verdict};
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
@@ -91,15 +91,20 @@ impl<K: Hold, V: Hold> Entry<K, V> {
     #[inline]
     pub(crate) fn is_fresh(&self, kernel: &Kernel, deadline: Moment, now: Moment) -> bool {
         kernel.is_fresh(&self.basis(), deadline, now)
-            && V::dependencies(self.value()).iter().all(|dependency| dependency.is_fresh(kernel, now))
+            && self.dependencies().iter().all(|dependency| dependency.is_fresh(kernel, now))
     }
 
     /// Whether it may be served at `now`: what the kernel says of the copy, and of the generations that it depends on.
     #[inline]
     pub(crate) fn verdict(&self, kernel: &Kernel, deadline: Moment, now: Moment) -> Verdict {
         let own = kernel.verdict(&self.basis(), deadline, now);
-        let dependencies = V::dependencies(self.value()).iter();
-        dependencies.fold(own, |verdict, dependency| worst(verdict, dependency.verdict(kernel, now)))
+        self.dependencies().iter().fold(own, |verdict, dependency| worst(verdict, dependency.verdict(kernel, now)))
+    }
+
+    /// The generations that it depends on. Packed bytes have none, and are not looked at for it.
+    #[inline]
+    fn dependencies(&self) -> &[Dependency] {
+        if V::PACKED { &[] } else { V::dependencies(self.value()) }
     }
 
     /// Whether L2 let go of it: evicted, replaced or removed. L1 slots that still point to it are void.
@@ -115,6 +120,12 @@ impl<K: Hold, V: Hold> Entry<K, V> {
     /// Whether somebody else points to it, too. Of an entry that no tier has any more, "no" is final.
     pub(crate) fn is_shared(&self) -> bool {
         self.0.is_shared()
+    }
+
+    /// It will be looked at soon: its memory may be fetched meanwhile.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        self.0.prefetch();
     }
 
     /// Whether both are the same entry.

@@ -253,6 +253,7 @@ impl Kernel {
             let mut owner = source.owner.lock();
             if owner.is_none() {
                 *owner = Some(kind);
+                source.set_kind(kind);
                 self.count_flush(source);
                 self.set_proven_at(source, Source::unproven(kind));
                 source.probed_at.store(0, Ordering::Relaxed);
@@ -470,8 +471,7 @@ impl Kernel {
     /// would kill: they die here, and the key's other fills in flight with them. The token stays current if it was. Where
     /// writes are announced that has happened by the time the reply is here, and this does nothing.
     pub fn landed(&self, token: &mut FillToken) {
-        let is_timed = *self.source(token.basis.source()).owner.lock() == Some(SourceKind::Timed);
-        if is_timed && self.guards.hold(Guard::ReadsOvertake) {
+        if self.source(token.basis.source()).is_timed() && self.guards.hold(Guard::ReadsOvertake) {
             let stamp = self.bump_stripe(token.basis.stripe()) as u32;
             if stamp == token.basis.stamp.wrapping_add(1) {
                 token.basis.stamp = stamp;
@@ -487,10 +487,8 @@ impl Kernel {
     /// The basis to install a fill under, and its deadline; `Err` tells what moved since the token was taken.
     pub(crate) fn settle(&self, token: &FillToken, deadline: Moment) -> Result<(Basis, Moment), Verdict> {
         let now = self.basis(token.basis.source(), token.basis.stripe());
-        let deadline = match *self.source(token.basis.source()).owner.lock() {
-            Some(SourceKind::Timed) => deadline.min(token.sent.at + self.max_staleness()),
-            _ => deadline,
-        };
+        let is_timed = self.source(token.basis.source()).is_timed();
+        let deadline = if is_timed { deadline.min(token.sent.at + self.max_staleness()) } else { deadline };
         if !self.guards.hold(Guard::FillToken) {
             return Ok((now, deadline));
         }

@@ -91,8 +91,8 @@ impl<K: Hold, V: Hold> L1<K, V> {
 
     /// The entry under `hash` that `is_it` accepts; shown are those whose hash may be the same.
     #[inline]
-    pub(crate) fn find(&self, hash: TierHash, mut is_it: impl FnMut(&Shared<K, V>, Moment) -> bool) -> Option<Found> {
-        self.table.find_bucket_index(hash.raw(), |resident| is_it(&resident.entry, resident.deadline)).map(Found)
+    pub(crate) fn find(&self, hash: TierHash, mut is_it: impl FnMut(&Shared<K, V>) -> bool) -> Option<Found> {
+        self.table.find_bucket_index(hash.raw(), |resident| is_it(&resident.entry)).map(Found)
     }
 
     #[inline]

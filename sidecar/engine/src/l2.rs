@@ -26,7 +26,7 @@ use crate::hold::Hold;
 use crate::in_flight::{Held, InFlight};
 use crate::kernel::Kernel;
 use crate::policy::{Duel, PolicyKind};
-use crate::stats::SharedStats;
+use crate::stats::Counts;
 use crate::sync::{AtomicU64, Ordering, RwLock};
 use shard::{SLICE, Shard};
 
@@ -96,8 +96,10 @@ impl<K: Hold, V: Hold> L2<K, V> {
 
     /// What each shard may have: read under its lock, so that whoever made it less finds there what others put in before.
     fn share(&self) -> usize {
-        let reserved = self.in_flight.bytes().div_ceil(self.step()).saturating_mul(self.step());
-        self.max_bytes().saturating_sub(self.beside).saturating_sub(reserved) / self.shards.len()
+        let (in_flight, step) = (self.in_flight.bytes(), self.step());
+        let reserved = if in_flight == 0 { 0 } else { in_flight.div_ceil(step).saturating_mul(step) };
+        // The number of shards is a power of two.
+        self.max_bytes().saturating_sub(self.beside).saturating_sub(reserved) >> self.shards.len().trailing_zeros()
     }
 
     fn step(&self) -> usize {
@@ -105,11 +107,11 @@ impl<K: Hold, V: Hold> L2<K, V> {
     }
 
     /// Counts bytes in flight. Room has been made for them, here or by somebody who is at it, when this returns.
-    pub(crate) fn hold(&self, bytes: usize, kernel: &Kernel, stats: &SharedStats) -> Held {
+    pub(crate) fn hold(&self, bytes: usize, kernel: &Kernel) -> Held {
         let (held, before) = self.in_flight.add(bytes);
         let steps = |bytes: usize| bytes.div_ceil(self.step());
         if steps(before) < steps(before.saturating_add(bytes)) {
-            while self.shrink(kernel, stats) {}
+            while self.shrink(kernel) {}
         }
         held
     }
@@ -169,7 +171,6 @@ impl<K: Hold, V: Hold> L2<K, V> {
         entry: &Shared<K, V>,
         times: Times,
         kernel: &Kernel,
-        stats: &SharedStats,
     ) -> Result<(), Refusal>
     where
         K::Held: Eq,
@@ -177,8 +178,11 @@ impl<K: Hold, V: Hold> L2<K, V> {
         loop {
             let mut shard = self.shard(hash).write();
             let left = shard.take_left(LOOKS);
-            let inserted = shard.insert(hash, entry, times, self.share(), kernel, stats);
+            let inserted = shard.insert(hash, entry, times, self.share(), kernel);
             let entries = shard.entries() * self.shards.len();
+            if inserted.is_ok() {
+                shard.count_fill();
+            }
             drop(shard);
             drop(left);
             match inserted {
@@ -195,21 +199,14 @@ impl<K: Hold, V: Hold> L2<K, V> {
     }
 
     /// Puts `entry` in the place of `old`, if that is still there and the new one fits.
-    pub(crate) fn renew(
-        &self,
-        hash: TierHash,
-        old: &Shared<K, V>,
-        entry: &Shared<K, V>,
-        kernel: &Kernel,
-        stats: &SharedStats,
-    ) -> bool
+    pub(crate) fn renew(&self, hash: TierHash, old: &Shared<K, V>, entry: &Shared<K, V>, kernel: &Kernel) -> bool
     where
         K::Held: Eq,
     {
         loop {
             let mut shard = self.shard(hash).write();
             let Some(times) = shard.times_of(hash, old) else { return false };
-            let renewed = shard.insert(hash, entry, times, self.share(), kernel, stats);
+            let renewed = shard.insert(hash, entry, times, self.share(), kernel);
             drop(shard);
             if renewed != Err(Refusal::NotYet) {
                 return renewed.is_ok();
@@ -217,19 +214,19 @@ impl<K: Hold, V: Hold> L2<K, V> {
         }
     }
 
-    pub(crate) fn remove<Q>(&self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool
+    pub(crate) fn remove<Q>(&self, hash: TierHash, key: &Q, kernel: &Kernel) -> bool
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
-        self.shard(hash).write().remove(hash, key, kernel, stats)
+        self.shard(hash).write().remove(hash, key, kernel)
     }
 
     /// Removes what is there now, in slices: what is put in meanwhile may stay.
-    pub(crate) fn clear(&self, kernel: &Kernel, stats: &SharedStats) {
+    pub(crate) fn clear(&self, kernel: &Kernel) {
         for shard in &self.shards {
             let mut cursor = Some(0);
             while let Some(from) = cursor {
-                cursor = shard.write().clear(from, kernel, stats);
+                cursor = shard.write().clear(from, kernel);
             }
         }
     }
@@ -246,12 +243,12 @@ impl<K: Hold, V: Hold> L2<K, V> {
 
     /// Frees expired entries, and those let go of before that nobody points to any more, in at most `steps` steps and with
     /// the lock let go between shards. `true`: it used all of them, so there may be more.
-    pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> bool {
+    pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel) -> bool {
         let mut left = steps;
         for shard in &self.shards {
             let mut shard = shard.write();
             let gone = shard.take_left(left);
-            left -= shard.expire(now, left, kernel, stats);
+            left -= shard.expire(now, left, kernel);
             drop(shard);
             drop(gone);
             if left == 0 {
@@ -271,7 +268,7 @@ impl<K: Hold, V: Hold> L2<K, V> {
     }
 
     /// One slice of getting down to the budget. `true`: there may be more to do.
-    pub(crate) fn shrink(&self, kernel: &Kernel, stats: &SharedStats) -> bool {
+    pub(crate) fn shrink(&self, kernel: &Kernel) -> bool {
         let mut left = SLICE;
         for shard in &self.shards {
             if shard.read().bytes() <= self.share() {
@@ -279,7 +276,7 @@ impl<K: Hold, V: Hold> L2<K, V> {
             }
             let mut shard = shard.write();
             let gone = shard.take_left(left);
-            left -= shard.shrink(self.share(), left, kernel, stats);
+            left -= shard.shrink(self.share(), left, kernel);
             drop(shard);
             drop(gone);
             if left == 0 {
@@ -301,6 +298,11 @@ impl<K: Hold, V: Hold> L2<K, V> {
             }
         }
         all
+    }
+
+    /// Adds what the shards counted: fills, and what left by cause.
+    pub(crate) fn add_counts(&self, sum: &mut Counts) {
+        self.shards.iter().for_each(|shard| sum.sum(shard.read().counts()));
     }
 
     pub(crate) fn sizes(&self) -> (usize, usize) {

@@ -115,6 +115,7 @@ pub mod locks;
 mod multi_tier;
 mod name;
 mod policy;
+mod prefetch;
 pub mod remote;
 pub mod reuse;
 mod slab;
@@ -132,7 +133,7 @@ pub use entry::{Entry, Shared};
 pub use flights::{FlightId, Flights, FlightsConfig, Joined, Landed, Wanted};
 pub use guards::{Guard, Guards};
 pub use hash::{KeyHash, TierHash};
-pub use hold::{Hold, Packed};
+pub use hold::{Hold, Packed, PackedRef, same_bytes};
 pub use in_flight::Held;
 pub use kernel::{
     Currency, FillToken, FlushCause, Incarnation, Kernel, KernelConfig, KernelError, Sent, SourceId, SourceKind,

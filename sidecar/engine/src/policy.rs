@@ -63,6 +63,10 @@ pub(crate) trait Policy<K: Hold, V: Hold>: Send + Sync {
     /// Takes the next slot to evict out of the order; `None` only when there is none.
     fn victim(&mut self, slots: &mut Slots<K, V>) -> Option<u32>;
 
+    /// Which slot the next [`victim`](Self::victim) will probably be, without looking far; what is needed then may be
+    /// fetched meanwhile.
+    fn foresee(&self, slots: &Slots<K, V>) -> Option<u32>;
+
     /// Bytes the policy itself uses.
     fn bytes(&self) -> usize;
 

@@ -22,14 +22,18 @@ pub(crate) struct Slot<T, const LINKS: usize> {
 
 #[derive(Debug)]
 pub(crate) struct Slab<T, const LINKS: usize> {
-    chunks: Vec<Box<[Slot<T, LINKS>]>>,
+    chunks: Vec<Box<[Slot<T, LINKS>; CHUNK]>>,
     /// Slots ever used: those before it are in use or in the free list.
     span: u32,
     free: u32,
 }
 
 const CHUNK_BITS: u32 = 6;
-const CHUNK: u32 = 1 << CHUNK_BITS;
+const CHUNK: usize = 1 << CHUNK_BITS;
+
+const fn place(index: u32) -> (usize, usize) {
+    ((index >> CHUNK_BITS) as usize, index as usize & (CHUNK - 1))
+}
 
 impl<T, const LINKS: usize> Slab<T, LINKS> {
     pub(crate) const fn new() -> Self {
@@ -39,7 +43,8 @@ impl<T, const LINKS: usize> Slab<T, LINKS> {
     pub(crate) fn insert(&mut self, item: T) -> u32 {
         let index = if self.free == NIL {
             if self.growth() > 0 {
-                self.chunks.push((0..CHUNK).map(|_| Slot { links: [UNLINKED; LINKS], item: None }).collect());
+                let empty = |_| Slot { links: [UNLINKED; LINKS], item: None };
+                self.chunks.push(Box::new(std::array::from_fn(empty)));
             }
             self.span += 1;
             self.span - 1
@@ -64,17 +69,20 @@ impl<T, const LINKS: usize> Slab<T, LINKS> {
 
     #[inline]
     pub(crate) fn item(&self, index: u32) -> Option<&T> {
-        self.chunks.get((index >> CHUNK_BITS) as usize)?[(index & (CHUNK - 1)) as usize].item.as_ref()
+        let (chunk, at) = place(index);
+        self.chunks.get(chunk)?[at].item.as_ref()
     }
 
     #[inline]
     pub(crate) fn item_mut(&mut self, index: u32) -> Option<&mut T> {
-        self.chunks.get_mut((index >> CHUNK_BITS) as usize)?[(index & (CHUNK - 1)) as usize].item.as_mut()
+        let (chunk, at) = place(index);
+        self.chunks.get_mut(chunk)?[at].item.as_mut()
     }
 
     #[inline]
     fn slot_mut(&mut self, index: u32) -> &mut Slot<T, LINKS> {
-        &mut self.chunks[(index >> CHUNK_BITS) as usize][(index & (CHUNK - 1)) as usize]
+        let (chunk, at) = place(index);
+        &mut self.chunks[chunk][at]
     }
 
     /// One past the highest slot ever used; for scans in slices.
@@ -84,21 +92,26 @@ impl<T, const LINKS: usize> Slab<T, LINKS> {
 
     /// Bytes allocated.
     pub(crate) fn bytes(&self) -> usize {
-        self.chunks.len() * Self::CHUNK_BYTES + self.chunks.capacity() * size_of::<Box<[Slot<T, LINKS>]>>()
+        self.chunks.len() * Self::CHUNK_BYTES + self.chunks.capacity() * size_of::<usize>()
     }
 
     /// Bytes that the next insertion would allocate: a chunk, and perhaps a longer list of chunks beside the old one.
     pub(crate) fn growth(&self) -> usize {
-        if self.free != NIL || (self.span >> CHUNK_BITS) < self.chunks.len() as u32 {
+        if self.has_free() || (self.span >> CHUNK_BITS) < self.chunks.len() as u32 {
             return 0;
         }
         let list = if self.chunks.len() == self.chunks.capacity() { (2 * self.chunks.len()).max(4) } else { 0 };
-        Self::CHUNK_BYTES + list * size_of::<Box<[Slot<T, LINKS>]>>()
+        Self::CHUNK_BYTES + list * size_of::<usize>()
+    }
+
+    /// Whether the next insertion uses a slot again.
+    pub(crate) const fn has_free(&self) -> bool {
+        self.free != NIL
     }
 
     /// Bytes of one slot.
     pub(crate) const SLOT_BYTES: usize = size_of::<Slot<T, LINKS>>();
-    const CHUNK_BYTES: usize = CHUNK as usize * Self::SLOT_BYTES;
+    const CHUNK_BYTES: usize = CHUNK * Self::SLOT_BYTES;
 }
 
 /// A list through link pair `L` of a slab's slots. A slot is in at most one list per pair.

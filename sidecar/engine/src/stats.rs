@@ -1,5 +1,5 @@
-//! Counters of everything the tiers do. Workers count their hits in arrays of their own, without atomic additions;
-//! what is rare is counted in one shared array. A snapshot is their sum.
+//! Counters of everything the tiers do. Workers count their reads, and shards of L2 what comes and goes, in arrays of their
+//! own and without atomic additions; what is rare is counted in one shared array. A snapshot is their sum.
 
 use std::sync::Arc;
 
@@ -87,6 +87,25 @@ counters! {
 
 const COUNT: usize = Counter::ALL.len();
 
+/// Counters of one owner, who adds to them under a lock that it has anyway.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counts([u64; COUNT]);
+
+impl Counts {
+    pub(crate) const fn new() -> Self {
+        Self([0; COUNT])
+    }
+
+    pub(crate) fn add(&mut self, counter: Counter) {
+        self.0[counter as usize] += 1;
+    }
+
+    /// Adds all that `others` counted.
+    pub(crate) fn sum(&mut self, others: &Self) {
+        self.0.iter_mut().zip(&others.0).for_each(|(sum, count)| *sum += count);
+    }
+}
+
 /// Counters that any thread may add to.
 #[derive(Debug)]
 pub(crate) struct SharedStats {
@@ -134,12 +153,12 @@ impl SharedStats {
         }
     }
 
-    pub(crate) fn counts(&self) -> [u64; COUNT] {
+    pub(crate) fn counts(&self) -> Counts {
         let workers = self.workers.lock();
-        std::array::from_fn(|index| {
+        Counts(std::array::from_fn(|index| {
             let own = self.counts[index].load(Ordering::Relaxed);
             workers.iter().fold(own, |sum, worker| sum + worker.counts[index].load(Ordering::Relaxed))
-        })
+        }))
     }
 
     /// Entries and bytes of all workers' L1s.
@@ -174,7 +193,7 @@ impl WorkerStats {
 /// A snapshot of all counters and sizes.
 #[derive(Clone, Debug)]
 pub struct Stats {
-    pub(crate) counts: [u64; COUNT],
+    pub(crate) counts: Counts,
     /// Entries in all workers' L1s; one that two workers have counts twice.
     pub l1_entries: u64,
     /// Bytes of these entries. They are L2's, not further ones.
@@ -190,7 +209,7 @@ pub struct Stats {
 impl Stats {
     /// One counter's value.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.counts[counter as usize]
+        self.counts.0[counter as usize]
     }
 
     /// Every counter with its value.

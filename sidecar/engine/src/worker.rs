@@ -13,7 +13,7 @@ use crate::entry::Shared;
 use crate::hash::TierHash;
 use crate::hold::Hold;
 use crate::kernel::{Currency, SourceId, Verdict};
-use crate::l1::L1;
+use crate::l1::{Found, L1};
 use crate::stats::{Counter, WorkerStats};
 
 /// Where a copy was found.
@@ -174,45 +174,39 @@ where
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
-        let kernel = &self.cache.kernel;
-        let mut doubtful = false;
-        let fresh = self.l1.find(hash, |entry, deadline| {
-            let same = key.equivalent(entry.key());
-            let fresh = same && !entry.is_dead() && entry.is_fresh(kernel, deadline, now);
-            doubtful |= same && !fresh;
-            fresh
-        });
-        if let Some(found) = fresh {
-            self.stats.add(Counter::HitL1, 1);
-            let (entry, deadline, idle) = self.l1.touch(found, now);
-            entry.credit();
-            return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due: false, idle });
-        }
-        if doubtful { self.lookup_doubtful(hash, key, now) } else { self.lookup_l2(hash, key, now) }
+        let Some(found) = self.l1.find(hash, |entry| key.equivalent(entry.key())) else {
+            return self.lookup_l2(hash, key, now);
+        };
+        let is_fresh = self
+            .l1
+            .entry(found)
+            .is_some_and(|(entry, deadline)| !entry.is_dead() && entry.is_fresh(&self.cache.kernel, deadline, now));
+        if is_fresh { self.hit_l1(found, Currency::Proven, now) } else { self.lookup_doubtful(found, hash, key, now) }
+    }
+
+    #[inline]
+    fn hit_l1(&mut self, found: Found, currency: Currency, now: Moment) -> Lookup<'_, K, V> {
+        let (entry, deadline, idle) = self.l1.touch(found, now);
+        entry.credit();
+        self.stats.add(Counter::HitL1, 1);
+        let probe_due = currency == Currency::DueForProbe;
+        Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due, idle })
     }
 
     /// L1 has a copy that is not plainly fresh.
     #[inline(never)]
-    fn lookup_doubtful<Q>(&mut self, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
+    fn lookup_doubtful<Q>(&mut self, found: Found, hash: TierHash, key: &Q, now: Moment) -> Lookup<'_, K, V>
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
-        if let Some(found) = self.l1.find(hash, |entry, _| key.equivalent(entry.key())) {
-            let copy = self.l1.entry(found).filter(|(entry, _)| !entry.is_dead());
-            match copy.map(|(entry, deadline)| self.judge(entry, deadline, now)) {
-                Some(Verdict::Valid(currency)) => {
-                    self.stats.add(Counter::HitL1, 1);
-                    let (entry, deadline, idle) = self.l1.touch(found, now);
-                    entry.credit();
-                    let probe_due = currency == Currency::DueForProbe;
-                    return Lookup::Hit(Hit { entry, deadline, tier: Tier::L1, probe_due, idle });
-                }
-                // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
-                Some(Verdict::Lapsed) => {}
-                _ => {
-                    self.l1.remove(found);
-                    self.stats.set_l1_sizes(self.l1.sizes());
-                }
+        let copy = self.l1.entry(found).filter(|(entry, _)| !entry.is_dead());
+        match copy.map(|(entry, deadline)| self.judge(entry, deadline, now)) {
+            Some(Verdict::Valid(currency)) => return self.hit_l1(found, currency, now),
+            // The slot is good again as soon as the source is proven; L2 holds the same copy for the answer.
+            Some(Verdict::Lapsed) => {}
+            _ => {
+                self.l1.remove(found);
+                self.stats.set_l1_sizes(self.l1.sizes());
             }
         }
         self.lookup_l2(hash, key, now)
@@ -309,7 +303,7 @@ where
         let mut why = self.cache.why(hash, key, now)?;
         why.in_l1 = self
             .l1
-            .find(hash, |entry, _| key.equivalent(entry.key()))
+            .find(hash, |entry| key.equivalent(entry.key()))
             .and_then(|found| self.l1.entry(found))
             .is_some_and(|(entry, _)| !entry.is_dead());
         Some(why)

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_engine::{
-    Cache, CacheConfig, Clock, Hold, KeyHash, L1Config, L2Config, Lookup, ManualClock, Moment, Packed, SourceId,
-    SourceKind, TieringConfig, Worker,
+    Cache, CacheConfig, Clock, Hold, KeyHash, L1Config, L2Config, Lookup, ManualClock, Moment, Packed, PackedRef,
+    SourceId, SourceKind, TieringConfig, Worker,
 };
 use parking_lot::Mutex;
 
@@ -104,7 +104,7 @@ where
 impl Opponent for Ours {
     #[inline]
     fn get(&mut self, key: &[u8]) -> bool {
-        match self.worker.lookup(KeyHash::of(key).tier(0), key, self.now) {
+        match self.worker.lookup(KeyHash::of(key).tier(0), &PackedRef(key), self.now) {
             Lookup::Hit(hit) => seven(hit.entry.value()[0]),
             _ => false,
         }

@@ -1,6 +1,6 @@
 //! The one allocation of an entry: reference count, header, fields of key and value, packed bytes.
 //!
-//! The only `unsafe` of this crate. An `Arc` would cost 16 bytes of counts instead of 4, a pointer of 16 bytes instead of
+//! The only `unsafe` of this crate but for a [hint](crate::prefetch). An `Arc` would cost 16 bytes of counts instead of 4, a pointer of 16 bytes instead of
 //! 8 to a value of unknown length, and could not put bytes of unknown length behind a header at all.
 //!
 //! What holds, and why it is sound:
@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::Header;
 use crate::hold::Hold;
+use crate::prefetch::prefetch;
 
 /// A key or a value on its way into an entry: what becomes a field, and what is copied behind all fields.
 pub(crate) struct Parts<'a, T: Hold> {
@@ -128,19 +129,29 @@ impl<K: Hold, V: Hold> Thin<K, V> {
     #[inline]
     fn packed(&self, at: usize) -> (&[u8], usize) {
         let memory = self.body.as_ptr().cast::<u8>();
+        // SAFETY: `at` is where `new` wrote a length.
+        let first = unsafe { memory.add(at).read() };
+        // Most keys are as short as one byte of length can tell.
+        let (length, start) = if first < CONTINUES { (usize::from(first), at + 1) } else { self.long_length(at) };
+        // SAFETY: `new` wrote so many bytes there; they live as long as `self` is counted and are never written again.
+        (unsafe { std::slice::from_raw_parts(memory.add(start), length) }, start + length)
+    }
+
+    /// A length of several bytes that stands at offset `at`, and the offset behind it.
+    #[inline]
+    fn long_length(&self, at: usize) -> (usize, usize) {
+        let memory = self.body.as_ptr().cast::<u8>();
         let (mut length, mut start, mut shift) = (0_usize, at, 0_u32);
         loop {
             // SAFETY: `at` is where `new` wrote a length, whose last byte has no continuation bit; all of it is initialised.
             let byte = unsafe { memory.add(start).read() };
-            length |= usize::from(byte & 0x7F) << shift;
+            length |= usize::from(byte & !CONTINUES) << shift;
             start += 1;
-            if byte < 0x80 {
-                break;
+            if byte < CONTINUES {
+                return (length, start);
             }
             shift += 7;
         }
-        // SAFETY: `new` wrote so many bytes there; they live as long as `self` is counted and are never written again.
-        (unsafe { std::slice::from_raw_parts(memory.add(start), length) }, start + length)
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -152,6 +163,12 @@ impl<K: Hold, V: Hold> Thin<K, V> {
     /// Whether this is not the only reference.
     pub(super) fn is_shared(&self) -> bool {
         self.body().refs.load(Ordering::Relaxed) > 1
+    }
+
+    /// Asks for the memory of count and header.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        prefetch(self.body());
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
@@ -174,8 +191,10 @@ impl<K: Hold, V: Hold> Clone for Thin<K, V> {
 impl<K: Hold, V: Hold> Drop for Thin<K, V> {
     #[inline]
     fn drop(&mut self) {
-        // As in `Arc`: whatever other threads did with the body happens before it is freed.
-        if self.body().refs.fetch_sub(1, Ordering::Release) == 1 {
+        // Of the only reference nobody can make another, so that one needs no atomic subtraction. As in `Arc`: whatever
+        // other threads did with the body happens before it is freed.
+        let refs = &self.body().refs;
+        if refs.load(Ordering::Relaxed) == 1 || refs.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
             self.free();
         }
@@ -193,6 +212,9 @@ impl<K: Hold, V: Hold> Thin<K, V> {
     }
 }
 
+/// Marks all bytes of a length but the last.
+const CONTINUES: u8 = 0x80;
+
 /// Bytes that `write_packed` needs: seven bits of length in each byte, then the bytes.
 fn packed_len<T: Hold>(bytes: &[u8]) -> usize {
     let digits = (usize::BITS - bytes.len().leading_zeros()).div_ceil(7).max(1);
@@ -202,8 +224,8 @@ fn packed_len<T: Hold>(bytes: &[u8]) -> usize {
 /// Writes length and bytes to the front of `into`; returns what is left of it.
 fn write_packed<'a>(mut into: &'a mut [u8], bytes: &[u8]) -> &'a mut [u8] {
     let mut length = bytes.len();
-    while length >= 0x80 {
-        into[0] = length as u8 | 0x80;
+    while length >= usize::from(CONTINUES) {
+        into[0] = length as u8 | CONTINUES;
         into = &mut into[1..];
         length >>= 7;
     }

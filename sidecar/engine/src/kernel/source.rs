@@ -4,7 +4,7 @@
 //! of a dead connection cannot slip past the loss that ended it.
 
 use crate::clock::Moment;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// How copies of a source are kept current.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,9 @@ pub(super) struct Source {
     pub(super) incarnation: AtomicU64,
     /// What the two bounds above are made of; written by the owner alone.
     pub(super) proven_at: AtomicU64,
+    /// The owner is [`SourceKind::Timed`]: for fills, which take no lock. Set before the flush with which a row is taken, so
+    /// that it fits every fill that began under that flush count.
+    is_timed: AtomicBool,
     pub(super) owner: Mutex<Option<SourceKind>>,
 }
 
@@ -52,8 +55,19 @@ impl Source {
             probed_at: AtomicU64::new(0),
             incarnation: AtomicU64::new(1),
             proven_at: AtomicU64::new(0),
+            is_timed: AtomicBool::new(false),
             owner: Mutex::new(None),
         }
+    }
+
+    /// Only under the owner's lock, and before the flush that lets the owner in.
+    pub(super) fn set_kind(&self, kind: SourceKind) {
+        self.is_timed.store(kind == SourceKind::Timed, Ordering::Release);
+    }
+
+    /// Whether copies live for so long and no longer, since nobody announces writes.
+    pub(super) fn is_timed(&self) -> bool {
+        self.is_timed.load(Ordering::Acquire)
     }
 
     /// When it was last proven current; [`Moment::ZERO`]: never, [`Moment::NEVER`]: it needs no proof.

@@ -2,16 +2,23 @@
 //!
 //! Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980. There is no moment at which everything
 //! is rehashed, and none at which a table is there twice: an insertion splits at most two buckets. Chains go through the
-//! places themselves ([`Placed::next`](super::slots::Placed)). There are two buckets for each entry, eight bytes, so that a
-//! place looked at is nearly always the one asked for: each other one would be a line of memory more to wait for.
+//! places themselves ([`Placed::next`](super::slots::Placed)). There are seven buckets for four entries, seven bytes each, so
+//! that a place looked at is nearly always the one asked for: each other one would be a line of memory more to wait for.
 
 use super::slots::Slots;
 use crate::hold::Hold;
+use crate::prefetch::prefetch;
 use crate::slab::NIL;
 
 const SEGMENT_BITS: u32 = 8;
 const SEGMENT: usize = 1 << SEGMENT_BITS;
-const BUCKETS_PER_ENTRY: u32 = 2;
+/// So many buckets may be added for an entry.
+const SPLITS: u32 = 2;
+
+/// Buckets for so many entries.
+const fn wanted(entries: u32) -> u32 {
+    entries + entries / 2 + entries / 4
+}
 
 /// Buckets that grow by one: bucket `b` is split into itself and `b + half` when its turn comes.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +60,12 @@ impl Index {
         self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
     }
 
+    /// Asks for the memory of the bucket that `hash` falls into.
+    pub(crate) fn prefetch(&self, hash: u32) {
+        let bucket = self.growing.bucket(hash);
+        prefetch(&self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]);
+    }
+
     fn bucket_mut(&mut self, bucket: u32) -> &mut u32 {
         &mut self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
     }
@@ -63,8 +76,8 @@ impl Index {
 
     pub(crate) fn insert<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.len += 1;
-        for _ in 0..BUCKETS_PER_ENTRY {
-            if self.growing.count < self.len * BUCKETS_PER_ENTRY {
+        for _ in 0..SPLITS {
+            if self.growing.count < wanted(self.len) {
                 self.split(slots);
             }
         }
@@ -119,8 +132,7 @@ impl Index {
 
     /// Bytes that the next insertion would allocate: a segment, and perhaps a longer list of segments beside the old one.
     pub(crate) fn growth(&self) -> usize {
-        let wanted = (self.len + 1) * BUCKETS_PER_ENTRY;
-        let buckets = wanted.min(self.growing.count + BUCKETS_PER_ENTRY) as usize;
+        let buckets = wanted(self.len + 1).min(self.growing.count + SPLITS) as usize;
         if buckets <= self.segments.len() << SEGMENT_BITS {
             return 0;
         }

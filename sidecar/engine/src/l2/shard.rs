@@ -20,7 +20,7 @@ use crate::hold::Hold;
 use crate::kernel::Kernel;
 use crate::policy::{Duel, Policy, PolicyKind};
 use crate::slab::Slab;
-use crate::stats::{Counter, SharedStats};
+use crate::stats::{Counter, Counts};
 
 pub(super) struct Shard<K: Hold, V: Hold> {
     index: Index,
@@ -29,6 +29,8 @@ pub(super) struct Shard<K: Hold, V: Hold> {
     wheel: Wheel,
     /// Of the entries.
     bytes: usize,
+    /// Of index, places, policy and wheel, which grow only when an entry is put in.
+    containers: usize,
     /// The same bytes by group.
     groups: Vec<GroupSize>,
     /// Entries that have left while somebody still pointed to them.
@@ -36,6 +38,7 @@ pub(super) struct Shard<K: Hold, V: Hold> {
     leaving_bytes: usize,
     /// Those before it have not been looked at in this round.
     look: usize,
+    counts: Counts,
     max_entries: usize,
 }
 
@@ -56,18 +59,22 @@ pub(super) enum Leave {
 
 impl<K: Hold, V: Hold> Shard<K, V> {
     pub(super) fn new(policy: PolicyKind, duel: &Arc<Duel>, max_entries: usize) -> Self {
-        Self {
+        let mut this = Self {
             index: Index::new(),
             slots: Slab::new(),
             policy: policy.build(duel),
             wheel: Wheel::new(),
             bytes: 0,
+            containers: 0,
             groups: Vec::new(),
             leaving: Vec::new(),
             leaving_bytes: 0,
             look: 0,
+            counts: Counts::new(),
             max_entries,
-        }
+        };
+        this.containers = this.container_bytes();
+        this
     }
 
     /// The place of the entry under `key`.
@@ -88,13 +95,14 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     }
 
     /// Lets at most so many entries go, as long as there is more than the budget; tells how many.
-    pub(super) fn shrink(&mut self, max_bytes: usize, most: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
+    pub(super) fn shrink(&mut self, max_bytes: usize, most: usize, kernel: &Kernel) -> usize {
         for gone in 0..most {
             if self.bytes() <= max_bytes {
                 return gone;
             }
-            let Some(slot) = self.policy.victim(&mut self.slots) else { return gone };
-            self.discard(slot, Leave::Evicted, kernel, stats);
+            if !self.evict(kernel) {
+                return gone;
+            }
         }
         most
     }
@@ -119,9 +127,22 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     /// Bytes of entries and of all that they are kept in, as allocated.
     pub(super) fn bytes(&self) -> usize {
         let groups = self.groups.capacity() * size_of::<GroupSize>();
-        let places = self.slots.bytes() + self.wheel.bytes() + self.policy.bytes();
         let leaving = self.leaving_bytes + self.leaving.capacity() * size_of::<Shared<K, V>>();
-        self.bytes + groups + self.index.bytes() + places + leaving
+        self.bytes + self.containers + groups + leaving
+    }
+
+    fn container_bytes(&self) -> usize {
+        self.index.bytes() + self.slots.bytes() + self.wheel.bytes() + self.policy.bytes()
+    }
+
+    /// What was put in is a fill, and not another form of what was there.
+    pub(super) fn count_fill(&mut self) {
+        self.counts.add(Counter::Filled);
+    }
+
+    /// What was filled and what left, by cause.
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(super) fn groups(&self) -> &[GroupSize] {
@@ -139,8 +160,20 @@ impl<K: Hold, V: Hold> Shard<K, V> {
 
     /// Bytes that the next insertion would allocate for the containers.
     fn growth(&self) -> usize {
+        if self.slots.has_free() {
+            // For a place that was in use before there is all but, perhaps, a bucket.
+            return self.index.growth();
+        }
         let places = self.slots.growth() + self.wheel.growth(&self.slots) + self.policy.growth(&self.slots);
         self.index.growth() + places
+    }
+
+    /// Whether an entry of so many bytes would fit if it were alone.
+    fn could_hold(&self, bytes: usize, max_bytes: usize) -> bool {
+        let rest = max_bytes.saturating_sub(LEAST);
+        // Beside all containers as they are; or beside those that stay as large without entries.
+        bytes.saturating_add(self.containers) <= rest
+            || bytes.saturating_add(self.wheel.bytes() + self.policy.bytes()) <= rest
     }
 
     /// Installs `entry` in place of the one under its key if it fits into `max_bytes` after at most [`SLICE`] evictions; tells
@@ -152,32 +185,35 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         times: Times,
         max_bytes: usize,
         kernel: &Kernel,
-        stats: &SharedStats,
     ) -> Result<usize, Refusal>
     where
         K::Held: Eq,
     {
         let bytes = entry.bytes();
-        let least = bytes.saturating_add(self.wheel.bytes() + self.policy.bytes() + LEAST);
-        if least > max_bytes || self.max_entries == 0 {
+        if self.max_entries == 0 || !self.could_hold(bytes, max_bytes) {
             return Err(Refusal::TooLarge);
         }
         if let Some((slot, present)) = self.find(hash, &Same(entry.key())) {
             if entry.basis().is_older_than(&present.entry.basis()) {
                 return Err(Refusal::Outdated);
             }
-            self.take_out(slot, Leave::Replaced, kernel, stats);
+            self.take_out(slot, Leave::Replaced, kernel);
         }
         // Before the room is counted, which its row takes from.
         self.group(entry);
         // An eviction makes room for the entry and leaves a place, so that the containers need not grow where they cannot.
         let mut evicted = 0;
-        while self.bytes() + self.growth() + bytes > max_bytes || self.entries() >= self.max_entries {
+        let mut growth;
+        while self.entries() >= self.max_entries || {
+            growth = self.growth();
+            self.bytes() + growth + bytes > max_bytes
+        } {
             if evicted == SLICE {
                 return Err(Refusal::NotYet);
             }
-            let Some(slot) = self.policy.victim(&mut self.slots) else { return Err(Refusal::TooLarge) };
-            self.discard(slot, Leave::Evicted, kernel, stats);
+            if !self.evict(kernel) {
+                return Err(Refusal::TooLarge);
+            }
             evicted += 1;
         }
         let slot = self.slots.insert(Placed::new(entry.clone(), hash.raw() as u32, times));
@@ -188,24 +224,27 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         self.index.insert(&mut self.slots, slot);
         self.policy.insert(&mut self.slots, slot);
         self.wheel.insert(slot, times.due());
+        if growth > 0 {
+            self.containers = self.container_bytes();
+        }
         Ok(evicted)
     }
 
-    pub(super) fn remove<Q>(&mut self, hash: TierHash, key: &Q, kernel: &Kernel, stats: &SharedStats) -> bool
+    pub(super) fn remove<Q>(&mut self, hash: TierHash, key: &Q, kernel: &Kernel) -> bool
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
         let Some((slot, _)) = self.find(hash, key) else { return false };
-        self.take_out(slot, Leave::Removed, kernel, stats);
+        self.take_out(slot, Leave::Removed, kernel);
         true
     }
 
     /// Removes what lies in the [`SLICE`] places from `cursor` on; the next cursor, or `None` at the end.
-    pub(super) fn clear(&mut self, cursor: u32, kernel: &Kernel, stats: &SharedStats) -> Option<u32> {
+    pub(super) fn clear(&mut self, cursor: u32, kernel: &Kernel) -> Option<u32> {
         let next = cursor + SLICE as u32;
         for slot in cursor..next.min(self.slots.span()) {
             if self.slots.item(slot).is_some() {
-                self.take_out(slot, Leave::Removed, kernel, stats);
+                self.take_out(slot, Leave::Removed, kernel);
             }
         }
         (next < self.slots.span()).then_some(next)
@@ -224,10 +263,10 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     }
 
     /// Frees what has expired, in at most `steps` steps; tells how many it used.
-    pub(super) fn expire(&mut self, now: Moment, steps: usize, kernel: &Kernel, stats: &SharedStats) -> usize {
+    pub(super) fn expire(&mut self, now: Moment, steps: usize, kernel: &Kernel) -> usize {
         for used in 0..steps {
             match self.wheel.step(&self.slots, now) {
-                Step::Expired(slot) => self.take_out(slot, Leave::Expired, kernel, stats),
+                Step::Expired(slot) => self.take_out(slot, Leave::Expired, kernel),
                 Step::Worked => {}
                 Step::Idle => return used,
             }
@@ -235,13 +274,25 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         steps
     }
 
-    fn take_out(&mut self, slot: u32, cause: Leave, kernel: &Kernel, stats: &SharedStats) {
+    /// Lets the next entry go. `false`: there is none.
+    fn evict(&mut self, kernel: &Kernel) -> bool {
+        let Some(slot) = self.policy.victim(&mut self.slots) else { return false };
+        self.discard(slot, Leave::Evicted, kernel);
+        // Nobody has looked for long at the one after it: what it is noted in will be here when its turn comes.
+        if let Some(next) = self.policy.foresee(&self.slots).and_then(|next| self.slots.item(next)) {
+            next.entry.prefetch();
+            self.index.prefetch(next.hash);
+        }
+        true
+    }
+
+    fn take_out(&mut self, slot: u32, cause: Leave, kernel: &Kernel) {
         self.policy.remove(&mut self.slots, slot);
-        self.discard(slot, cause, kernel, stats);
+        self.discard(slot, cause, kernel);
     }
 
     /// Frees a place that the policy has let go of.
-    fn discard(&mut self, slot: u32, cause: Leave, kernel: &Kernel, stats: &SharedStats) {
+    fn discard(&mut self, slot: u32, cause: Leave, kernel: &Kernel) {
         self.index.remove(&mut self.slots, slot);
         let Some(Placed { entry, .. }) = self.slots.remove(slot) else { return };
         if kernel.guards().hold(Guard::DeadFlag) {
@@ -259,7 +310,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             Leave::Removed => Counter::Removed,
             Leave::Expired => Counter::Expired,
         };
-        stats.add(counter);
+        self.counts.add(counter);
         if entry.is_shared() {
             self.leaving_bytes += bytes;
             self.leaving.push(entry);

@@ -35,6 +35,10 @@ impl<K: Hold, V: Hold> Policy<K, V> for Adaptive {
         self.segments.victim(slots, self.duel.winner())
     }
 
+    fn foresee(&self, slots: &Slots<K, V>) -> Option<u32> {
+        self.segments.foresee(slots)
+    }
+
     fn bytes(&self) -> usize {
         self.segments.bytes()
     }

@@ -8,6 +8,7 @@
 //! Time is counted in *eras*, of which one passes while a sixteenth of the places are evicted from.
 
 use crate::l2::Growing;
+use crate::prefetch::prefetch;
 
 const WAYS: usize = 8;
 const CHUNK_SETS: usize = 16;
@@ -82,12 +83,20 @@ impl Ghost {
         let used = era.wrapping_sub(idle as u16) & ERA_MASK;
         let Some(set) = self.set_mut(hash) else { return };
         // What has faded would look young again one day.
-        set.iter_mut().filter(|cell| age(**cell, era) >= FADED).for_each(|cell| *cell = 0);
-        let known = set.iter().position(|&cell| is_of(cell, hash));
-        let oldest = || (0..WAYS).max_by_key(|&way| if set[way] == 0 { u16::MAX } else { age(set[way], era) });
-        if let Some(way) = known.or_else(oldest) {
-            set[way] = fingerprint(hash) << ERA_BITS | used;
+        *set = set.map(|cell| if age(cell, era) < FADED { cell } else { 0 });
+        // Its own cell, or else an empty one, or else the oldest.
+        let fitness = set.map(|cell| match cell {
+            cell if is_of(cell, hash) => u16::MAX,
+            0 => ERA_MASK + 1,
+            cell => age(cell, era),
+        });
+        let (mut fittest, mut most) = (0, fitness[0]);
+        for (way, &fitness) in fitness.iter().enumerate().skip(1) {
+            if fitness > most {
+                (fittest, most) = (way, fitness);
+            }
         }
+        set[fittest] = fingerprint(hash) << ERA_BITS | used;
     }
 
     /// Forgets `hash` and tells how many eras ago it was last used.
@@ -97,6 +106,14 @@ impl Ghost {
         let way = set.iter().position(|&cell| is_of(cell, hash))?;
         let age = age(std::mem::take(&mut set[way]), era);
         (age < FADED).then_some(u32::from(age))
+    }
+
+    /// Asks for the memory in which `hash` would be remembered.
+    pub(super) fn prefetch(&self, hash: u32) {
+        let set = self.growing.bucket(hash) as usize;
+        if let Some(chunk) = self.chunks.get(set / CHUNK_SETS) {
+            prefetch(&chunk[set % CHUNK_SETS]);
+        }
     }
 
     fn cells(&self) -> usize {

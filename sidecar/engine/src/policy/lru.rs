@@ -48,6 +48,10 @@ impl<K: Hold, V: Hold> Policy<K, V> for Lru {
         Some(slot)
     }
 
+    fn foresee(&self, _slots: &Slots<K, V>) -> Option<u32> {
+        self.order.tail()
+    }
+
     fn bytes(&self) -> usize {
         0
     }

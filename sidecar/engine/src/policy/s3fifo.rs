@@ -33,6 +33,10 @@ impl<K: Hold, V: Hold> Policy<K, V> for S3Fifo {
         self.0.victim(slots, RULE)
     }
 
+    fn foresee(&self, slots: &Slots<K, V>) -> Option<u32> {
+        self.0.foresee(slots)
+    }
+
     fn bytes(&self) -> usize {
         self.0.bytes()
     }

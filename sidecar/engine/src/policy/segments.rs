@@ -125,12 +125,18 @@ impl Segments {
     pub(super) fn victim<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, rule: Rule) -> Option<u32> {
         self.was_full = true;
         let victim = self.choose(slots, rule)?;
-        if let Some(placed) = slots.item(victim) {
-            let is_main = placed.entry.note() & QUEUE_MASK == MAIN;
-            self.ghost.remember(placed.hash, if is_main { self.idle() } else { 0 });
-        }
+        let placed = slots.item(victim)?;
+        let is_main = placed.entry.note() & QUEUE_MASK == MAIN;
+        self.ghost.remember(placed.hash, if is_main { self.idle() } else { 0 });
         self.remove(slots, victim);
         Some(victim)
+    }
+
+    /// Which entry will probably leave next; asks for the memory in which that will be noted.
+    pub(super) fn foresee<K: Hold, V: Hold>(&self, slots: &Slots<K, V>) -> Option<u32> {
+        let next = self.small.tail().or_else(|| self.main.tail())?;
+        self.ghost.prefetch(slots.item(next)?.hash);
+        Some(next)
     }
 
     fn choose<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, rule: Rule) -> Option<u32> {

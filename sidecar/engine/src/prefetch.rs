@@ -1,0 +1,19 @@
+//! Asking the processor for memory that will be looked at soon, so that it need not be waited for then.
+//!
+//! A hint: it changes nothing but time, and does nothing where the standard library has no such instruction. It is worth
+//! while where an address is known long before it is used, as that of the entry that will be evicted next.
+
+#![expect(unsafe_code, reason = "the instruction takes a pointer; a reference makes it a valid one")]
+
+/// Asks for the first line of memory of what `soon` refers to.
+#[inline]
+pub(crate) fn prefetch<T: ?Sized>(soon: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint to the processor, which reads and writes nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(soon).cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = soon;
+}
