@@ -42,6 +42,8 @@ const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 const READ_CHUNK: usize = 16 << 10;
 /// The largest buffer of what was sent that is kept.
 const MOST_KEPT: usize = 512 << 10;
+/// The longest frame that is copied out of what was read.
+const COPIED: usize = 512;
 
 /// How a lane's connections are set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +104,11 @@ pub trait Handler {
     fn finish(&mut self, tag: Self::Tag, outcome: Result<(), Loss>);
     /// A push, or a frame that no request waits for.
     fn push(&mut self, frame: Bytes);
+    /// Whether this push answers the request that is the next to be answered, as one does SUBSCRIBE.
+    fn is_answer(&self, tag: &Self::Tag, push: &[u8]) -> bool {
+        let _ = (tag, push);
+        false
+    }
     /// So many bytes hold what has come of a frame whose end has not; 0 when there is none any more. Said before more of it
     /// is read.
     fn buffers(&mut self, bytes: usize) {
@@ -205,6 +212,8 @@ struct Connection<T> {
     stream: Stream,
     scanner: ReplyScanner,
     input: BytesMut,
+    /// Frames that were handed on are part of the input's buffer.
+    is_lent: bool,
     /// An attribute whose reply has not come yet; it is handed over in front of it.
     attribute: BytesMut,
     output: BytesMut,
@@ -363,6 +372,7 @@ impl<T> Connection<T> {
             stream: link.stream,
             scanner: ReplyScanner::default(),
             input: link.unread,
+            is_lent: false,
             attribute: BytesMut::new(),
             output: BytesMut::new(),
             waiting: VecDeque::new(),
@@ -423,7 +433,7 @@ impl<T> Connection<T> {
     ) -> Result<(), Arc<str>> {
         loop {
             while let Some(frame) = self.scanner.scan(&self.input).map_err(|error| Arc::from(error.to_string()))? {
-                let mut bytes = self.input.split_to(frame.len);
+                let mut bytes = self.split(frame.len);
                 handler.buffers(0);
                 if frame.kind == FrameKind::Attribute {
                     self.attribute.unsplit(bytes);
@@ -435,7 +445,7 @@ impl<T> Connection<T> {
                 }
                 let bytes = bytes.freeze();
                 match self.waiting.front_mut() {
-                    Some(first) if frame.kind != FrameKind::Push => {
+                    Some(first) if frame.kind != FrameKind::Push || handler.is_answer(&first.tag, &bytes) => {
                         let index = first.seen;
                         first.seen += 1;
                         handler.reply(&mut first.tag, index, bytes);
@@ -448,8 +458,8 @@ impl<T> Connection<T> {
                     _ => handler.push(bytes),
                 }
             }
-            // While answers are to come the buffer is used again; an idle lane has none.
-            if self.input.is_empty() && self.waiting.is_empty() {
+            // While answers are to come the buffer is used again; an idle lane keeps none that others have parts of.
+            if self.input.is_empty() && self.waiting.is_empty() && std::mem::take(&mut self.is_lent) {
                 self.input = BytesMut::new();
             }
             let is_partial = !self.input.is_empty();
@@ -464,6 +474,17 @@ impl<T> Connection<T> {
                 Poll::Pending => return Ok(()),
             }
         }
+    }
+
+    /// Takes a frame out of what was read. A short one is copied, and leaves the buffer to what comes next.
+    fn split(&mut self, length: usize) -> BytesMut {
+        if length > COPIED {
+            self.is_lent = true;
+            return self.input.split_to(length);
+        }
+        let frame = BytesMut::from(&self.input[..length]);
+        self.input.advance(length);
+        frame
     }
 
     /// Reads once. After a short read the next call answers Pending without a system call (tokio clears readiness).
