@@ -50,7 +50,7 @@ pub(crate) struct Locks {
     sessions: Arc<Sessions>,
     /// Begins the name of every connection as an owner.
     prefix: String,
-    lanes: Mutex<Option<[LockLane; 2]>>,
+    lane: Mutex<Option<LockLane>>,
     started: AtomicBool,
 }
 
@@ -122,13 +122,13 @@ impl Locks {
         let authority = coordination.epoch_authority(config);
         let leases = coordination.lease_locks(config);
         let leases = leases.map(|backend| LockClient::new(backend, timer.clone(), few(locks), id.clone()));
-        let (client, backend, lanes) = if matches!(config.l3, caddy_contract::L3::Embedded) {
+        let (client, backend, lane) = if matches!(config.l3, caddy_contract::L3::Embedded) {
             let backend = InProcess::new(timer.clone());
             (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Embedded(backend), None)
         } else {
             let backend = RedisLocks::new(&config.cluster.domain, &id, authority);
-            let lanes = only.map(|target| backend.connect(target));
-            (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Redis(backend), lanes)
+            let lane = only.map(|target| backend.connect(target));
+            (LockClient::new(backend.clone(), timer, locks, id.clone()), Backend::Redis(backend), lane)
         };
         let sessions = Arc::new(Sessions::default());
         client.watch(sessions.clone());
@@ -136,7 +136,7 @@ impl Locks {
             leases.watch(sessions.clone());
         }
         let prefix = format!("conn:{host}/{id}:");
-        Self { client, leases, backend, sessions, prefix, lanes: Mutex::new(lanes), started: AtomicBool::new(false) }
+        Self { client, leases, backend, sessions, prefix, lane: Mutex::new(lane), started: AtomicBool::new(false) }
     }
 
     /// Runs what keeps the locks, once, on the thread that calls first.
@@ -144,7 +144,7 @@ impl Locks {
         if self.started.swap(true, Ordering::Relaxed) {
             return;
         }
-        for lane in self.lanes.lock().take().into_iter().flatten() {
+        if let Some(lane) = self.lane.lock().take() {
             supervisor.spawn_vital("lock connection", lane);
         }
         let is_cluster = matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some());
@@ -299,7 +299,7 @@ impl Locks {
     }
 }
 
-/// Keeps the locks' connections at the node of a cluster that has their slot.
+/// Keeps the locks' connection at the node of a cluster that has their slot.
 async fn follow(shared: Arc<Shared>, backend: Arc<RedisLocks>, supervisor: Supervisor) {
     let L3::Redis(redis) = &shared.l3 else { return };
     let Some(cluster) = redis.cluster() else { return };
@@ -311,9 +311,7 @@ async fn follow(shared: Arc<Shared>, backend: Arc<RedisLocks>, supervisor: Super
             && there.replace(node.id) != Some(node.id)
         {
             tracing::debug!(node = %node.target.endpoint, "the locks are there");
-            for lane in backend.connect(node.target.clone()) {
-                supervisor.spawn_local("lock connection", lane);
-            }
+            supervisor.spawn_local("lock connection", backend.connect(node.target.clone()));
         }
         tokio::select! {
             changed = maps.changed() => if changed.is_err() { return },

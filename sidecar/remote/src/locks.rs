@@ -65,9 +65,9 @@ impl RedisLocks {
         Arc::new(Self { calls, epochs: Epochs::new(authority), keys, client: client.into() })
     }
 
-    /// Where the locks are, from now on: the connections to there, which the caller has to poll. Those that there were end
-    /// by themselves. Nothing is sent before the next operation.
-    pub fn connect(&self, target: Arc<Target>) -> [LockLane; 2] {
+    /// Where the locks are, from now on: the connection to there, which the caller has to poll. The one that there was ends
+    /// by itself. Nothing is sent before the next operation.
+    pub fn connect(&self, target: Arc<Target>) -> LockLane {
         self.calls.connect(target)
     }
 

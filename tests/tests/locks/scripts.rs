@@ -35,9 +35,7 @@ const LEASE: Duration = Duration::from_hours(1);
 fn redis_locks(redis: &RedisServer, client: &str) -> Arc<RedisLocks> {
     let target = Target::new(Endpoint::Unix(redis.socket().to_owned()));
     let locks = RedisLocks::new("test", client, None);
-    for lane in locks.connect(Arc::new(target)) {
-        tokio::task::spawn_local(lane);
-    }
+    tokio::task::spawn_local(locks.connect(Arc::new(target)));
     locks
 }
 

@@ -1,4 +1,5 @@
-//! The two connections to the server that has the locks: one for calls, each of which waits for its replies; one for messages, which come unasked.
+//! The connection to the server that has the locks: calls, each of which waits for its replies, and messages, which come
+//! unasked. One for both, so that who lets go and who is handed the lock here hear of it by one packet.
 
 use std::{
     future::Future,
@@ -21,6 +22,9 @@ use crate::{ConnectError, Handler, Lane, LaneHandle, Loss, Request, ServerInfo, 
 
 /// How long a call waits for the server that has the locks to be found.
 const MOVE: Duration = Duration::from_secs(1);
+
+/// How the push begins that confirms a subscription.
+const SUBSCRIBED: &[u8] = b">3\r\n$9\r\nsubscribe\r\n";
 
 /// Whether a node of a cluster says that it does not answer for the locks' slot.
 pub(super) fn is_elsewhere(reply: &[u8]) -> bool {
@@ -48,26 +52,25 @@ struct Common {
     servers: watch::Sender<u32>,
 }
 
-/// What both connections to one server know.
+/// What the connection to one server knows.
 struct Known {
     common: Arc<Common>,
-    /// Which connection for calls this is, over all servers; another one may be to another server.
+    /// Which connection this is, over all servers; another one may be to another server.
     link: AtomicU64,
     subscribed: AtomicBool,
 }
 
-/// Both connections to one server.
-struct Pair {
+/// The connection to one server.
+struct Line {
     known: Arc<Known>,
-    commands: LaneHandle<Call>,
-    messages: LaneHandle<Call>,
+    lane: LaneHandle<Call>,
 }
 
-/// The sending ends.
+/// The sending end.
 pub(super) struct Calls {
     common: Arc<Common>,
     /// None before it is known where the locks are.
-    pair: RwLock<Option<Arc<Pair>>>,
+    line: RwLock<Option<Arc<Line>>>,
     channel: Bytes,
 }
 
@@ -75,63 +78,54 @@ pub(super) struct Calls {
 pub(super) type Answered = (u64, Vec<Bytes>);
 
 /// One request under way.
-pub(super) struct Call {
-    replies: Vec<Bytes>,
-    done: Option<oneshot::Sender<Result<Answered, Loss>>>,
+pub(super) enum Call {
+    /// Somebody waits for the replies.
+    Command { replies: Vec<Bytes>, done: oneshot::Sender<Result<Answered, Loss>> },
+    /// SUBSCRIBE: confirmed by a push, or refused by an error.
+    Subscribe,
 }
 
-/// Which of the two connections a handler serves.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Calls,
-    Messages,
-}
-
-/// What is done with what a connection sees.
+/// What is done with what the connection sees.
 pub(super) struct LockHandler {
     known: Arc<Known>,
-    purpose: Purpose,
 }
 
 impl Calls {
-    /// Without connections yet.
+    /// Without a connection yet.
     pub(super) fn new(channel: Bytes) -> Self {
-        Self { common: Arc::default(), pair: RwLock::default(), channel }
+        Self { common: Arc::default(), line: RwLock::default(), channel }
     }
 
-    /// From now on over new connections, which the caller polls; those that there were end by themselves.
-    pub(super) fn connect(&self, target: Arc<Target>) -> [LockLane; 2] {
-        let mut pair = self.pair.write();
+    /// From now on over a new connection, which the caller polls; the one that there was ends by itself.
+    pub(super) fn connect(&self, target: Arc<Target>) -> LockLane {
+        let mut line = self.line.write();
         let server = *self.common.servers.borrow() + 1;
         let link = AtomicU64::new(u64::from(server) << 32);
         let known = Arc::new(Known { common: self.common.clone(), link, subscribed: AtomicBool::new(false) });
-        let handler = |purpose| LockHandler { known: known.clone(), purpose };
         let setup = Setup { protocol: Protocol::Resp3, database: 0, tracked: false, timed: true };
-        let (commands, command_lane) = lane(target.clone(), setup, handler(Purpose::Calls));
-        // Messages come when they come: silence is no loss.
-        let (messages, message_lane) = lane(target, Setup { timed: false, ..setup }, handler(Purpose::Messages));
-        *pair = Some(Arc::new(Pair { known, commands, messages }));
+        let (handle, lane) = lane(target, setup, LockHandler { known: known.clone() });
+        *line = Some(Arc::new(Line { known, lane: handle }));
         self.common.servers.send_replace(server);
-        [LockLane(command_lane), LockLane(message_lane)]
+        LockLane(lane)
     }
 
-    fn pair(&self) -> Option<Arc<Pair>> {
-        self.pair.read().clone()
+    fn line(&self) -> Option<Arc<Line>> {
+        self.line.read().clone()
     }
 
-    /// The connections; just after the start, as soon as it is known where the locks are, if that takes not too long.
-    async fn found(&self) -> Option<Arc<Pair>> {
-        if let Some(pair) = self.pair() {
-            return Some(pair);
+    /// The connection; just after the start, as soon as it is known where the locks are, if that takes not too long.
+    async fn found(&self) -> Option<Arc<Line>> {
+        if let Some(line) = self.line() {
+            return Some(line);
         }
         let mut servers = self.common.servers.subscribe();
         let _ = tokio::time::timeout(MOVE, servers.wait_for(|server| *server > 0)).await;
-        self.pair()
+        self.line()
     }
 
     /// Which connection there is now.
     pub(super) fn link(&self) -> u64 {
-        self.pair().map_or(0, |pair| pair.known.link.load(Ordering::Acquire))
+        self.line.read().as_ref().map_or(0, |line| line.known.link.load(Ordering::Acquire))
     }
 
     pub(super) fn attach(&self, listener: Weak<dyn LockListener>) {
@@ -152,14 +146,12 @@ impl Calls {
 
     /// Asks to be told of turns, unless that was done on the connection that there is.
     pub(super) fn subscribe(&self) {
-        if let Some(pair) = self.pair()
-            && !pair.known.subscribed.swap(true, Ordering::AcqRel)
+        if let Some(line) = self.line()
+            && !line.known.subscribed.swap(true, Ordering::AcqRel)
         {
             let mut bytes = Vec::new();
             encode::command(&mut bytes, [b"SUBSCRIBE" as &[u8], &self.channel]);
-            // Confirmed by a push, refused by an error that no request waits for: neither may be taken for a reply.
-            let tag = Call { replies: Vec::new(), done: None };
-            let _ = pair.messages.submit(Request { bytes: bytes.into(), replies: 0, tag });
+            let _ = line.lane.submit(Request { bytes: bytes.into(), replies: 1, tag: Call::Subscribe });
         }
     }
 
@@ -176,11 +168,11 @@ impl Calls {
     pub(super) async fn send_raw(&self, bytes: Bytes, replies: u16) -> Result<Answered, BackendError> {
         let ended = || BackendError("the sidecar is shutting down".into());
         let (done, answer) = oneshot::channel();
-        let tag = Call { replies: Vec::with_capacity(usize::from(replies)), done: Some(done) };
-        let Some(pair) = self.found().await else {
+        let tag = Call::Command { replies: Vec::with_capacity(usize::from(replies)), done };
+        let Some(line) = self.found().await else {
             return Err(BackendError("it is not known yet which node of the cluster has the locks; try again".into()));
         };
-        pair.commands.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
+        line.lane.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
         match answer.await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(loss)) => Err(BackendError(loss.to_string().into())),
@@ -221,64 +213,63 @@ impl Handler for LockHandler {
     type Tag = Call;
 
     fn reply(&mut self, tag: &mut Call, _: u16, frame: Bytes) {
-        if is_elsewhere(&frame) {
-            self.known.common.doubt.notify_one();
-        }
-        tag.replies.push(frame);
-    }
-
-    fn finish(&mut self, tag: Call, outcome: Result<(), Loss>) {
-        let Call { replies, done } = tag;
-        if outcome.is_err() && self.purpose == Purpose::Messages {
-            self.known.subscribed.store(false, Ordering::Release);
-        }
-        if let Some(done) = done {
-            let link = self.known.link.load(Ordering::Acquire);
-            // Whoever asked may be gone; it takes back what it asked for.
-            let _ = done.send(outcome.map(|()| (link, replies)));
-        }
-    }
-
-    fn push(&mut self, frame: Bytes) {
-        let Ok((value, _)) = Value::decode(&frame) else { return };
-        match value.as_elements() {
-            Some([kind, _, message]) if kind.as_bytes() == Some(b"message") => {
-                if let Some(message) = message.as_bytes().and_then(|bytes| std::str::from_utf8(bytes).ok()) {
-                    self.message(message);
+        match tag {
+            Call::Command { replies, .. } => {
+                if is_elsewhere(&frame) {
+                    self.known.common.doubt.notify_one();
                 }
+                replies.push(frame);
             }
-            Some(_) => {}
-            None => {
-                let error = String::from_utf8_lossy(&frame);
+            Call::Subscribe if frame.starts_with(b"-") => {
                 self.known.subscribed.store(false, Ordering::Release);
+                let error = String::from_utf8_lossy(&frame);
                 tracing::warn!(
                     error = error.trim_end(),
                     "Redis refuses the channel that wakes waiters for locks: they poll"
                 );
             }
+            Call::Subscribe => {}
+        }
+    }
+
+    fn finish(&mut self, tag: Call, outcome: Result<(), Loss>) {
+        match tag {
+            Call::Command { replies, done } => {
+                let link = self.known.link.load(Ordering::Acquire);
+                // Whoever asked may be gone; it takes back what it asked for.
+                let _ = done.send(outcome.map(|()| (link, replies)));
+            }
+            Call::Subscribe if outcome.is_err() => self.known.subscribed.store(false, Ordering::Release),
+            Call::Subscribe => {}
+        }
+    }
+
+    fn is_answer(&self, tag: &Call, push: &[u8]) -> bool {
+        matches!(tag, Call::Subscribe) && push.starts_with(SUBSCRIBED)
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        let Ok((value, _)) = Value::decode(&frame) else { return };
+        if let Some([kind, _, message]) = value.as_elements()
+            && kind.as_bytes() == Some(b"message")
+            && let Some(message) = message.as_bytes().and_then(|bytes| std::str::from_utf8(bytes).ok())
+        {
+            self.message(message);
         }
     }
 
     fn connected(&mut self, _: Option<&ServerInfo>) {
-        if self.purpose == Purpose::Calls {
-            self.known.link.fetch_add(1, Ordering::AcqRel);
-        }
+        self.known.link.fetch_add(1, Ordering::AcqRel);
     }
 
     fn lost(&mut self, _: &str) {
-        match self.purpose {
-            Purpose::Calls => {
-                self.known.link.fetch_add(1, Ordering::AcqRel);
-                self.known.common.doubt.notify_one();
-            }
-            Purpose::Messages => self.known.subscribed.store(false, Ordering::Release),
-        }
+        self.known.link.fetch_add(1, Ordering::AcqRel);
+        self.known.subscribed.store(false, Ordering::Release);
+        self.known.common.doubt.notify_one();
     }
 
     fn refused(&mut self, _: &Arc<ConnectError>) {
+        self.known.subscribed.store(false, Ordering::Release);
         self.known.common.doubt.notify_one();
-        if self.purpose == Purpose::Messages {
-            self.known.subscribed.store(false, Ordering::Release);
-        }
     }
 }
