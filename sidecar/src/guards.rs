@@ -95,6 +95,8 @@ pub(crate) enum Guard {
     RangesRepeated,
     /// A new epoch of the locks is agreed on in the Lease before it is in Redis.
     EpochAgreed,
+    /// A lock in a Lease is taken from its holder only when the Lease was seen unchanged for its duration.
+    LeaseUnchanged,
 }
 
 #[cfg(not(feature = "mutations"))]

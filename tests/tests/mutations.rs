@@ -118,6 +118,7 @@ mutations! {
     lock_from_sending: "LockFromSending" => lock_scenarios::a_lock_counts_from_the_sending_of_its_request;
     lock_from_queueing: "LockFromQueueing" => lock_scenarios::a_lock_that_was_handed_over_counts_from_its_queueing;
     lock_taken_back: "LockTakenBack" => lock_scenarios::an_acquisition_that_timed_out_is_handed_nothing;
+    lease_unchanged: "LeaseUnchanged" => lock_scenarios::a_lease_that_is_renewed_is_not_taken_over;
     epoch_agreed: "EpochAgreed" => lock_scenarios::an_epoch_is_agreed_on_before_its_first_token;
     pending_is_answered: "PendingIsAnswered" => store_scenarios::a_write_on_its_way_to_the_store_is_read;
     deletions_hold_leases: "DeletionsHoldLeases" => store_scenarios::a_deletion_on_its_way_to_the_store_is_not_undone;

@@ -520,6 +520,29 @@ mod tests {
     }
 
     #[test]
+    fn a_wall_clock_that_jumps_ends_no_lease_and_makes_none_longer() {
+        let foreseen = "2299-01-01T00:00:00.000000Z";
+        for renewed in ["1970-01-01T00:00:00.000000Z", foreseen, "yesterday", ""] {
+            let mut machine = machine();
+            send(&mut machine, 0);
+            let mut theirs = lease("1", Some("other"));
+            if let Reply::Lease(snapshot) = &mut theirs {
+                snapshot.record.renewed = Some(renewed.into());
+            }
+            machine.answer(at(0), theirs.clone());
+            // Its own jumps to and fro, too.
+            for (second, year) in [(3, 30), (6, 0), (9, 300), (12, 1)] {
+                let wall = SystemTime::UNIX_EPOCH + Duration::from_hours(24 * 365 * year);
+                assert_eq!(machine.poll(at(second * 1000), wall), Step::Send(Request::Get), "{renewed}");
+                machine.answer(at(second * 1000), theirs.clone());
+            }
+            assert_eq!(send(&mut machine, 15_000), Request::Get);
+            machine.answer(at(15_000), theirs);
+            assert!(matches!(send(&mut machine, 15_000), Request::Swap(..)), "unchanged for 15 s: {renewed}");
+        }
+    }
+
+    #[test]
     fn questions_are_spread_and_never_come_early() {
         let mut pauses = Vec::new();
         for seed in 0..50 {

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::{Place, client::ApiClient};
+use crate::guards::{self, Guard};
 
 /// Deadline of one request.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -164,7 +165,7 @@ impl LeaseLocks {
             sightings.clear();
         }
         let (version, since) = sightings.entry(name.clone()).or_insert_with(|| (lease.version.clone(), now));
-        if *version != lease.version {
+        if *version != lease.version && guards::hold(Guard::LeaseUnchanged) {
             (*version, *since) = (lease.version.clone(), now);
         }
         if bid.machine.seen().is_none() { *since } else { now }
@@ -268,6 +269,14 @@ fn terms(owner: &Owner, lease: Duration) -> Terms {
 fn duration(lease: Duration) -> Duration {
     let seconds = (lease * 5 / 4).as_millis().div_ceil(1000);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX).max(1))
+}
+
+/// What is left of a lease as far as wall clocks agree, for people: it decides nothing, and is never more than the whole.
+fn remaining(record: &Record, now: SystemTime) -> Duration {
+    let renewed = record.renewed.as_deref().and_then(caddy_lease::seconds).unwrap_or(0);
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let ends = Duration::from_secs(renewed).saturating_add(record.duration);
+    ends.saturating_sub(now).min(record.duration)
 }
 
 fn unavailable(reason: &str) -> BackendError {
@@ -407,11 +416,7 @@ impl LockBackend<Bytes> for LeaseLocks {
             };
             let holder = |lease: Snapshot| {
                 let (owner, token) = (Owner::new(lease.record.holder.clone()?), token_of(&lease)?);
-                // As far as wall clocks agree: for people.
-                let renewed = lease.record.renewed.as_deref().and_then(caddy_lease::seconds)?;
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                let ends = Duration::from_secs(renewed) + lease.record.duration;
-                let remaining = ends.checked_sub(now)?;
+                let remaining = remaining(&lease.record, SystemTime::now());
                 Some(HolderStatus { owner, mode: LockMode::Exclusive, token, remaining })
             };
             let holders = lease.and_then(holder).into_iter().collect();
@@ -430,5 +435,25 @@ impl LockBackend<Bytes> for LeaseLocks {
 
     fn break_deadlock<'a>(&'a self, _: &'a Bytes, _: &'a Ticket, _: &'a str) -> Answered<'a, bool> {
         Box::pin(std::future::ready(Ok(false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_jumps_shows_neither_more_than_a_lease_nor_an_error() {
+        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        let record = |renewed: &str| Record {
+            renewed: Some(renewed.to_owned()),
+            duration: Duration::from_secs(15),
+            ..Record::default()
+        };
+        let renewed = caddy_lease::timestamp(at(1_000_000));
+        for (now, left) in [(1_000_005, 10), (1_000_020, 0), (0, 15), (u64::from(u32::MAX), 0)] {
+            assert_eq!(remaining(&record(&renewed), at(now)), Duration::from_secs(left), "{now}");
+        }
+        assert_eq!(remaining(&record("yesterday"), at(1_000_000)), Duration::ZERO);
     }
 }
