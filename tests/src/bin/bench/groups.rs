@@ -1,6 +1,8 @@
-//! What groups cost: a hit on a value with three tags against one on a plain value; invalidating a tag that many values carry
-//! against a DEL of one key, at the caller; and how soon a tag deleted directly in Redis kills a copy, against a plain key.
-//! All in turn, so that what the machine does meanwhile meets both.
+//! What groups cost: a hit on a value with three tags against one on a plain value; invalidating a tag that `--entries`
+//! values carry against a DEL of one key, at the caller; and how soon a tag deleted directly in Redis kills a copy, against a
+//! plain key. All in turn, so that what the machine does meanwhile meets both.
+//!
+//! Behind each invalidation the tag is put back as it was, past the sidecar, so that all of them carry it the next time, too.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,24 +10,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::load::{bulk, get, key, percentile, set, timed, value};
+use crate::load::{bulk, get, key, set, timed, value};
+use crate::pushes::ratio;
 use crate::server::{Kind, Servers};
 use crate::table::median;
 
-/// Values that carry the tag which is invalidated.
-const CARRIERS: usize = 100_000;
 /// Requests of a batch of hits, and batches of a round.
 const PIPELINE: usize = 64;
 const BATCHES: usize = 200;
 /// Invalidations, and pushes, of a round.
 const WRITES: usize = 200;
+/// Values that are written in one go.
+const CHUNK: usize = 1000;
+/// Carriers of which the sidecar has a copy when their tag is invalidated.
+const COPIES: usize = 10_000;
 /// By the names that the sidecar of a benchmark has.
-const GENERATION: &str = "caddy:default.local:g:t:one";
+const ONE: &[u8] = b"caddy:default.local:g:t:one";
+const MANY: &[u8] = b"caddy:default.local:g:t:many";
+const SAVED: &[u8] = b"saved";
 
 /// Measures, and says what was seen.
-pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
+pub(crate) fn measure(servers: &Servers, rounds: usize, entries: usize) -> Result<String> {
     let sidecar = servers.iter().find(|one| one.kind() == Kind::Sidecar).context("a sidecar is always measured")?;
-    let mut bench = Groups { app: sidecar.connect()?, data: sidecar.connect_to_data()? };
+    let mut bench = Groups { app: sidecar.connect()?, data: sidecar.connect_to_data()?, entries };
     bench.fill()?;
     let (mut hits, mut invalidations, mut pushes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -33,9 +40,10 @@ pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
         invalidations.push(bench.invalidations()?);
         pushes.push(bench.pushes()?);
     }
+    bench.empty()?;
     let middle = |values| median(values).unwrap_or(f64::NAN);
     Ok(format!(
-        "A hit with three tags, in pipelines of {PIPELINE}: × {:.2} of a plain one. Invalidating a tag of {CARRIERS} values: \
+        "A hit with three tags, in pipelines of {PIPELINE}: × {:.2} of a plain one. Invalidating a tag of {entries} values: \
          p50 × {:.2} of a DEL. A tag's DEL kills a copy: p50 × {:.2} of a plain key's write.",
         middle(hits),
         middle(invalidations),
@@ -46,6 +54,8 @@ pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
 struct Groups {
     app: UnixStream,
     data: UnixStream,
+    /// Values that carry the tag which is invalidated.
+    entries: usize,
 }
 
 fn tagged(name: &str, tags: &[&str]) -> Vec<u8> {
@@ -55,15 +65,25 @@ fn tagged(name: &str, tags: &[&str]) -> Vec<u8> {
     request(&words)
 }
 
-fn request(words: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn request(words: &[&[u8]]) -> Vec<u8> {
     let head = format!("*{}\r\n", words.len()).into_bytes();
     words.iter().fold(head, |request, word| [request, bulk(word)].concat())
 }
 
 impl Groups {
     fn fill(&mut self) -> Result<()> {
-        let all: Vec<_> = (0..CARRIERS).map(|number| tagged(&key("carrier", number), &["many"])).collect();
-        timed(std::slice::from_mut(&mut self.app), &all, 1000, b"+OK\r\n").map(drop)
+        for from in (0..self.entries).step_by(CHUNK) {
+            let numbers = from..self.entries.min(from + CHUNK);
+            let chunk: Vec<_> = numbers.map(|number| tagged(&key("carrier", number), &["many"])).collect();
+            timed(std::slice::from_mut(&mut self.app), &chunk, CHUNK, b"+OK\r\n").context("write the carriers")?;
+        }
+        self.tell(&[b"COPY", MANY, SAVED, b"REPLACE"])
+    }
+
+    /// Gives back what the carriers take.
+    fn empty(&mut self) -> Result<()> {
+        self.data.write_all(&request(&[b"FLUSHALL", b"ASYNC"]))?;
+        expect(&mut self.data, b"+OK\r\n")
     }
 
     fn ask(&mut self, request: &[u8], reply: &[u8]) -> Result<Duration> {
@@ -71,6 +91,12 @@ impl Groups {
         self.app.write_all(request)?;
         expect(&mut self.app, reply)?;
         Ok(sent.elapsed())
+    }
+
+    /// Something that is done once, past the sidecar.
+    fn tell(&mut self, words: &[&[u8]]) -> Result<()> {
+        self.data.write_all(&request(words))?;
+        expect(&mut self.data, b":1\r\n")
     }
 
     fn hits(&mut self) -> Result<f64> {
@@ -84,20 +110,26 @@ impl Groups {
                 times.extend(timed(std::slice::from_mut(&mut self.app), &requests, PIPELINE, &bulk(&value(100)))?);
             }
         }
-        Ok(ratio(&mut of_tagged, &mut of_plain))
+        Ok(ratio(&mut of_tagged, &mut of_plain, 50))
     }
 
     fn invalidations(&mut self) -> Result<f64> {
         let (mut of_one, mut of_many) = (Vec::new(), Vec::new());
-        let name = key("single", 1);
-        for _ in 0..WRITES {
+        let (name, there) = (key("single", 1), bulk(&value(100)));
+        let copies: Vec<_> = (0..COPIES.min(self.entries)).map(|number| get(&key("carrier", number))).collect();
+        timed(std::slice::from_mut(&mut self.app), &copies, PIPELINE, &there).context("read carriers")?;
+        for write in 0..WRITES {
+            let carrier = get(&key("carrier", write * (self.entries / WRITES)));
+            self.ask(&carrier, &there)?;
             self.ask(&set(&name, b"v"), b"+OK\r\n")?;
             of_one.push(self.ask(&request(&[b"DEL", name.as_bytes()]), b":1\r\n")?);
-            // One more carrier makes the tag again.
-            self.ask(&tagged(&key("carrier", 0), &["many"]), b"+OK\r\n")?;
             of_many.push(self.ask(&request(&[b"CACHE.INVALIDATE", b"TAG", b"many"]), b":1\r\n")?);
+            self.ask(&carrier, b"$-1\r\n")?;
+            self.tell(&[b"COPY", SAVED, MANY])?;
+            // Behind a script all is told that came before it.
+            self.ask(&request(&[b"EVAL", b"return 1", b"0"]), b":1\r\n")?;
         }
-        Ok(ratio(&mut of_many, &mut of_one))
+        Ok(ratio(&mut of_many, &mut of_one, 50))
     }
 
     fn pushes(&mut self) -> Result<f64> {
@@ -106,8 +138,8 @@ impl Groups {
         let (mut of_plain, mut of_tagged) = (Vec::new(), Vec::new());
         for _ in 0..WRITES {
             let turns = [
-                (&plain, set(&plain, &value(100)), plain.clone(), &mut of_plain),
-                (&with, tagged(&with, &["one"]), GENERATION.to_owned(), &mut of_tagged),
+                (&plain, set(&plain, &value(100)), plain.as_bytes(), &mut of_plain),
+                (&with, tagged(&with, &["one"]), ONE, &mut of_tagged),
             ];
             for (name, write, deleted, times) in turns {
                 self.ask(&write, b"+OK\r\n")?;
@@ -115,7 +147,7 @@ impl Groups {
                     self.ask(&get(name), &old)?;
                 }
                 let sent = Instant::now();
-                self.data.write_all(&request(&[b"DEL", deleted.as_bytes()]))?;
+                self.data.write_all(&request(&[b"DEL", deleted]))?;
                 times.push(loop {
                     let asked = sent.elapsed();
                     if self.read(&get(name), &old, &gone)? {
@@ -126,7 +158,7 @@ impl Groups {
                 expect(&mut self.data, b":1\r\n")?;
             }
         }
-        Ok(ratio(&mut of_tagged, &mut of_plain))
+        Ok(ratio(&mut of_tagged, &mut of_plain, 50))
     }
 
     /// Whether the answer is that there is nothing.
@@ -143,11 +175,7 @@ impl Groups {
     }
 }
 
-fn ratio(ours: &mut [Duration], others: &mut [Duration]) -> f64 {
-    percentile(ours, 50).as_secs_f64() / percentile(others, 50).as_secs_f64()
-}
-
-fn expect(stream: &mut UnixStream, wanted: &[u8]) -> Result<()> {
+pub(crate) fn expect(stream: &mut UnixStream, wanted: &[u8]) -> Result<()> {
     let mut got = vec![0; wanted.len()];
     stream.read_exact(&mut got)?;
     ensure!(got == wanted, "a wrong reply: {}", got.escape_ascii());

@@ -16,6 +16,7 @@ mod load;
 mod locks;
 mod pushes;
 mod server;
+mod sweeps;
 mod table;
 
 use std::path::PathBuf;
@@ -36,7 +37,10 @@ pub(crate) struct Options {
     /// The core that all servers share; unpinned where there is only one.
     server_core: Option<String>,
     rounds: usize,
-    /// Only rows whose name contains this, and nothing behind the table; `locks`, `groups`, `behind`: nothing but what
+    /// How many values carry the tag, and how many keys the pattern has, that are invalidated.
+    entries: usize,
+    /// Only rows whose name contains this, and nothing behind the table; `locks`, `groups`, `patterns`,
+    /// `behind`: nothing but what
     /// those cost.
     only: Option<String>,
 }
@@ -49,7 +53,8 @@ enum Task {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task> {
-    let (mut sidecar, mut redis, mut valkey, mut server_core, mut rounds, mut only) = (None, None, None, None, 7, None);
+    let (mut sidecar, mut redis, mut valkey, mut server_core, mut rounds, mut entries, mut only) =
+        (None, None, None, None, 7, 100_000, None);
     while let Some(name) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
         match name.as_str() {
@@ -58,6 +63,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task> {
             "--valkey" => valkey = Some(value.into()),
             "--server-core" => server_core = Some(value),
             "--rounds" => rounds = value.parse().with_context(|| format!("--rounds {value}"))?,
+            "--entries" => entries = value.parse().with_context(|| format!("--entries {value}"))?,
             "--only" => only = Some(value),
             "--floor" => return Ok(Task::Floor(value.into())),
             _ => bail!("unknown option {name}; `cargo xtask bench` calls this program"),
@@ -66,7 +72,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task> {
     let sidecar = sidecar.context("--sidecar names the binary to measure")?;
     let redis = redis.context("--redis names the redis-server to compare with")?;
     anyhow::ensure!(rounds > 0, "--rounds is at least 1");
-    Ok(Task::Bench(Options { sidecar, redis, valkey, server_core, rounds, only }))
+    anyhow::ensure!(entries >= 1000, "--entries is at least 1000");
+    Ok(Task::Bench(Options { sidecar, redis, valkey, server_core, rounds, entries, only }))
 }
 
 fn main() -> ExitCode {
@@ -90,7 +97,11 @@ fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     if options.only.as_deref() == Some("groups") {
-        println!("{}", groups::measure(&servers, options.rounds)?);
+        println!("{}", groups::measure(&servers, options.rounds, options.entries)?);
+        return Ok(());
+    }
+    if options.only.as_deref() == Some("patterns") {
+        println!("{}", sweeps::measure(&servers, options.rounds, options.entries)?);
         return Ok(());
     }
     if options.only.as_deref() == Some("behind") {
@@ -110,7 +121,8 @@ fn run(options: &Options) -> Result<()> {
     if options.only.is_none() {
         drop(loads);
         println!("{}", pushes::measure(&servers, options.rounds)?);
-        println!("{}", groups::measure(&servers, options.rounds)?);
+        println!("{}", groups::measure(&servers, options.rounds, options.entries)?);
+        println!("{}", sweeps::measure(&servers, options.rounds, options.entries)?);
         println!("{}", footprint::measure(&servers)?);
         println!("{}", locks::measure(&servers, options.rounds)?);
         println!("{}", behind::measure(&servers, options.rounds)?);

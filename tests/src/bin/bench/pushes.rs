@@ -39,7 +39,8 @@ pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
     ))
 }
 
-fn ratio(ours: &mut [Duration], others: &mut [Duration], percent: usize) -> f64 {
+/// How many times as long as the others' percentile ours is.
+pub(crate) fn ratio(ours: &mut [Duration], others: &mut [Duration], percent: usize) -> f64 {
     percentile(ours, percent).as_secs_f64() / percentile(others, percent).as_secs_f64()
 }
 

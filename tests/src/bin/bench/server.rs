@@ -164,6 +164,11 @@ impl Servers {
         self.sidecar_on(self.anywhere()?.as_deref(), name, data, behind, more)
     }
 
+    /// The same on the core of the load, so that the Redis has its own for itself.
+    pub(crate) fn sidecar_beside_the_load(&self, name: &'static str, data: &Path, behind: Process) -> Result<Server> {
+        self.sidecar_on(None, name, data, behind, "")
+    }
+
     fn sidecar_on(
         &self,
         core: Option<&str>,
