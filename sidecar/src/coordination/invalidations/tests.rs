@@ -279,23 +279,3 @@ async fn the_marker_of_a_deleted_object_is_cleared_away() {
     executor.round(&server, &cache, at(3)).await.unwrap();
     assert!(cache.markers.borrow().is_empty() && executor.begun.is_empty());
 }
-
-#[test]
-fn objects_are_read_as_the_api_server_writes_them() {
-    let value = json!({
-        "metadata": {"name": "n", "uid": "u", "generation": 1, "resourceVersion": "7"},
-        "spec": {"cluster": "shop", "tags": ["t"], "ttlSecondsAfterFinished": 5},
-        "status": {"phase": "Running", "members": 3},
-    });
-    let object = object(&value).unwrap();
-    assert_eq!((object.spec.tags.len(), object.spec.ttl_seconds_after_finished), (1, Some(5)));
-    assert_eq!((object.status.phase, object.status.members), (Some(InvalidationPhase::Running), Some(3)));
-}
-
-#[test]
-fn who_has_not_renewed_its_lease_in_time_is_not_waited_for() {
-    let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
-    let lease = |ago| json!({"leaseDurationSeconds": 42, "renewTime": timestamp(now - Duration::from_secs(ago))});
-    assert!(reports(&lease(0), now) && reports(&lease(42), now) && !reports(&lease(43), now));
-    assert!(!reports(&json!({}), now));
-}
