@@ -10,8 +10,8 @@
 //! ([`probe`](crate::probe)), and a new slot map ends all filters before it is used ([`Absences::moved`]).
 //!
 //! One thing that per-key tracking gives for nothing has to be done here: a session that was shown a key, or wrote it, over
-//! another connection may be ahead of the announcements. So every reply that has to do with a key is noted
-//! ([`Absences::touched`]) before it is handed on. Never decides that a key is there; fails by saying nothing.
+//! another connection may be ahead of the announcements. So every reply that has to do with a key is noted before it is handed
+//! on: where it kills copies by the kernel itself ([`Absences::witness`]), else by [`Absences::touched`]. Never decides that a key is there; fails by saying nothing.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use std::{
 
 use arc_swap::{ArcSwapOption, Guard};
 use caddy_engine::{
-    Kernel, KeyHash, Moment, SourceId,
+    Clock, Kernel, KeyHash, Moment, SourceId,
     absence::{AbsenceFilter, Finished, Touches},
 };
 use caddy_remote::{LaneHandle, Tracking, cluster::gives_slots_away};
@@ -85,12 +85,27 @@ pub(crate) struct FilterStats {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Absences {
-    /// Whether there are filters: all that others pay for them.
-    any: AtomicBool,
-    touches: Touches,
+    seen: Arc<Seen>,
     lines: ArcSwapOption<Vec<Line>>,
     /// The rules, or the slots, have changed.
     changed: Notify,
+}
+
+/// What apps were shown, or wrote, by key.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Whether there are filters: all that others pay for them.
+    any: AtomicBool,
+    touches: Touches,
+}
+
+impl Seen {
+    #[inline]
+    fn touched(&self, key: KeyHash, now: impl FnOnce() -> Moment) {
+        if self.any.load(Ordering::Acquire) && hold(Rule::FilterTouches) {
+            self.touches.touch(key, now());
+        }
+    }
 }
 
 /// What is known of the keys of one server.
@@ -160,18 +175,25 @@ impl Absences {
         self.changed.notify_one();
     }
 
-    /// A reply that has to do with a key is in, and is about to be handed on.
+    /// What the kernel tells of every key of which it kills the copies, since somebody wrote it, or was shown it elsewhere.
+    pub(crate) fn witness(
+        &self,
+        clock: impl Clock + Send + Sync + 'static,
+    ) -> impl Fn(KeyHash) + Send + Sync + 'static {
+        let seen = self.seen.clone();
+        move |key| seen.touched(key, || clock.now())
+    }
+
+    /// A reply on the tracked connection that has to do with a key is in, and is about to be handed on.
     #[inline]
     pub(crate) fn touched(&self, key: KeyHash, now: impl FnOnce() -> Moment) {
-        if self.any.load(Ordering::Acquire) && hold(Rule::FilterTouches) {
-            self.touches.touch(key, now());
-        }
+        self.seen.touched(key, now);
     }
 
     /// The same for a reply that may have to do with any key.
     pub(crate) fn touched_any(&self, now: impl FnOnce() -> Moment) {
-        if self.any.load(Ordering::Acquire) && hold(Rule::FilterTouches) {
-            self.touches.touch_all(now());
+        if self.seen.any.load(Ordering::Acquire) && hold(Rule::FilterTouches) {
+            self.seen.touches.touch_all(now());
         }
     }
 
@@ -217,7 +239,7 @@ impl Absences {
         if known.absence.is_active(shared.kernel()) {
             probe_if_due(shared, &line.announcing.node, &line.announcing.tracked, now);
         }
-        known.absence.is_absent(hash, shared.kernel(), &self.touches, now)
+        known.absence.is_absent(hash, shared.kernel(), &self.seen.touches, now)
     }
 
     /// What ails the connection.
@@ -253,7 +275,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         let servers = if filters.is_empty() { Vec::new() } else { redis.nodes() };
         let version = redis.map_version();
         let lines = Arc::new(lines(&shared, redis, &servers, &filters));
-        shared.absences.any.store(!lines.is_empty(), Ordering::Release);
+        shared.absences.seen.any.store(!lines.is_empty(), Ordering::Release);
         shared.absences.lines.store(Some(lines.clone()));
         tokio::select! {
             () = keep(&shared, &lines) => {}

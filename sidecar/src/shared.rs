@@ -14,7 +14,7 @@ use bytes::Bytes;
 use caddy_contract::{Config, RedisMode};
 use caddy_engine::{
     BootClock, Cache, CacheConfig, Clock, Flights, FlightsConfig, GroupSize, Kernel, KernelConfig, KernelError,
-    KeyHash, L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
+    L1Config, L2Config, Moment, PolicyKind, SourceId, SourceKind, TieringConfig,
     reuse::{Estimate, Reads, ReuseSample},
 };
 use caddy_remote::{embedded::Embedded, leases};
@@ -147,6 +147,8 @@ impl Shared {
     ) -> Result<Arc<Self>, KernelError> {
         let room = files::room_for_apps(config.limits.max_connections);
         let cache = Cache::new(cache_config(&config));
+        let absences = Absences::default();
+        cache.kernel().tell_of_bumps(absences.witness(BootClock));
         let embedded_source = cache.kernel().register(SourceKind::Local)?;
         let l3 = match &config.l3 {
             caddy_contract::L3::Embedded => L3::Embedded(Embedded::new(Arc::new(wall_clock_millis))),
@@ -175,7 +177,7 @@ impl Shared {
             packer,
             memory: Memory::default(),
             reuse: ReuseSample::default(),
-            absences: Absences::default(),
+            absences,
             heat: Heat::default(),
             warming: warm::Progress::default(),
             config: ArcSwap::from_pointee(config),
@@ -227,13 +229,6 @@ impl Shared {
     /// The same bytes, which count against the budget of L2 until the last of them is gone.
     pub(crate) fn in_flight(&self, bytes: Bytes) -> Bytes {
         self.cache.hold(bytes.len()).with(bytes)
-    }
-
-    /// A reply that has to do with the key came over another connection than the tracked one: copies of it die, before the
-    /// reply is handed on.
-    pub(crate) fn bump(&self, key: KeyHash) {
-        self.kernel().bump(key);
-        self.absences.touched(key, || self.now());
     }
 
     pub(crate) fn config(&self) -> Guard<Arc<Config>> {

@@ -87,7 +87,7 @@ impl Effect {
     /// What must have happened before the reply is handed on.
     pub(crate) fn apply(&self, shared: &Shared) {
         for key in &self.keys {
-            shared.bump(*key);
+            shared.kernel().bump(*key);
         }
         if self.flush {
             shared.kernel().flush_all(FlushCause::Overwritten);

@@ -16,6 +16,8 @@ mod stamps;
 
 pub use source::{Incarnation, SourceKind};
 
+use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -209,6 +211,16 @@ pub struct Kernel {
     sources: Box<[Source]>,
     max_staleness: AtomicU64,
     guards: Guards,
+    witness: OnceLock<Witness>,
+}
+
+/// Who is told of every bump.
+struct Witness(Box<dyn Fn(KeyHash) + Send + Sync>);
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Witness")
+    }
 }
 
 // === setting up ===
@@ -221,7 +233,15 @@ impl Kernel {
             sources: (0..config.max_sources.clamp(1, MAX_SOURCES)).map(|_| Source::vacant()).collect(),
             max_staleness: AtomicU64::new(span_nanos(config.max_staleness)),
             guards: config.guards,
+            witness: OnceLock::new(),
         }
+    }
+
+    /// Has every bump told to `witness`, which returns at once, before [`bump`](Self::bump) returns: so whatever else has to
+    /// know what apps were shown, or wrote, cannot be forgotten where copies are killed. For one such, once.
+    pub fn tell_of_bumps(&self, witness: impl Fn(KeyHash) + Send + Sync + 'static) {
+        let first = self.witness.set(Witness(Box::new(witness)));
+        debug_assert!(first.is_ok(), "somebody else is told already");
     }
 
     pub(crate) fn guards(&self) -> Guards {
@@ -304,6 +324,9 @@ impl Kernel {
     pub fn bump(&self, key: KeyHash) {
         if self.guards.hold(Guard::Bump) {
             self.bump_stripe(self.stamps.stripe(key));
+        }
+        if let Some(Witness(tell)) = self.witness.get() {
+            tell(key);
         }
     }
 

@@ -310,7 +310,7 @@ impl Loader {
     }
 
     fn bump(&self, load: &Load) {
-        self.shared.bump(KeyHash::of(&load.key));
+        self.shared.kernel().bump(KeyHash::of(&load.key));
     }
 
     // === what a load brings ===

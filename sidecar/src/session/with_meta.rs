@@ -135,7 +135,7 @@ impl Conversation {
             let key = asked.key.clone();
             let answer = asked.run(&shared).await;
             // It came over another connection than copies do.
-            shared.bump(KeyHash::of(&key));
+            shared.kernel().bump(KeyHash::of(&key));
             let is_there = answer.as_ref().is_ok_and(|meta| meta.value.exists());
             match answer {
                 Ok(meta) => meta.encode(&key, protocol, &mut out),
