@@ -9,7 +9,7 @@
 mod learning;
 mod value;
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use caddy_engine::{Moment, generations::Generations};
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::ranges::FAILOVER_WINDOW;
 
-pub(crate) use learning::{How, Learn, Learned, Then, Want};
+pub(crate) use learning::{FOREIGN, How, Learn, Learned, Then, Want};
 pub(crate) use value::{expiring, fresh_value, parents_of_bytes, parents_to_bytes, parents_within, value_of, was};
 
 /// A generation lives for so long behind the last entry without an end of its own that carries it.
@@ -36,7 +36,8 @@ pub(crate) struct Domain {
     prefix: String,
     in_cluster: bool,
     cells: Generations,
-    recent: Mutex<Vec<Recent>>,
+    /// The oldest first.
+    recent: Mutex<VecDeque<Recent>>,
 }
 
 // === impl Domain ===
@@ -81,7 +82,9 @@ impl Domain {
     /// These were invalidated by this sidecar, which answers for it should L3 lose that.
     pub(crate) fn remember(&self, now: Moment, database: u32, keys: impl Iterator<Item = Bytes>, mode: Mode) {
         let mut recent = self.recent.lock();
-        recent.retain(|one| one.at + FAILOVER_WINDOW > now);
+        while recent.front().is_some_and(|one| one.at + FAILOVER_WINDOW <= now) {
+            recent.pop_front();
+        }
         recent.extend(keys.map(|key| Recent { at: now, database, key, mode }));
         if recent.len() > MAX_RECENT {
             // Everything then, which is more than was asked for, and little to remember.
@@ -89,6 +92,11 @@ impl Domain {
             let all = |database| Recent { at: now, database, key: self.key(ALL), mode: Mode::Remove };
             *recent = databases.into_iter().map(all).collect();
         }
+    }
+
+    /// These were not invalidated after all: who wanted it was told so.
+    pub(crate) fn forget(&self, at: Moment, database: u32, keys: &[Bytes]) {
+        self.recent.lock().retain(|one| one.at != at || one.database != database || !keys.contains(&one.key));
     }
 
     /// What was invalidated lately in a database.
@@ -184,6 +192,14 @@ mod tests {
         for database in [0, 3] {
             assert_eq!(domain.recent(at(5), database), [(domain.key(ALL), Mode::Remove)]);
         }
+        domain.remember(at(6), 3, keys(1), Mode::Remove);
+        domain.remember(at(7), 3, keys(1), Mode::Expire);
+        domain.forget(at(6), 3, &[Bytes::from_static(b"0")]);
+        assert_eq!(
+            domain.recent(at(8), 3)[1..],
+            [(Bytes::from_static(b"0"), Mode::Expire)],
+            "what was refused is nothing"
+        );
         assert!(domain.recent(at(60), 0).is_empty(), "a failover that long ago has lost nothing of it");
     }
 }

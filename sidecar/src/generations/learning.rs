@@ -300,6 +300,18 @@ impl Shared {
     }
 }
 
+/// What stands where a generation is to be made, and what to do about it.
+fn not_a_generation(key: &[u8], what: &str) -> String {
+    format!(
+        "{FOREIGN}the key '{}' in Redis is {what} that no sidecar wrote, and not the generation that its name is for; nothing \
+         was written: DEL it, which invalidates what depends on it, and keep other data under other names",
+        key.escape_ascii()
+    )
+}
+
+/// What an error begins with that trying again does not mend.
+pub(crate) const FOREIGN: &str = "ERR ";
+
 type Commands = SmallVec<[SmallVec<[Bytes; 5]>; 3]>;
 
 /// What is sent for one generation; the last two replies are its value and its time to live.
@@ -355,15 +367,26 @@ impl Learning {
 
     fn take(&self, asked: &Asked, replies: &[Bytes]) {
         let decoded: Vec<Value<'_>> = replies.iter().filter_map(|reply| Some(Value::decode(reply).ok()?.0)).collect();
-        if let Some(error) = decoded.iter().find_map(Value::as_error) {
+        let is_other = |error: &&[u8]| error.starts_with(b"WRONGTYPE");
+        let foreign_type = decoded.iter().filter_map(Value::as_error).find(is_other).is_some();
+        if let Some(error) = decoded.iter().filter_map(Value::as_error).find(|error| !is_other(error)) {
             // MOVED, READONLY, NOPERM and the like.
             self.shared.doubt_slots();
             return self.fail(String::from_utf8_lossy(error).into_owned());
         }
         let [.., value, pttl] = decoded.as_slice() else { return self.fail("replies cannot be read".to_owned()) };
         let now = self.shared.now();
-        let found = value.as_bytes().and_then(|bytes| bytes.split_first_chunk::<VALUE_BYTES>());
+        let stored = value.as_bytes();
+        let found = stored.and_then(|bytes| bytes.split_first_chunk::<VALUE_BYTES>());
         let found = found.map(|(value, detail)| (GenerationValue(*value), Bytes::copy_from_slice(detail)));
+        // For who reads there is none, so that what carries it is invalid. Nobody makes one over what is somebody else's.
+        let foreign = match stored.filter(|_| found.is_none()) {
+            Some(bytes) => Some(format!("{} bytes", bytes.len())),
+            None => foreign_type.then(|| "no string".to_owned()),
+        };
+        if let Some(what) = foreign.filter(|_| asked.before > 0) {
+            return self.fail(not_a_generation(asked.cell.name(), &what));
+        }
         if found.is_some() {
             // Nobody makes a generation but for an envelope.
             self.shared.envelopes.note();

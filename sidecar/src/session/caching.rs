@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     generations::{
-        ALL, How, Learned, Then, Want, fresh_value, generation_life, of_keyspace, of_parent, of_tag, parents_of_bytes,
-        parents_to_bytes, parents_within, value_of,
+        ALL, FOREIGN, How, Learned, Then, Want, fresh_value, generation_life, of_keyspace, of_parent, of_tag,
+        parents_of_bytes, parents_to_bytes, parents_within, value_of,
     },
     shared::{L3, Shared},
     upstream::{Effect, Renewal},
@@ -340,8 +340,11 @@ impl Conversation {
             return Err(Flow::Hold);
         }
         if let Some(reason) = self.learning().failure.take() {
-            let text =
-                format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}");
+            let text = if reason.starts_with(FOREIGN) {
+                reason
+            } else {
+                format!("NOTREADY what the value depends on cannot be read, so that nothing was written: {reason}")
+            };
             return Err(self.answer_error(&text));
         }
         Ok(())

@@ -18,6 +18,7 @@ use super::{
     client::Client,
     gather::{self, Gathering},
     guard::full_name,
+    invalidate::Invalidating,
     load,
     locking::Locking,
     patterns::{Clearing, Patterns},
@@ -168,6 +169,8 @@ pub(crate) struct Conversation {
     pub(super) shows_groups: Option<u64>,
     /// What the next request had to know of generations.
     pub(super) learning: Option<Box<Learning>>,
+    /// What it lets become invalid, until that is answered.
+    pub(super) invalidating: Option<Box<Invalidating>>,
     /// Subscribed to channels of the embedded L3 at some time.
     pub(super) listener: Option<Listener>,
     /// There since the first LOCK command.
@@ -208,6 +211,7 @@ impl Conversation {
             ends_groups: None,
             shows_groups: None,
             learning: None,
+            invalidating: None,
             listener: None,
             locking: None,
             now: Moment::ZERO,
@@ -533,6 +537,7 @@ impl Conversation {
             Some(Pending::WaitingForReplicas) => waiting::explained(&bytes).map_or(bytes, Bytes::from),
             _ => bytes,
         };
+        self.has_invalidated(seq, !failed);
         match self.replies.complete(seq, bytes.clone()) {
             Some(Pending::Filling { effect, .. } | Pending::FillingMany { effect, .. }) => {
                 self.under_way.remove(&effect.keys);

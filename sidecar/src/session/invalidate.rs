@@ -4,8 +4,13 @@
 //! UNLINK on the relay (or with `MODE EXPIRE` one script), of keys, of generations, or of both: whatever becomes of it, local copies die before the app gets
 //! its answer. What cannot be parsed changes nothing and gets an error that says what to send.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use caddy_engine::invalidation::{InvalidationReason, InvalidationSubject, PatternKind};
+use caddy_engine::{
+    Moment,
+    invalidation::{InvalidationReason, InvalidationSubject, PatternKind},
+};
 use smallvec::SmallVec;
 
 use super::{
@@ -17,7 +22,7 @@ use crate::{
     commands::{self, Row},
     events,
     generations::{ALL, Mode, expiring, of_keyspace, of_parent, of_tag},
-    shared::L3,
+    shared::{L3, Shared},
 };
 
 /// Longest reason, bytes.
@@ -172,13 +177,29 @@ impl Conversation {
                 Some(Instead { words: expiring(&shared.domain, &all), reply: ReplyForm::Expiring })
             }
         };
+        let seq = self.replies.next_seq();
+        let order = UnderWay::new(&shared, self.client.database, generations.clone(), mode, subject, note);
+        self.invalidating.get_or_insert_default().0.push((seq, order));
         let flow = self.relay_instead(b"UNLINK", &all, instead.as_ref(), Pending::Relayed);
-        if flow == Flow::Done {
-            shared.domain.remember(self.now, self.client.database, generations.iter().cloned(), mode);
-            let note = String::from_utf8_lossy(note).into_owned();
-            events::tell(&shared, subject, InvalidationReason::Command, note, None, None);
+        if flow != Flow::Done || self.replies.pending_mut(seq).is_none() {
+            // It comes again, or was answered without Redis.
+            self.has_invalidated(seq, false);
         }
         flow
+    }
+
+    /// An invalidation that was under way as `seq` is answered; if it is none, nothing.
+    #[inline]
+    pub(super) fn has_invalidated(&mut self, seq: u64, is_done: bool) {
+        if let Some(invalidating) = &mut self.invalidating {
+            invalidating.0.retain_mut(|(of, order)| {
+                order.is_refused |= *of == seq && !is_done;
+                *of != seq
+            });
+            if invalidating.0.is_empty() {
+                self.invalidating = None;
+            }
+        }
     }
 
     /// Relays another command than the app sent, as if it had sent that.
@@ -189,6 +210,48 @@ impl Conversation {
     fn relay_instead(&mut self, command: &[u8], rest: &[&[u8]], instead: Option<&Instead>, pending: Pending) -> Flow {
         let words: SmallVec<[&[u8]; 8]> = std::iter::once(command).chain(rest.iter().copied()).collect();
         Request::new(&words).with(|row, args| self.relay(row, args.sent_as(instead), effect(row, args), pending))
+    }
+}
+
+/// Invalidations of a session that are not answered yet, by the numbers of their requests.
+#[derive(Default)]
+pub(super) struct Invalidating(Vec<(u64, UnderWay)>);
+
+/// An invalidation that was sent, or is about to be. The sidecar answers for it from before: should a failover lose it, it is
+/// repeated, whichever connection hears of that first. Dropped it is told of, also where nobody waits for its answer any
+/// more; unless it was refused, which is as if it had not been.
+struct UnderWay {
+    shared: Arc<Shared>,
+    at: Moment,
+    database: u32,
+    generations: Vec<Bytes>,
+    event: Option<(InvalidationSubject<Bytes>, String)>,
+    is_refused: bool,
+}
+
+impl UnderWay {
+    fn new(
+        shared: &Arc<Shared>,
+        database: u32,
+        generations: Vec<Bytes>,
+        mode: Mode,
+        subject: InvalidationSubject<Bytes>,
+        note: &[u8],
+    ) -> Self {
+        let at = shared.now();
+        shared.domain.remember(at, database, generations.iter().cloned(), mode);
+        let event = Some((subject, String::from_utf8_lossy(note).into_owned()));
+        Self { shared: shared.clone(), at, database, generations, event, is_refused: false }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if self.is_refused {
+            self.shared.domain.forget(self.at, self.database, &self.generations);
+        } else if let Some((subject, note)) = self.event.take() {
+            events::tell(&self.shared, subject, InvalidationReason::Command, note, None, None);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod identity;
 mod in_flight;
 mod invalidation;
 mod invalidation_examples;
+mod invalidation_limits;
 mod keyspace_tags;
 mod keyspaces;
 mod lifecycle;
