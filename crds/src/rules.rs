@@ -198,6 +198,17 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec"],
+        cel: "!has(self.keyspaces) || self.keyspaces.all(k, !(k.strategy in ['WriteThrough', 'WriteBehind']) || ((!has(k.tags) || size(k.tags) == 0) && !k.parents))",
+        message: "a keyspace whose writes go to a store (strategy: WriteThrough or WriteBehind) has neither tags nor parents: its values are the store's",
+        holds: |cluster| {
+            let is_written =
+                |keyspace: &&Keyspace| matches!(keyspace.strategy, Strategy::WriteThrough | Strategy::WriteBehind);
+            let holds = |keyspace: &Keyspace| keyspace.tags.is_empty() && !keyspace.parents;
+            cluster.spec.keyspaces.iter().filter(is_written).all(holds)
+        },
+    },
+    Rule {
+        at: &["spec"],
         cel: "!has(self.keyspaces) || self.keyspaces.all(k, !has(k.negativeFilter) || (k.match.matches('^[^*]+[*]$') && !['?', '[', ']', '\\\\'].exists(c, k.match.contains(c))))",
         message: "a keyspace with negativeFilter has a match that is a prefix and a star, e.g. user:*",
         holds: |cluster| {

@@ -120,6 +120,15 @@ fn each_rule_is_broken_by_an_example_of_its_own() {
             ),
         ),
         (
+            "has neither tags nor parents",
+            object(
+                "n",
+                &json!({"l3": l3, "stores": [{"name": "b", "http": {"url": "http://127.0.0.1:1/{key}"}}], "keyspaces": [
+                    {"name": "a", "match": "a", "strategy": "WriteBehind", "store": "b", "parents": true},
+                ]}),
+            ),
+        ),
+        (
             "names of keyspaces",
             object("n", &json!({"l3": l3, "keyspaces": [{"name": "a", "match": "a"}, {"name": "a", "match": "b"}]})),
         ),
