@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use self::{arguments::Fault, catalogue::COMMANDS, channels::Channels, data::Database};
 
-pub use self::channels::Listener;
+pub use self::{channels::Listener, strings::part_of};
 
 /// Databases that SELECT can choose, as in Redis by default.
 const DATABASES: usize = 16;

@@ -312,15 +312,19 @@ pub(super) fn setrange(call: &mut Call<'_>) -> Result<(), Fault> {
 pub(super) fn getrange(call: &mut Call<'_>) -> Result<(), Fault> {
     let (start, end) = (integer(call.args[2])?, integer(call.args[3])?);
     let value = call.databases[call.database].value(call.args[1]).unwrap_or_default();
+    encode::bulk(call.out, part_of(value, start, end));
+    Ok(())
+}
+
+/// What GETRANGE shows of a value.
+pub fn part_of(value: &[u8], start: i64, end: i64) -> &[u8] {
     let len = count(value.len());
     // Both from the end, and the wrong way round: nothing, even where cutting at 0 would find a byte.
     let crossed = start < 0 && end < 0 && start > end;
     let from_end = |index: i64| if index < 0 { (len + index).max(0) } else { index };
     let (start, end) = (from_end(start), from_end(end).min(len - 1));
-    let range = match (usize::try_from(start), usize::try_from(end)) {
+    match (usize::try_from(start), usize::try_from(end)) {
         (Ok(start), Ok(end)) if start <= end && !crossed => &value[start..=end],
         _ => &[],
-    };
-    encode::bulk(call.out, range);
-    Ok(())
+    }
 }
