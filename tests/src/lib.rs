@@ -3,6 +3,8 @@
 pub mod certificates;
 pub mod chaos;
 pub mod cluster_scenarios;
+pub mod conditional_history;
+pub mod conditional_run;
 pub mod e2e;
 pub mod filter_scenarios;
 pub mod group_scenarios;

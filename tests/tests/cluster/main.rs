@@ -2,6 +2,7 @@
 
 mod commands;
 mod conditional;
+mod conditional_runs;
 mod differential;
 mod groups;
 mod locks;

@@ -6,6 +6,7 @@ mod clients;
 mod compression;
 mod conditional;
 mod conditional_model;
+mod conditional_runs;
 mod configuration;
 mod coordination;
 mod envelopes;

@@ -1,0 +1,301 @@
+//! Conditional writes all at once: apps on two sidecars fill keys under tokens, write them under fences and without conditions,
+//! and invalidate their groups, while leases, records and keys are evicted beside them; what they saw is judged by
+//! [`check`](crate::conditional_history::check). In front of one server, or of a cluster.
+//!
+//! The seed decides what each asks; how that interleaves is the machine's. The number of steps is given, not their time.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use caddy_engine::{BootClock, Clock as _, Moment};
+use caddy_remote::leases;
+use caddy_resp::Value;
+use parking_lot::Mutex;
+
+use crate::{
+    conditional_history::{Act, Event, Promises, check},
+    random::Random,
+    sidecar::Sidecar,
+    world::{Client, Violation},
+};
+
+const DOMAIN: &str = "default.local";
+const LOCK: &str = "l";
+const TAGS: usize = 2;
+const CLIENTS_PER_SIDECAR: usize = 3;
+const STEPS: usize = 150;
+/// What `CACHE.GET … WITHMETA` gives a token for.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// Where it takes place.
+#[expect(missing_debug_implementations, reason = "it has a function")]
+pub struct Ground<'a> {
+    /// Two, which know one another's writes within `max_staleness`.
+    pub sidecars: [&'a Sidecar; 2],
+    /// Few, so that everybody meets.
+    pub keys: Vec<String>,
+    /// Whether they are in a cluster.
+    pub in_cluster: bool,
+    /// A command that no sidecar sees.
+    pub foreign: &'a (dyn Fn(&[&str]) -> Result<String> + Sync),
+    /// See there.
+    pub max_staleness: Duration,
+}
+
+/// What happened, in numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    /// Fills that were let in.
+    pub fills: usize,
+    /// Writes under fences that were.
+    pub fenced: usize,
+}
+
+struct Stage<'a> {
+    ground: &'a Ground<'a>,
+    events: Mutex<Vec<Event>>,
+    /// Lock tokens that somebody had or has.
+    fences: Mutex<Vec<String>>,
+    next: AtomicUsize,
+    over: AtomicBool,
+}
+
+/// An app: a connection, and whether it holds the lock.
+struct App<'a> {
+    stage: &'a Stage<'a>,
+    sidecar: usize,
+    client: Client,
+    random: Random,
+    held: Option<String>,
+}
+
+/// Makes one run and judges it.
+pub fn play(ground: &Ground<'_>, seed: u64) -> Result<Summary> {
+    let stage = Stage {
+        ground,
+        events: Mutex::default(),
+        fences: Mutex::default(),
+        next: AtomicUsize::new(1),
+        over: AtomicBool::new(false),
+    };
+    let mut seeds = Random::new(seed);
+    let mut random = || Random::new(seeds.next_u64());
+    let evictor = random();
+    let apps = (0..2 * CLIENTS_PER_SIDECAR).map(|n| {
+        let client = Client(ground.sidecars[n % 2].connect()?);
+        Ok(App { stage: &stage, sidecar: n % 2, client, random: random(), held: None })
+    });
+    let apps: Vec<App<'_>> = apps.collect::<Result<_>>()?;
+    thread::scope(|scope| {
+        let stage = &stage;
+        let evicting = scope.spawn(move || stage.evict(evictor));
+        let apps: Vec<_> = apps.into_iter().map(|app| scope.spawn(move || app.run())).collect();
+        let mut outcome = Ok(());
+        for app in apps {
+            let ended = app.join().unwrap_or_else(|_| Err(anyhow::anyhow!("an app panicked")));
+            outcome = outcome.and(ended);
+        }
+        stage.over.store(true, Ordering::Relaxed);
+        outcome.and(evicting.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the evictor panicked"))))
+    })?;
+    let events = stage.events.into_inner();
+    let broken = check(&events, Promises { max_staleness: ground.max_staleness, lease: LEASE });
+    if !broken.is_empty() {
+        let text: String = broken.iter().take(5).map(ToString::to_string).collect();
+        return Err(Violation(format!(
+            "seed {seed} (CADDY_SEED), {} of {} events:\n{text}",
+            broken.len(),
+            events.len()
+        ))
+        .into());
+    }
+    let mut summary = Summary::default();
+    for event in &events {
+        match &event.act {
+            Act::Filled { .. } => summary.fills += 1,
+            Act::Fenced { .. } => summary.fenced += 1,
+            _ => {}
+        }
+    }
+    Ok(summary)
+}
+
+impl Stage<'_> {
+    fn next(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn record(&self, through: Option<usize>, key: &str, span: (Moment, Moment), act: Act) {
+        self.events.lock().push(Event { through, key: key.to_owned(), span, act });
+    }
+
+    /// What Redis may do at any time, and clients without a sidecar.
+    fn evict(&self, mut random: Random) -> Result<()> {
+        while !self.over.load(Ordering::Relaxed) {
+            let key = &self.ground.keys[random.below(self.ground.keys.len())];
+            let lease = String::from_utf8(leases::name(DOMAIN, key.as_bytes(), self.ground.in_cluster))?;
+            let record = lease.replacen(":lease:", ":fence:", 1);
+            let tag = format!("caddy:{DOMAIN}:g:t:t{}", random.below(TAGS));
+            let (name, act) = match random.below(8) {
+                0..3 => (&lease, Some(Act::LeaseGone)),
+                3 => (&record, None),
+                4 => (&tag, Some(Act::Ended(tag.clone()))),
+                _ => (key, None),
+            };
+            let began = BootClock.now();
+            let reply = (self.ground.foreign)(&["DEL", name])?;
+            let span = (began, BootClock.now());
+            match act.filter(|act| *act != Act::LeaseGone || reply == "1") {
+                Some(act) => self.record(None, key, span, act),
+                None => self.record(None, key, span, Act::Unclear),
+            }
+            thread::sleep(Duration::from_micros(500 + random.below(4000) as u64));
+        }
+        Ok(())
+    }
+}
+
+impl App<'_> {
+    fn run(mut self) -> Result<()> {
+        (0..STEPS).try_for_each(|_| self.step())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let keys = &self.stage.ground.keys;
+        let key = keys[self.random.below(keys.len())].clone();
+        match self.random.below(20) {
+            0..8 => self.fill(&key),
+            8..12 => self.read(&key),
+            12..14 => self.write(&key),
+            14 => self.invalidate(),
+            15..19 => self.fenced(&key),
+            _ => self.lock(),
+        }
+    }
+
+    /// Asks, and tells when it was sent and answered.
+    fn ask(&mut self, command: &str) -> Result<(String, (Moment, Moment))> {
+        let began = BootClock.now();
+        let reply = self.client.ask(command)?;
+        Ok((reply, (began, BootClock.now())))
+    }
+
+    fn record(&self, key: &str, span: (Moment, Moment), act: Act) {
+        self.stage.record(Some(self.sidecar), key, span, act);
+    }
+
+    fn tags(&mut self) -> Vec<usize> {
+        (0..TAGS).filter(|_| self.random.below(2) == 0).collect()
+    }
+
+    fn words(tags: &[usize]) -> String {
+        match tags.len() {
+            0 => String::new(),
+            count => tags.iter().fold(format!(" TAGS {count}"), |words, tag| format!("{words} t{tag}")),
+        }
+    }
+
+    /// Looks, computes for a while, and stores what it computed.
+    fn fill(&mut self, key: &str) -> Result<()> {
+        let tags = self.tags();
+        let words = format!("CACHE.GET {key} WITHMETA{}", Self::words(&tags));
+        let began = BootClock.now();
+        let reply = self.client.0.request(&words.split(' ').collect::<Vec<_>>())?;
+        let span = (began, BootClock.now());
+        let (reply, _) = Value::decode(&reply)?;
+        if reply.as_error().is_some() {
+            self.record(key, span, Act::Unclear);
+            return Ok(());
+        }
+        let field = |name: &str| reply.field(name.as_bytes()).and_then(|field| Some(field.as_bytes()?.to_vec()));
+        if let Some(value) = field("value") {
+            self.record(key, span, Act::Read(std::str::from_utf8(&value)?.parse().ok()));
+            return Ok(());
+        }
+        let Some(text) = field("token") else {
+            self.record(key, span, Act::NotGiven);
+            return Ok(());
+        };
+        let token = self.stage.next();
+        let groups = tags.iter().map(|tag| format!("caddy:{DOMAIN}:g:t:t{tag}")).collect();
+        self.record(key, span, Act::Given { token, groups });
+        thread::sleep(Duration::from_micros(self.random.below(4000) as u64));
+        let value = self.stage.next() as u64;
+        let times = if self.random.below(8) == 0 { 2 } else { 1 };
+        for _ in 0..times {
+            let (reply, span) =
+                self.ask(&format!("CACHE.SET {key} {value} TOKEN {}", String::from_utf8_lossy(&text)))?;
+            let act = if reply == "OK" { Act::Filled { token, value } } else { Act::Unclear };
+            ensure!(act != Act::Unclear || reply.starts_with("(error) STALE"), "a fill is answered {reply}");
+            self.record(key, span, act);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, key: &str) -> Result<()> {
+        let (reply, span) = self.ask(&format!("GET {key}"))?;
+        ensure!(!reply.starts_with("(error)"), "GET is answered {reply}");
+        self.record(key, span, Act::Read(reply.parse().ok()));
+        Ok(())
+    }
+
+    fn write(&mut self, key: &str) -> Result<()> {
+        let value = self.stage.next() as u64;
+        let (command, stored) = match self.random.below(5) {
+            0 => (format!("DEL {key}"), None),
+            1 => (format!("CACHE.INVALIDATE KEY {key}"), None),
+            2 => (format!("SET {key} {value}"), Some(value)),
+            _ => (format!("CACHE.SET {key} {value}{}", Self::words(&self.tags())), Some(value)),
+        };
+        let (reply, span) = self.ask(&command)?;
+        ensure!(!reply.starts_with("(error)"), "{command} is answered {reply}");
+        self.record(key, span, Act::Written(stored));
+        Ok(())
+    }
+
+    fn invalidate(&mut self) -> Result<()> {
+        let tag = self.random.below(TAGS);
+        let (reply, span) = self.ask(&format!("CACHE.INVALIDATE TAG t{tag}"))?;
+        ensure!(!reply.starts_with("(error)"), "CACHE.INVALIDATE is answered {reply}");
+        self.record("", span, Act::Ended(format!("caddy:{DOMAIN}:g:t:t{tag}")));
+        Ok(())
+    }
+
+    /// Writes under the lock that it has, or that it, or another one, once had.
+    fn fenced(&mut self, key: &str) -> Result<()> {
+        let known = self.stage.fences.lock().clone();
+        let recent = known.len().checked_sub(1 + self.random.below(3)).and_then(|at| known.get(at)).cloned();
+        let Some(fence) = self.held.clone().filter(|_| self.random.below(2) == 0).or(recent) else { return Ok(()) };
+        let value = self.stage.next() as u64;
+        let command = format!("CACHE.SET {key} {value} FENCE {LOCK} {fence}");
+        let (reply, span) = self.ask(&command)?;
+        let act = if reply == "OK" { Act::Fenced { fence, value } } else { Act::Unclear };
+        // Where what the key has seen is evicted again and again nobody can tell.
+        let is_refused = reply.starts_with("(error) FENCED") || reply.ends_with("nothing was written: try again");
+        ensure!(act != Act::Unclear || is_refused, "{command} is answered {reply}");
+        self.record(key, span, act);
+        Ok(())
+    }
+
+    /// Takes the lock if nobody has it, or lets go of it.
+    fn lock(&mut self) -> Result<()> {
+        if let Some(token) = self.held.take() {
+            let (reply, _) = self.ask(&format!("LOCK.RELEASE {LOCK} {token}"))?;
+            ensure!(reply == "0", "LOCK.RELEASE is answered {reply}");
+            return Ok(());
+        }
+        let (reply, _) = self.ask(&format!("LOCK.ACQUIRE {LOCK} LEASE 3600000 WAIT 0"))?;
+        let token = reply.trim_start_matches('[').split(',').next().unwrap_or_default();
+        if token.len() == 41 {
+            self.held = Some(token.to_owned());
+            self.stage.fences.lock().push(token.to_owned());
+        } else {
+            ensure!(reply.starts_with("(error) LOCKTIMEOUT"), "LOCK.ACQUIRE is answered {reply}");
+        }
+        Ok(())
+    }
+}
