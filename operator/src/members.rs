@@ -51,6 +51,8 @@ pub struct MemberTally {
     pub reaching: i32,
     /// Some of what is wrong: pod and reason.
     pub troubles: Vec<String>,
+    /// Some of those whose writes behind are not replicated: pod and reason.
+    pub unreplicated: Vec<String>,
     /// The greatest epoch of the locks.
     pub epoch: Option<i64>,
     /// Those whose server told no ids when they confirmed it.
@@ -94,7 +96,7 @@ impl Members {
     /// What the members of `cluster` report; `generation` is the current configuration's.
     pub fn tally(&self, cluster: &ObjectRef<CacheCluster>, generation: i64) -> MemberTally {
         let mut tally = MemberTally::default();
-        let mut troubles = Vec::new();
+        let (mut troubles, mut unreplicated) = (Vec::new(), Vec::new());
         for member in self.known.values().filter(|member| member.cluster == *cluster && !member.silent) {
             let report = &member.report;
             tally.counts.ready = tally.counts.ready.saturating_add(1);
@@ -107,13 +109,18 @@ impl Members {
             if !(report.coherent && report.l3_reachable) {
                 troubles.push(format!("{}: {}", report.pod, report.reason));
             }
+            if !report.unreplicated.is_empty() {
+                unreplicated.push(format!("{}: {}", report.pod, report.unreplicated));
+            }
             if report.config_generation < generation.unsigned_abs() {
                 tally.behind.insert(member.pod_uid.clone());
             }
         }
-        troubles.sort_unstable();
-        troubles.truncate(NAMED);
-        tally.troubles = troubles;
+        for named in [&mut troubles, &mut unreplicated] {
+            named.sort_unstable();
+            named.truncate(NAMED);
+        }
+        (tally.troubles, tally.unreplicated) = (troubles, unreplicated);
         tally
     }
 
@@ -201,6 +208,7 @@ mod tests {
     fn members_are_counted_by_what_they_report() {
         let mut members = Members::default();
         let ill = MemberReport { pod: "b".into(), coherent: false, reason: "no tracking".into(), ..well() };
+        let ill = MemberReport { unreplicated: "keyspace 'users': 0 of 1 replicas".into(), ..ill };
         let old = MemberReport { config_generation: 2, ..well() };
         for (name, report) in [("a", &well()), ("b", &ill), ("c", &old)] {
             members.apply(&watcher::Event::Apply(lease(name, 1, report)), at(0));
@@ -208,6 +216,7 @@ mod tests {
         assert_eq!(counts(&members), (3, 2, 3));
         let tally = members.tally(&web(), 3);
         assert_eq!(tally.troubles, ["b: no tracking"]);
+        assert_eq!(tally.unreplicated, ["b: keyspace 'users': 0 of 1 replicas"]);
         assert_eq!(tally.behind, BTreeSet::from(["uid-c".to_owned()]));
         assert_eq!(members.tally(&ObjectRef::new("other").within("shop"), 3), MemberTally::default());
     }

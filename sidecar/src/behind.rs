@@ -110,6 +110,15 @@ impl Behinds {
         self.all.lock().values().chain(self.leaving.lock().iter()).cloned().collect()
     }
 
+    /// For people: of which keyspaces replicas do not have what is written, and why; empty if there are none.
+    pub(crate) fn unreplicated(&self) -> String {
+        let trouble = |behind: &Arc<Behind>| {
+            let trouble = behind.streams.as_ref()?.trouble();
+            (!trouble.is_empty()).then(|| format!("keyspace '{}': {trouble}", behind.name))
+        };
+        self.every().iter().filter_map(trouble).collect::<Vec<_>>().join("; ")
+    }
+
     /// Takes over what of a new configuration can change while running: not where what was written goes, and how durably.
     pub(crate) fn reconfigure(&self, config: &Config, stores: &Stores) -> Result<(), BehindSetupError> {
         let mut all = self.all.lock();

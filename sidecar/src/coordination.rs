@@ -212,6 +212,7 @@ impl Member for Sidecar {
             l2_bytes: stats.l2_bytes as u64,
             lock_epoch: epoch.epoch,
             epoch_by_mirror: epoch.epoch > 0 && !epoch.has_server_ids,
+            unreplicated: shared.behinds.unreplicated(),
         }
     }
 

@@ -11,7 +11,7 @@ mod start;
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use caddy_engine::{KeyHash, Verdict, Wanted};
+use caddy_engine::{Currency, KeyHash, Verdict, Wanted};
 use caddy_remote::LaneState;
 use caddy_resp::Protocol;
 use tokio::time::{Instant, sleep};
@@ -101,14 +101,23 @@ async fn answered(mailbox: &Mailbox) -> usize {
     .await
 }
 
-/// Opens the tracked connections that reads need, and waits a while for those that are being made.
+/// Opens the tracked connections that reads need, and waits a while for those that are being made, and until their nodes have
+/// proved themselves: what a cluster's node is asked before is not kept.
 async fn connected(shared: &Arc<Shared>, reads: &[HotRead]) {
     let L3::Redis(redis) = &shared.l3 else { return };
     let is_settled = |read: &HotRead| {
         let name = read.as_ref();
-        let node = redis.owner(name.key());
-        let tracked = node.and_then(|node| redis.tracked_or_open(shared, &node, name.database));
-        tracked.is_some_and(|tracked| matches!(tracked.lane.state(), LaneState::Ready | LaneState::Failed))
+        let Some(node) = redis.owner(name.key()) else { return false };
+        let Some(tracked) = redis.tracked_or_open(shared, &node, name.database) else { return false };
+        match tracked.lane.state() {
+            LaneState::Failed => true,
+            LaneState::Ready => {
+                let now = shared.now();
+                probe_if_due(shared, &node, &tracked, now);
+                shared.kernel().currency(tracked.source, now) == Currency::Proven
+            }
+            LaneState::Idle | LaneState::Connecting => false,
+        }
     };
     let deadline = Instant::now() + CONNECTING;
     while !reads.iter().all(is_settled) && Instant::now() < deadline {

@@ -34,6 +34,7 @@ struct State {
     /// Paths whose next request is answered late, with what was there when it came.
     late: HashSet<String>,
     released: HashSet<String>,
+    held: HashSet<String>,
 }
 
 /// See the [module](self).
@@ -100,6 +101,11 @@ impl Origin {
         self.state.lock().cache_control = text.map(str::to_owned);
     }
 
+    /// Whether the next request for a path is to be held.
+    pub fn is_to_hold(&self, path: &str) -> bool {
+        self.state.lock().held.contains(path)
+    }
+
     /// How many requests came for a path.
     pub fn requests_for(&self, path: &str) -> usize {
         self.state.lock().by_path.get(path).copied().unwrap_or(0)
@@ -110,6 +116,13 @@ impl Origin {
         let mut state = self.state.lock();
         state.released.remove(path);
         state.late.insert(path.to_owned());
+    }
+
+    /// The next request for this path is executed when that is [released](Self::release).
+    pub fn hold_next(&self, path: &str) {
+        let mut state = self.state.lock();
+        state.released.remove(path);
+        state.held.insert(path.to_owned());
     }
 
     /// Lets late answers for this path go.
@@ -172,16 +185,23 @@ async fn late(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let _under_way = UnderWay::begin(&state);
     let path = request.uri().path().to_owned();
-    let is_late = state.lock().late.remove(&path);
+    let (is_late, is_held) = {
+        let mut state = state.lock();
+        (state.late.remove(&path), state.held.remove(&path))
+    };
+    let released = async || loop {
+        let notified = releases.notified();
+        if state.lock().released.contains(&path) {
+            return;
+        }
+        notified.await;
+    };
+    if is_held {
+        released().await;
+    }
     let response = answer(state.clone(), request).await;
     if is_late {
-        loop {
-            let notified = releases.notified();
-            if state.lock().released.contains(&path) {
-                break;
-            }
-            notified.await;
-        }
+        released().await;
     }
     response
 }

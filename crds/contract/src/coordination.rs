@@ -125,6 +125,8 @@ pub struct MemberReport {
     /// Whether L3's server told no ids when the epoch was confirmed: loss of its data is then noticed by the epoch's
     /// mirror in it only.
     pub epoch_by_mirror: bool,
+    /// Why writes behind are not as durable as they are to be until their store has them; empty if they are.
+    pub unreplicated: String,
 }
 
 /// Longest reason in a report.
@@ -133,15 +135,17 @@ const REASON_MAX: usize = 300;
 impl MemberReport {
     /// As it is written into the annotation.
     pub fn to_text(&self) -> String {
-        let reason = self.reason[..self.reason.floor_char_boundary(REASON_MAX)].to_owned();
+        let bounded = |text: &str| text[..text.floor_char_boundary(REASON_MAX)].to_owned();
+        let (reason, unreplicated) = (bounded(&self.reason), bounded(&self.unreplicated));
         // A struct of numbers and strings is always JSON.
-        serde_json::to_string(&Self { reason, ..self.clone() }).unwrap_or_default()
+        serde_json::to_string(&Self { reason, unreplicated, ..self.clone() }).unwrap_or_default()
     }
 
     /// From an annotation; unknown fields, of a newer sidecar, are ignored.
     pub fn from_text(text: &str) -> Option<Self> {
         let mut report: Self = serde_json::from_str(text).ok()?;
         report.reason.truncate(report.reason.floor_char_boundary(REASON_MAX));
+        report.unreplicated.truncate(report.unreplicated.floor_char_boundary(REASON_MAX));
         report.pod.truncate(report.pod.floor_char_boundary(253));
         Some(report)
     }
@@ -152,7 +156,7 @@ impl MemberReport {
             let epoch = (report.lock_epoch, report.epoch_by_mirror);
             (report.config_generation, report.coherent, report.l3_reachable, epoch)
         };
-        state(self) != state(next) || self.reason != next.reason
+        state(self) != state(next) || self.reason != next.reason || self.unreplicated != next.unreplicated
     }
 }
 

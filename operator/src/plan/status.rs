@@ -163,6 +163,14 @@ fn degraded(outcome: &Outcome, world: &World) -> Told {
             ("Degraded", Verdict::True, "PodsNotInjected", "some pods have no sidecar; see InjectionSynced".into())
         }
         Outcome::Applied => match &world.identity_fault {
+            None if !world.members.unreplicated.is_empty() => {
+                let text = format!(
+                    "writes behind with durability Replicated are acknowledged by their store only, since replicas do not have \
+                     them. {}",
+                    world.members.unreplicated.join("; ")
+                );
+                ("Degraded", Verdict::True, "WritesNotReplicated", bounded(&text))
+            }
             None => ("Degraded", Verdict::False, "AsExpected", "all is as it should be".into()),
             Some(fault) => {
                 let text = format!(
@@ -320,6 +328,16 @@ mod tests {
         let status = status(&cluster(), &Outcome::Applied, &pods(0, 0, 0), at(1));
         assert_eq!(condition(&status, "Coherent").status, "Unknown");
         assert_eq!(condition(&status, "L3Reachable").status, "Unknown");
+    }
+
+    #[test]
+    fn writes_that_no_replica_has_degrade() {
+        let mut world = members(2, 2, 2);
+        world.members.unreplicated = vec!["app-1: keyspace 'users': 0 of 1 replicas of Redis have it".into()];
+        let status = status(&cluster(), &Outcome::Applied, &world, at(1));
+        let degraded = condition(&status, "Degraded");
+        assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "WritesNotReplicated"));
+        assert!(degraded.message.contains("app-1: keyspace 'users'"), "{}", degraded.message);
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! one connection that they have to a node: a round that a lost connection came between proves nothing, and what is taken is
 //! older than any write answered later. Fails as a full disk does: what replicas do not have is acknowledged by the store.
 
+mod rounds;
+mod takings;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -18,22 +21,25 @@ use std::{
 use bytes::Bytes;
 use caddy_engine::{
     crash,
-    strategy::behind::{Done, JournalError, Ledger, Record, Write},
+    strategy::behind::{Done, Ledger, Record},
 };
 use caddy_remote::{
-    Loss, Request,
+    Request,
     writes::{self, StreamNames},
 };
 use caddy_resp::encode;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+pub(crate) use rounds::Round;
+pub(crate) use takings::Taking;
+
 use super::{Behind, storing::Via};
 use crate::{
     errands,
     nodes::{Node, NodeId},
     shared::{L3, Shared},
-    upstream::{Tag, integer},
+    upstream::Tag,
 };
 
 /// Keys that have a store are in this database.
@@ -370,135 +376,6 @@ impl Ledger for Streams {
         let state = self.state.lock();
         let name = |place: &Entry| format!("{}-{}", String::from_utf8_lossy(&place.names.stream), place.id);
         state.records.get(&seq).map(name).unwrap_or_default()
-    }
-}
-
-// === rounds ===
-
-impl Streams {
-    /// For people: `ok`, or why writes wait for the store.
-    pub(crate) fn replication(&self) -> String {
-        let trouble = self.trouble.lock();
-        if trouble.is_empty() { "ok".to_owned() } else { trouble.clone() }
-    }
-
-    /// Whether replicas have what was written last: told once, and once that it is over.
-    fn say(&self, reason: Option<&str>) {
-        let (mut trouble, keyspace) = (self.trouble.lock(), &self.keyspace);
-        match reason {
-            Some(reason) if trouble.is_empty() => {
-                tracing::warn!(
-                    keyspace,
-                    "writes with durability Replicated are acknowledged by the store only: {reason}"
-                );
-            }
-            None if !trouble.is_empty() => tracing::info!(keyspace, "replicas of Redis have what is written again"),
-            _ => {}
-        }
-        trouble.clear();
-        trouble.push_str(reason.unwrap_or_default());
-    }
-}
-
-/// A `WAIT` for all writes of a node that were answered before it was sent.
-pub(crate) struct Round {
-    streams: Arc<Streams>,
-    waiting: Vec<(u64, Done)>,
-    pub(crate) reply: Option<Bytes>,
-}
-
-impl std::fmt::Debug for Round {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Round").field("waiting", &self.waiting.len()).finish_non_exhaustive()
-    }
-}
-
-impl Round {
-    /// It was answered, or never will be.
-    pub(crate) fn finish(self, shared: &Arc<Shared>, via: &Via<'_>, outcome: &Result<(), Loss>) {
-        let Self { streams, waiting, reply } = self;
-        crash::point("replicas-have-it");
-        let wanted = streams.replicas;
-        let have = reply.as_deref().and_then(integer).and_then(|count| u32::try_from(count).ok());
-        let reason = match (outcome, have) {
-            (Ok(()), Some(have)) if have >= wanted => None,
-            (Ok(()), Some(have)) => Some(format!(
-                "{have} of {wanted} replicas of Redis have it in time (writeBehind.replicas); see whether they are connected"
-            )),
-            (Ok(()), None) => Some(format!("Redis does not wait for replicas: {}", text(reply.as_deref()))),
-            (Err(loss), _) => Some(loss.to_string()),
-        };
-        streams.say(reason.as_deref());
-        let lost = "the connection to Redis was lost before its replicas were asked";
-        for (connection, done) in waiting {
-            let reason = match &reason {
-                // Of writes that another connection brought, this one knows nothing.
-                None if connection != via.connection => Some(lost),
-                None => None,
-                Some(reason) => Some(reason.as_str()),
-            };
-            done(reason.map_or(Ok(()), |reason| Err(JournalError { reason: reason.into() })));
-        }
-        let mut state = streams.state.lock();
-        let rounds = state.rounds.entry(via.node.id).or_default();
-        rounds.is_under_way = false;
-        rounds.has_failed = reason.is_some();
-        if rounds.waiting.is_empty() {
-            state.rounds.retain(|_, rounds| rounds.has_failed || rounds.is_under_way || !rounds.waiting.is_empty());
-        } else {
-            streams.begin_round(shared, via.node, rounds);
-        }
-    }
-}
-
-// === takings ===
-
-/// Records that are taken, on their way.
-#[derive(Debug)]
-pub(crate) struct Taking {
-    behind: Arc<Behind>,
-    names: Arc<StreamNames>,
-    answer: oneshot::Sender<Result<(Option<String>, usize), String>>,
-    pub(crate) reply: Option<Bytes>,
-}
-
-impl Taking {
-    /// Redis has answered, or never will. What was taken is in the queue before any write that is answered later.
-    pub(crate) fn finish(self, outcome: Result<(), Loss>) {
-        let Self { behind, names, answer, reply } = self;
-        let done = match (outcome, reply.as_deref().and_then(writes::taken)) {
-            (Err(loss), _) => Err(loss.to_string()),
-            (Ok(()), None) => Err(format!("the stream cannot be read: {}", text(reply.as_deref()))),
-            (Ok(()), Some(taken)) => Ok((taken.last.clone(), behind.adopt(&names, taken))),
-        };
-        // Who does not wait any more is not told.
-        let _ = answer.send(done);
-    }
-}
-
-impl Behind {
-    /// Puts records into the queue, but those that are in it; how many.
-    fn adopt(&self, names: &Arc<StreamNames>, taken: writes::Taken) -> usize {
-        let Some(streams) = &self.streams else { return 0 };
-        let known: HashSet<String> = {
-            let state = streams.state.lock();
-            let all = state.records.values().chain(state.settled.values().flatten());
-            all.filter(|place| place.names == *names).map(|place| place.id.clone()).collect()
-        };
-        let new = taken.records.into_iter().filter(|(id, ..)| !known.contains(id));
-        let (mut ids, mut writes) = (Vec::new(), Vec::new());
-        for (id, key, value) in new {
-            ids.push(id);
-            writes.push((Bytes::from(key), value.map_or(Write::Delete, |value| Write::Put(value.into()))));
-        }
-        let count = ids.len();
-        self.writer.take_over(writes, |records| {
-            let mut state = streams.state.lock();
-            for (id, record) in ids.into_iter().zip(records) {
-                state.records.insert(record.seq, Entry { names: names.clone(), id, key: record.key });
-            }
-        });
-        count
     }
 }
 

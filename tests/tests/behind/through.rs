@@ -1,7 +1,13 @@
 //! Writing through: the store first, and the cache as it was when that fails.
 
 use anyhow::{Result, ensure};
-use caddy_tests::{e2e::eventually, world::SOON};
+use caddy_tests::{
+    e2e::eventually,
+    origin::Origin,
+    redis::RedisServer,
+    sidecar::SidecarOptions,
+    world::{LONG, SOON},
+};
 
 use super::world::{World, client};
 
@@ -91,5 +97,49 @@ fn what_was_loaded_is_shown_by_what_replaces_it() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+#[test]
+fn what_is_written_behind_does_not_overtake_what_is_written_through() -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let origin = runtime.block_on(Origin::start())?;
+    let redis = RedisServer::start()?;
+    let section = format!(
+        "stores:\n- name: users\n  http: {{url: \"{}/{{key}}\", timeout: 1m, retries: 0}}\n\
+         keyspaces:\n- {{name: users, match: \"user:*\", store: users, {THROUGH}}}\n",
+        origin.url()
+    );
+    let sidecar = SidecarOptions::redis(redis.socket()).max_staleness(LONG).section(&section).start()?;
+    let (mut first, mut second, mut third) = (client(&sidecar)?, client(&sidecar)?, client(&sidecar)?);
+    origin.hold_next("/user%3Aa");
+    first.send("SET user:a 1")?;
+    eventually("the store is asked", SOON, || {
+        ensure!(!origin.is_to_hold("/user%3Aa"));
+        Ok(())
+    })?;
+    let config = std::fs::read_to_string(sidecar.config())?;
+    let behind = "strategy: WriteBehind, writeBehind: {flushInterval: 1ms, batchSize: 1}";
+    sidecar.write_config(&config.replace(THROUGH, behind))?;
+    eventually("it writes behind", SOON, || {
+        let told = third.ask("APPEND user:z 1")?;
+        ensure!(told.contains("WriteBehind"), "{told}");
+        Ok(())
+    })?;
+    second.send("SET user:a 2")?;
+    // What came behind it is stored.
+    ensure!(third.ask("SET user:b 3")? == "OK");
+    eventually("the store has it", SOON, || {
+        ensure!(origin.value("/user%3Ab").as_deref() == Some(&b"3"[..]));
+        Ok(())
+    })?;
+    origin.release("/user%3Aa");
+    ensure!(first.reply()? == "OK" && second.reply()? == "OK");
+    eventually("the store has what was written last", SOON, || {
+        let value = origin.value("/user%3Aa");
+        ensure!(value.as_deref() == Some(&b"2"[..]), "{value:?}");
+        Ok(())
+    })?;
+    ensure!(first.ask("GET user:a")? == "2");
     Ok(())
 }

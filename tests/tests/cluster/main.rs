@@ -7,6 +7,7 @@ mod differential;
 mod groups;
 mod locks;
 mod outages;
+mod warm;
 
 use std::time::Duration;
 

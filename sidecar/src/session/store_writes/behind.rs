@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use caddy_engine::{crash, strategy::behind::Room};
+use caddy_engine::{KeyHash, crash, strategy::behind::Room};
 use caddy_remote::{
     Request,
     cluster::slot_of,
@@ -47,7 +47,9 @@ impl Conversation {
     ) -> Flow {
         let has_envelopes = || !source.settings.stale_if_error.is_zero() || self.worker.shared.envelopes.are_there();
         let opens = write.computes() && has_envelopes();
-        let write = if opens { Err(write) } else { self.join_run(row, args, behind, write) };
+        let keys = write.writes.iter().map(|(key, _)| KeyHash::of(key));
+        let is_free = self.worker.shared.behinds.turns.are_free(keys) || !hold(Guard::OlderWritesComeFirst);
+        let write = if opens || !is_free { Err(write) } else { self.join_run(row, args, behind, write) };
         let Err(write) = write else { return Flow::Done };
         self.end_run();
         let stream = Stream::Stored(self.client.database);
@@ -71,7 +73,7 @@ impl Conversation {
         self.stream = stream;
         let effect = effect(row, args);
         // Without room, nothing of this session may overtake it while it waits.
-        let may_go = !opens && homes.iter().all(|(slot, _)| behind.takes(*slot));
+        let may_go = !opens && is_free && homes.iter().all(|(slot, _)| behind.takes(*slot));
         let room = may_go.then(|| behind.reserve(Size::of(&write.writes))).flatten();
         let is_waiting = room.is_none();
         let mut room = room;
@@ -131,6 +133,9 @@ impl Outgoing {
         if let Err(reason) = self.behind.prepare(&self.shared, self.slot).await {
             return self.to.reply(error_text(&format!("NOTREADY {reason}; nothing was written")));
         }
+        // Behind what is written through to these keys still, from before their keyspace wrote behind.
+        let keys: Vec<KeyHash> = self.write.writes.iter().map(|(key, _)| KeyHash::of(key)).collect();
+        drop(self.shared.behinds.turns.of(&keys).await);
         if self.opens
             && let Some((key, _)) = self.write.writes.first()
             && let Err(text) = opening::open(&self.shared, self.database, key).await
