@@ -17,8 +17,9 @@ use smallvec::SmallVec;
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, effect},
+    conversation::{Conversation, Flow, Pending},
     invalidate::Request,
+    relaying::effect,
     routing::Home,
 };
 use crate::{

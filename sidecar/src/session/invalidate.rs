@@ -16,7 +16,8 @@ use smallvec::SmallVec;
 use super::{
     args::{Args, Instead, ReplyForm},
     caching::{MAX_TAG, too_long},
-    conversation::{Conversation, Flow, Pending, effect},
+    conversation::{Conversation, Flow, Pending},
+    relaying::effect,
 };
 use crate::{
     commands::{self, Row},

@@ -11,7 +11,8 @@ use caddy_resp::{Value, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, effect},
+    conversation::{Conversation, Flow, Pending, Stream},
+    relaying::effect,
 };
 use crate::{
     cache::Waiter,

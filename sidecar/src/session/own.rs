@@ -4,7 +4,8 @@ use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Hush, Pending, effect},
+    conversation::{Conversation, Flow, Hush, Pending},
+    relaying::effect,
     waiting,
 };
 use crate::{

@@ -14,8 +14,9 @@ use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, effect, wrong_number},
+    conversation::{Conversation, Flow, Pending, Stream, wrong_number},
     guard::full_name,
+    relaying::effect,
     routing::Home,
     transaction::Transaction,
 };

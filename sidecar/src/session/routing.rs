@@ -13,7 +13,8 @@ use caddy_resp::{Value, encode};
 
 use super::{
     args::Args,
-    conversation::{Asking, Conversation, Flow, Pending, Stream},
+    conversation::{Conversation, Flow, Pending, Stream},
+    relaying::Asking,
     waiting,
 };
 use crate::{

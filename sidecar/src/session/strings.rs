@@ -17,8 +17,9 @@ use smallvec::SmallVec;
 use super::{
     args::{Args, Instead, ReplyForm},
     caching::{MAX_TAG, too_long},
-    conversation::{Conversation, Flow, Pending, effect},
-    reads::Found,
+    conversation::{Conversation, Flow, Pending},
+    lookup::Found,
+    relaying::effect,
 };
 use crate::{
     cache::Cached,

@@ -11,8 +11,9 @@ use caddy_resp::{Limits, Protocol, RequestParser, Value, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, effect, refusal_text},
+    conversation::{Conversation, Flow, Pending, refusal_text},
     pinned::{Fate, Pinned, confirmed, database},
+    relaying::effect,
     replies::Replies,
 };
 use crate::{

@@ -16,7 +16,7 @@ use super::{
     args::Args,
     caching::{Set, counted, millis, named},
     conversation::{Conversation, Flow, Pending},
-    reads::{Found, Wanted},
+    lookup::{Found, Wanted},
 };
 use crate::{
     cache::{Cached, KeyRef, Read},

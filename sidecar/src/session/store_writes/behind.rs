@@ -26,7 +26,8 @@ use crate::{
     nodes::Node,
     session::{
         args::Args,
-        conversation::{Conversation, Flow, Pending, Stream, effect},
+        conversation::{Conversation, Flow, Pending, Stream},
+        relaying::effect,
         routing::{Home, effect_of_part},
     },
     shared::{L3, Shared},

@@ -21,7 +21,8 @@ use crate::{
     mailbox::{Place, ReplyTo},
     session::{
         args::Args,
-        conversation::{Conversation, Pending, Stream, effect},
+        conversation::{Conversation, Pending, Stream},
+        relaying::effect,
     },
     shared::L3,
     upstream::{Effect, Tag},

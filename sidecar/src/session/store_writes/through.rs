@@ -22,7 +22,8 @@ use crate::{
     mailbox::ReplyTo,
     session::{
         args::Args,
-        conversation::{Conversation, Flow, Pending, Stream, effect},
+        conversation::{Conversation, Flow, Pending, Stream},
+        relaying::effect,
         routing::effect_of_part,
     },
     shared::Shared,
