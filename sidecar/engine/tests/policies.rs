@@ -3,7 +3,10 @@
 
 #![cfg(not(feature = "shuttle"))]
 
-use caddy_engine::{Cache, CacheConfig, KeyHash, L1Config, L2Config, Lookup, Moment, PolicyKind, SourceKind, TierHash};
+use caddy_engine::{
+    Cache, CacheConfig, KeyHash, L1Config, L2Config, Lookup, Moment, PolicyKind, SourceKind, Tier, TierHash,
+    TieringConfig,
+};
 
 const ENTRIES: usize = 1_000;
 
@@ -67,5 +70,41 @@ fn a_scan_does_not_wash_out_what_is_hot() {
     for policy in [PolicyKind::Adaptive, PolicyKind::S3Fifo] {
         let hits = hits(policy, &keys);
         assert!(hits >= 48, "{policy:?}: {hits} % of 50 %");
+    }
+}
+
+#[test]
+fn an_eviction_does_not_look_through_all_that_l1_served() {
+    const SERVED: u64 = 3_000;
+    for policy in [PolicyKind::Adaptive, PolicyKind::S3Fifo, PolicyKind::Lru] {
+        let cache = Cache::<u64, ()>::new(CacheConfig {
+            l1: L1Config { max_entries: SERVED as usize, max_bytes: usize::MAX },
+            l2: L2Config { max_bytes: 8 << 20, max_entries: SERVED as usize, shards: 1, policy },
+            tiering: TieringConfig { promote_after_hits: 1, ..TieringConfig::default() },
+            ..CacheConfig::default()
+        });
+        let source = cache.kernel().register(SourceKind::Local).expect("an empty table");
+        let fill = |key: u64| {
+            let hash = KeyHash::of(&key.to_le_bytes());
+            let token = cache.kernel().begin_fill(source, hash, Moment::ZERO);
+            cache.fill(&token, hash.tier(0), key, (), Moment::NEVER, Moment::ZERO).expect("nothing is written");
+        };
+        let frequency = |key: u64| {
+            let why = cache.why(KeyHash::of(&key.to_le_bytes()).tier(0), &key, Moment::ZERO);
+            why.map_or(0, |why| why.frequency)
+        };
+        let mut worker = cache.worker();
+        (0..SERVED).for_each(fill);
+        for key in 0..SERVED {
+            let hash = KeyHash::of(&key.to_le_bytes()).tier(0);
+            for tier in [Tier::L2, Tier::L1, Tier::L1, Tier::L1] {
+                assert!(matches!(worker.lookup(hash, &key, Moment::ZERO), Lookup::Hit(hit) if hit.tier == tier));
+            }
+        }
+        let before: Vec<u8> = (0..SERVED).map(frequency).collect();
+        assert!(before.iter().all(|&frequency| frequency > 0), "{policy:?}: L1 credits what it serves");
+        fill(SERVED);
+        let touched = (0..SERVED).filter(|&key| frequency(key) != before[key as usize]).count();
+        assert!((1..=1_100).contains(&touched), "{policy:?}: looked at {touched}");
     }
 }

@@ -4,6 +4,9 @@ use super::{Policy, Queue};
 use crate::hold::Hold;
 use crate::l2::Slots;
 
+/// So many that L1 served get their round in one eviction: a bound on its work, and more than L1 usually has.
+const ROUNDS: usize = 1_024;
+
 #[derive(Debug)]
 pub(super) struct Lru {
     order: Queue,
@@ -33,7 +36,7 @@ impl<K: Hold, V: Hold> Policy<K, V> for Lru {
 
     fn victim(&mut self, slots: &mut Slots<K, V>) -> Option<u32> {
         // Each round clears one mark, so this ends after one pass at the latest.
-        for _ in 0..self.order.len() {
+        for _ in 0..self.order.len().min(ROUNDS) {
             let slot = self.order.tail()?;
             match slots.item(slot) {
                 Some(placed) if placed.entry.chances() > 0 => {
