@@ -279,7 +279,7 @@ fn refused_in_transaction(row: &Row, args: Args<'_>, may_subscribe: bool) -> Opt
             Some("within MULTI it takes one channel, and RESP2; send it before MULTI or after EXEC")
         }
         (Class::Session, "hello") if args.len() > 2 => Some("within MULTI it takes the protocol only"),
-        (Class::Session, "reply") | (Class::Cache, _) => Some("send it outside of MULTI"),
+        (Class::Session, "reply") | (Class::Cache | Class::Lock, _) => Some("send it outside of MULTI"),
         _ => None,
     }
 }

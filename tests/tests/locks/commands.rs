@@ -156,6 +156,19 @@ fn a_named_owner_outlives_its_connections() {
 }
 
 #[test]
+fn a_transaction_takes_no_lock_commands_and_says_so() {
+    let redis = RedisServer::start().unwrap();
+    let sidecar = Sidecar::start(&redis).unwrap();
+    let mut app = Locker::new(&sidecar);
+    assert_eq!(app.ask("MULTI"), "OK");
+    let refused = app.ask("LOCK.ACQUIRE l");
+    assert!(refused.starts_with('-') && refused.contains("send it outside of MULTI"), "{refused}");
+    assert!(app.ask("EXEC").starts_with("-EXECABORT"));
+    let token = app.acquire("l");
+    assert_eq!(app.ask(&format!("LOCK.RELEASE l {token}")), "0");
+}
+
+#[test]
 fn requests_behind_a_lock_command_wait_for_it() {
     over_both(|sidecar| {
         let (mut holder, mut waiter) = (Locker::new(sidecar), Locker::new(sidecar));

@@ -8,7 +8,7 @@ use super::FencingToken;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
     /// Its turn did not come in time.
-    #[error("the lock was not free within {0:?}; wait longer, or see who holds it (LOCK.INFO)")]
+    #[error("the lock was not free within {} ms; wait longer, or see who holds it (LOCK.INFO)", .0.as_millis())]
     TimedOut(Duration),
     /// Owners waited for each other in a circle, and this acquisition was the youngest of them.
     #[error("{0}; let go of what you hold, then try again")]
