@@ -44,7 +44,12 @@ impl PostgresServer {
         Self::start_as(false, false)
     }
 
-    /// A new, empty one, that does, and takes of the processors what others leave, so that it is not in their way: as if it
+    /// A new, empty one, that does.
+    pub fn start_durable() -> Result<Self> {
+        Self::start_as(true, false)
+    }
+
+    /// The same that takes of the processors what others leave, so that it is not in their way: as if it
     /// were on another machine.
     pub fn start_durable_in_the_background() -> Result<Self> {
         Self::start_as(true, true)
