@@ -176,10 +176,7 @@ impl Absences {
     }
 
     /// What the kernel tells of every key of which it kills the copies, since somebody wrote it, or was shown it elsewhere.
-    pub(crate) fn witness(
-        &self,
-        clock: impl Clock + Send + Sync + 'static,
-    ) -> impl Fn(KeyHash) + Send + Sync + 'static {
+    pub(crate) fn witness(&self, clock: impl Clock + 'static) -> impl Fn(KeyHash) + Send + Sync + 'static {
         let seen = self.seen.clone();
         move |key| seen.touched(key, || clock.now())
     }
