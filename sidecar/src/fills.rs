@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_engine::{
-    Counter, FillToken, FlightId, Joined, KeyHash, Landed, Moment, Wanted, generations::Dependency, reuse::Copied,
+    Counter, FillRefused, FillToken, FlightId, Joined, KeyHash, Landed, Moment, Wanted, generations::Dependency,
+    reuse::Copied,
 };
 use caddy_remote::{LaneHandle, Request};
 use caddy_resp::{Value, encode};
@@ -206,8 +207,10 @@ pub(crate) fn keep(shared: &Arc<Shared>, mut key: TierKey, token: &FillToken, de
     if rule.caches()
         && is_announced
         && let Some(deadline) = deadline(key.read, &value, pttl, token, absent_until)
-        && value.reply_len() <= shared.config().limits.max_value_bytes.as_usize()
     {
+        if value.reply_len() > shared.config().limits.max_value_bytes.as_usize() {
+            return shared.oversize.note(key.as_ref().tier_hash(), value.reply_len());
+        }
         let mut expiry = rule.bound(pttl == Some(-2), token.sent().at(), deadline);
         expiry.is_bounded |= is_bounded;
         key.admit(rule, expiry);
@@ -221,15 +224,20 @@ pub(crate) fn keep(shared: &Arc<Shared>, mut key: TierKey, token: &FillToken, de
         {
             stored = packed;
         }
-        if let Ok(entry) = shared.cache.fill(token, hash, key, stored, expiry.at, shared.now()) {
-            shared.tally.add(rule.id, Count::Fill);
-            if shared.reuse.takes(hash) {
-                let copy = Copied { basis: entry.basis(), deadline: expiry.at };
-                shared.reuse.filled(hash, rule.id.index(), entry.bytes(), copy, shared.kernel(), shared.now());
+        match shared.cache.fill(token, hash, key, stored, expiry.at, shared.now()) {
+            Ok(entry) => {
+                shared.oversize.forget(hash);
+                shared.tally.add(rule.id, Count::Fill);
+                if shared.reuse.takes(hash) {
+                    let copy = Copied { basis: entry.basis(), deadline: expiry.at };
+                    shared.reuse.filled(hash, rule.id.index(), entry.bytes(), copy, shared.kernel(), shared.now());
+                }
+                if let Some(codec) = later {
+                    shared.packer.offer(entry.key(), codec);
+                }
             }
-            if let Some(codec) = later {
-                shared.packer.offer(entry.key(), codec);
-            }
+            Err(FillRefused::TooLarge) => shared.oversize.note(hash, bytes),
+            Err(_) => {}
         }
     }
 }

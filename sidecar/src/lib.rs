@@ -36,6 +36,7 @@ mod mailbox;
 mod memory;
 mod metrics;
 mod nodes;
+mod oversize;
 mod packer;
 mod ping;
 mod probe;

@@ -41,6 +41,7 @@ use crate::{
     memory::{self, Memory},
     metrics::Metrics,
     nodes::RedisL3,
+    oversize::Oversize,
     packer::Packer,
     ranges::Ranges,
     seldom::Seldom,
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) reuse: ReuseSample,
     /// Which keys L3 does not have.
     pub(crate) absences: Absences,
+    /// Whose values were too large to be kept.
+    pub(crate) oversize: Oversize,
     /// What is read most.
     pub(crate) heat: Heat,
     pub(crate) warming: warm::Progress,
@@ -178,6 +181,7 @@ impl Shared {
             memory: Memory::default(),
             reuse: ReuseSample::default(),
             absences,
+            oversize: Oversize::default(),
             heat: Heat::default(),
             warming: warm::Progress::default(),
             config: ArcSwap::from_pointee(config),

@@ -58,7 +58,15 @@ impl Conversation {
             (Some(reason), _) => fields.extend([("served", "no".into()), ("reason", reason.into())]),
             (None, Some(why)) => fields.extend(verdict(why)),
             (None, None) => {
-                let reason = "there is no copy; the next GET reads L3";
+                let reason = match shared.oversize.bytes(name.tier_hash()) {
+                    Some(bytes) => format!(
+                        "too large to be kept when it was last read, with {bytes} bytes: limits.maxValueBytes is {}, \
+                         l2.maxBytes {}; each GET reads L3",
+                        shared.config().limits.max_value_bytes.as_usize(),
+                        shared.cache.l2_max_bytes()
+                    ),
+                    None => "there is no copy; the next GET reads L3".to_owned(),
+                };
                 fields.extend([("served", "no".into()), ("reason", reason.into())]);
             }
         }

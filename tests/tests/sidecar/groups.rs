@@ -1,6 +1,6 @@
 //! Tags, cascades and patterns against a naive reference: random values, tags (their own, and their keyspace's) and parents on
 //! two sidecars of two workers, with writes and invalidations under way at once, writes of parents, plain DELs by others,
-//! generations that are evicted or expire, and connections that break.
+//! reads that are under way while something is invalidated, generations that are evicted or expire, and connections that break.
 //!
 //! The reference knows who depends on what and when each command began and ended. What it demands: a read that begins
 //! behind the end of an invalidation, on a sidecar that must have heard of it, shows no value whose write had ended before
@@ -176,8 +176,18 @@ impl Run {
     }
 
     fn read(&mut self, at: usize, key: usize) -> Result<()> {
+        let read = self.begin_read(at, key)?;
+        self.end_read(at, key, read)
+    }
+
+    fn begin_read(&mut self, at: usize, key: usize) -> Result<usize> {
         let read = self.tick();
-        let answer = self.clients[at].ask(&format!("GET k{key}"))?;
+        self.clients[at].send(&format!("GET k{key}"))?;
+        Ok(read)
+    }
+
+    fn end_read(&mut self, at: usize, key: usize, read: usize) -> Result<()> {
+        let answer = self.clients[at].reply()?;
         self.note(&format!("session {at}: GET k{key} -> {answer}"));
         if let Ok(value) = answer.parse::<usize>() {
             self.shown += 1;
@@ -212,6 +222,9 @@ impl Run {
         let written = set.as_ref().filter(|_| invalidation.is_none()).map(|(_, value)| self.sets[*value].0);
         let mut written = written.map(|key| self.begin(Subject::Written(key)));
         if let Some(mut invalidation) = invalidation {
+            // What it fills with may be from before: later reads tell whether that was kept.
+            let (other, key) = ((0..4).find(|other| ![a, b].contains(other)).unwrap_or(b), self.random.below(KEYS));
+            let read = self.begin_read(other, key)?;
             // Without a time of staleness that is the same.
             let mode = ["", " MODE EXPIRE"][self.random.below(2)];
             let command = match invalidation.what {
@@ -224,6 +237,7 @@ impl Run {
             let answer = self.clients[b].ask(&command)?;
             let ended = self.tick();
             self.note(&format!("session {b}: -> {answer}"));
+            self.end_read(other, key, read)?;
             let is_id = matches!(invalidation.what, Subject::Pattern(_)) && !answer.starts_with('(');
             if is_id || answer.parse::<u64>().is_ok() {
                 invalidation.known[b / 2] = Some(ended);

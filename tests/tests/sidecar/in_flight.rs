@@ -66,3 +66,29 @@ fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
     })?;
     Ok(())
 }
+
+#[test]
+fn what_was_in_flight_on_a_lost_connection_is_given_back() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let proxy = Proxy::start(redis.socket())?;
+    let l2 = format!("l2: {{maxBytes: {BUDGET}, compression: {{algorithm: None}}}}");
+    let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).section(&l2).start()?;
+    let mut client = sidecar.connect()?;
+    client.set_deadline(SOON)?;
+    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    ensure!(client.request(&["GET", "none"])? == b"$-1\r\n", "it is connected");
+    proxy.stall(Class::Tracked, Direction::ToClient);
+    client.send(&["GET", "large"])?;
+    proxy.wait_for_replies(Class::Tracked, 2)?;
+    proxy.let_through(Class::Tracked, Direction::ToClient, REPLY - (100 << 10));
+    within_budget(&sidecar, LARGE - (100 << 10), "a part of the value has come")?;
+    proxy.cut(Class::Tracked);
+    proxy.pass(Class::Tracked, Direction::ToClient);
+    ensure!(client.reply()?.len() as u64 == REPLY, "it is read over the relay instead");
+    eventually("all of it is given back", SOON, || {
+        let (in_flight, all) = bytes(&sidecar)?;
+        ensure!(in_flight == 0 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
+        Ok(())
+    })?;
+    Ok(())
+}

@@ -78,3 +78,27 @@ fn a_frame_limit_above_what_can_be_is_refused_by_the_file() -> Result<()> {
     ensure!(refused.contains("limits.maxFrameBytes: 5Gi is too large; write at most 4095Mi"), "{refused}");
     Ok(())
 }
+
+#[test]
+fn why_a_large_value_has_no_copy_is_told() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = limited(&redis, "maxValueBytes: 1Ki")?;
+    let mut client = session(&sidecar)?;
+    ensure!(client.ask(&format!("SET k {}", "v".repeat(2000)))? == "OK", "a large value");
+    eventually("it is told", SOON, || {
+        ensure!(client.ask("GET k")?.len() == 2000, "it is read");
+        let reason = client.why("k", "reason")?;
+        ensure!(reason.contains("too large to be kept") && reason.contains("limits.maxValueBytes is 1024"), "{reason}");
+        Ok(())
+    })?;
+    ensure!(client.ask("SET k small")? == "OK", "a small one");
+    eventually("it is kept", SOON, || {
+        ensure!(
+            client.ask("GET k")? == "small" && client.why("k", "served")? == "yes",
+            "{}",
+            client.why("k", "reason")?
+        );
+        Ok(())
+    })?;
+    Ok(())
+}
