@@ -93,11 +93,16 @@ impl Event {
         self.span.1 < other.span.0
     }
 
-    /// The value that the key certainly had at some moment of it: `Some(None)`, none.
-    fn stored(&self) -> Option<Option<u64>> {
+    /// Whether the key was certainly written, or removed, during it.
+    fn is_write(&self) -> bool {
+        matches!(self.act, Act::Filled { .. } | Act::Fenced { .. } | Act::Written(_))
+    }
+
+    /// The value that it stored.
+    fn stored(&self) -> Option<u64> {
         match self.act {
-            Act::Filled { value, .. } | Act::Fenced { value, .. } => Some(Some(value)),
-            Act::Written(value) => Some(value),
+            Act::Filled { value, .. } | Act::Fenced { value, .. } => Some(value),
+            Act::Written(value) => value,
             _ => None,
         }
     }
@@ -134,7 +139,7 @@ fn late_fills(of_key: &[&Event], ends: &[&Event]) -> Vec<Broken> {
         let Some(given) = of_key.iter().find(is_its) else { continue };
         let Act::Given { groups, .. } = &given.act else { continue };
         let is_between = |event: &&&Event| given.is_before(event) && event.is_before(fill);
-        let ends_it = |event: &&&Event| event.stored().is_some() || event.act == Act::LeaseGone;
+        let ends_it = |event: &&&Event| event.is_write() || event.act == Act::LeaseGone;
         if let Some(between) = of_key.iter().filter(ends_it).find(is_between) {
             broken.push(shown("C2: a fill was let in over what came behind its token", &[given, between, fill]));
         }
@@ -183,8 +188,7 @@ fn old_fences(of_key: &[&Event]) -> Vec<Broken> {
 
 /// What was overwritten, or belongs to what has ended, is not read where that must be known.
 fn old_values(of_key: &[&Event], ends: &[&Event], promises: Promises) -> Vec<Broken> {
-    let writes: BTreeMap<u64, &Event> =
-        of_key.iter().filter_map(|event| Some((event.stored().flatten()?, *event))).collect();
+    let writes: BTreeMap<u64, &Event> = of_key.iter().filter_map(|event| Some((event.stored()?, *event))).collect();
     let mut broken = Vec::new();
     for read in of_key {
         let Act::Read(Some(value)) = read.act else { continue };
@@ -193,7 +197,7 @@ fn old_values(of_key: &[&Event], ends: &[&Event], promises: Promises) -> Vec<Bro
             event.through == read.through && event.through.is_some() && event.is_before(read)
                 || event.span.1 + promises.max_staleness < read.span.0
         };
-        let is_newer = |event: &&&Event| event.stored().is_some() && write.is_before(event) && is_known(event);
+        let is_newer = |event: &&&Event| event.is_write() && write.is_before(event) && is_known(event);
         if let Some(newer) = of_key.iter().find(is_newer) {
             broken.push(shown("C1, C3: a value was read that had been overwritten", &[write, newer, read]));
         }

@@ -94,13 +94,10 @@ pub fn play(ground: &Ground<'_>, seed: u64) -> Result<Summary> {
         let stage = &stage;
         let evicting = scope.spawn(move || stage.evict(evictor));
         let apps: Vec<_> = apps.into_iter().map(|app| scope.spawn(move || app.run())).collect();
-        let mut outcome = Ok(());
-        for app in apps {
-            let ended = app.join().unwrap_or_else(|_| Err(anyhow::anyhow!("an app panicked")));
-            outcome = outcome.and(ended);
-        }
+        let mut ended: Vec<_> = apps.into_iter().map(thread::ScopedJoinHandle::join).collect();
         stage.over.store(true, Ordering::Relaxed);
-        outcome.and(evicting.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the evictor panicked"))))
+        ended.push(evicting.join());
+        ended.into_iter().try_for_each(|ended| ended.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked"))))
     })?;
     let events = stage.events.into_inner();
     let broken = check(&events, Promises { max_staleness: ground.max_staleness, lease: LEASE });
