@@ -67,10 +67,11 @@ impl Case {
 }
 
 /// All rows, in the order of the table.
-pub(crate) const CASES: [Case; 11] = [
+pub(crate) const CASES: [Case; 12] = [
     Case::new("GET hit", Operation::Hit, 12_800),
     Case::new("GET hit, 50 connections", Operation::Hit, 25_000).connections(50),
     Case::new("GET hit, pipeline 16", Operation::Hit, 64_000).pipeline(16),
+    Case::new("GET hit, 50 connections, pipeline 16", Operation::Hit, 128_000).connections(50).pipeline(16),
     Case::new("GET hit, pipeline 64", Operation::Hit, 64_000).pipeline(64),
     Case::new("GET hit, 1 KiB, pipeline 64", Operation::Hit, 64_000).pipeline(64).value(1 << 10),
     Case::new("GET hit, 64 KiB", Operation::Hit, 3_200).value(64 << 10),

@@ -80,7 +80,7 @@ impl fmt::Display for Table {
         )?;
         writeln!(
             f,
-            "| {:27} | {:7} | {:>8} | {:>9} | {:>10} | {:>6} | {:>7} | {:>6} | {:>11} | {:>11} |",
+            "| {:36} | {:7} | {:>8} | {:>9} | {:>10} | {:>6} | {:>7} | {:>6} | {:>11} | {:>11} |",
             "", "server", "p50 µs", "req/s", "CPU µs/req", "p50 ×", "req/s ×", "CPU ×", "floor p50 ×", "floor CPU ×"
         )?;
         writeln!(f, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")?;
@@ -95,7 +95,7 @@ impl fmt::Display for Table {
                 };
                 writeln!(
                     f,
-                    "| {:27} | {name:7} | {p50:>8.1} | {:>9.0} | {:>10.2} | {:>6} | {:>7} | {:>6} | {:>11} | {:>11} |",
+                    "| {:36} | {name:7} | {p50:>8.1} | {:>9.0} | {:>10.2} | {:>6} | {:>7} | {:>6} | {:>11} | {:>11} |",
                     row.name,
                     self.median_of(case, index, RATE).unwrap_or_default(),
                     self.median_of(case, index, CPU).unwrap_or_default(),
