@@ -1,7 +1,7 @@
 //! Replies as L2 holds them: ready to send, or packed where that pays.
 //!
 //! Owns the two forms and the way between them. What cannot be unpacked is [`Damaged`]: a miss, never another answer. A
-//! packed entry that L1 would point to is unpacked for good first: see `reads.rs`.
+//! packed entry that L1 would point to is unpacked for good first: see `session/unpack.rs`.
 
 use std::borrow::Cow;
 
