@@ -10,8 +10,9 @@
 //! ([`probe`](crate::probe)), and a new slot map ends all filters before it is used ([`Absences::moved`]).
 //!
 //! One thing that per-key tracking gives for nothing has to be done here: a session that was shown a key, or wrote it, over
-//! another connection may be ahead of the announcements. So every reply that has to do with a key is noted before it is handed
-//! on: where it kills copies by the kernel itself ([`Absences::witness`]), else by [`Absences::touched`]. Never decides that a key is there; fails by saying nothing.
+//! another connection may be ahead of the announcements. So every reply that has to do with a key is noted before it is
+//! handed on: where it kills copies by the kernel itself ([`Absences::witness`]), else by [`Absences::touched`]. Never
+//! decides that a key is there; fails by saying nothing.
 
 use std::{
     sync::{

@@ -1,8 +1,9 @@
 //! The promise, checked: several managers on one Lease, in virtual time, with everything going wrong that may.
 //!
 //! Each run is made by a string of bytes: rates of clocks, how long requests and replies take, which are lost, which are
-//! refused, who crashes, who ends in order, when the Lease is deleted. Wall clocks jump at every step. When the bytes are used up nothing goes wrong any
-//! more. Checked after each event: at most one manager holds, each by its own clock. Checked at the end: one does.
+//! refused, who crashes, who ends in order, when the Lease is deleted. Wall clocks jump at every step. When the bytes are
+//! used up nothing goes wrong any more. Checked after each event: at most one manager holds, each by its own clock. Checked
+//! at the end: one does.
 //! proptest makes the bytes and shortens those that break something; each guard, dropped, must break something.
 
 use crate::{

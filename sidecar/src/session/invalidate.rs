@@ -4,7 +4,7 @@
 //! UNLINK on the relay (or with `MODE EXPIRE` one script), of keys, of generations, or of both: whatever becomes of it, local copies die before the app gets
 //! its answer. What cannot be parsed changes nothing and gets an error that says what to send.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use caddy_engine::{
@@ -180,7 +180,7 @@ impl Conversation {
         };
         let seq = self.replies.next_seq();
         let order = UnderWay::new(&shared, self.client.database, generations.clone(), mode, subject, note);
-        self.invalidating.get_or_insert_default().0.push((seq, order));
+        self.invalidating.get_or_insert_default().0.push_back((seq, order));
         let flow = self.relay_instead(b"UNLINK", &all, instead.as_ref(), Pending::Relayed);
         if flow != Flow::Done || self.replies.pending_mut(seq).is_none() {
             // It comes again, or was answered without Redis.
@@ -192,14 +192,13 @@ impl Conversation {
     /// An invalidation that was under way as `seq` is answered; if it is none, nothing.
     #[inline]
     pub(super) fn has_invalidated(&mut self, seq: u64, is_done: bool) {
-        if let Some(invalidating) = &mut self.invalidating {
-            invalidating.0.retain_mut(|(of, order)| {
-                order.is_refused |= *of == seq && !is_done;
-                *of != seq
-            });
-            if invalidating.0.is_empty() {
-                self.invalidating = None;
-            }
+        let Some(invalidating) = &mut self.invalidating else { return };
+        let Ok(at) = invalidating.0.binary_search_by_key(&seq, |(of, _)| *of) else { return };
+        if let Some((_, mut order)) = invalidating.0.remove(at) {
+            order.is_refused = !is_done;
+        }
+        if invalidating.0.is_empty() {
+            self.invalidating = None;
         }
     }
 
@@ -214,9 +213,9 @@ impl Conversation {
     }
 }
 
-/// Invalidations of a session that are not answered yet, by the numbers of their requests.
+/// Invalidations of a session that are not answered yet, in the order of the numbers of their requests.
 #[derive(Default)]
-pub(super) struct Invalidating(Vec<(u64, UnderWay)>);
+pub(super) struct Invalidating(VecDeque<(u64, UnderWay)>);
 
 /// An invalidation that was sent, or is about to be. The sidecar answers for it from before: should a failover lose it, it is
 /// repeated, whichever connection hears of that first. Dropped it is told of, also where nobody waits for its answer any

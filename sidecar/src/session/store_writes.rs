@@ -2,9 +2,9 @@
 //!
 //! Owns which commands can be and which are refused, and in which order the parts of a write happen. *Behind*: room is
 //! reserved, the command goes to L3 on the one connection for such writes, and what L3 took is queued for the store
-//! before the app is answered ([`Storing`]); what was read together goes together ([`Run`]). *Through* ([`through`]): the store first. A session does nothing else on other
-//! connections while such a write is unanswered. Fails with `-STOREERR` before anything was written, where that is how it
-//! failed, and says so otherwise.
+//! before the app is answered ([`Storing`]); what was read together goes together ([`Run`]). *Through* ([`through`]): the
+//! store first. A session does nothing else on other connections while such a write is unanswered. Fails with `-STOREERR`
+//! before anything was written, where that is how it failed, and says so otherwise.
 
 mod behind;
 mod command;

@@ -193,8 +193,8 @@ fn play(world: &mut World, origin: &Origin, sidecars: &[Sidecar], seen: &Seen) -
     for rounds in &seen.rounds {
         comes_to("nothing but fresh values", rounds, 5)?;
     }
-    // It may be at its longest pause between two tries.
-    comes_to_within("writes", LONGEST_PAUSE + SOON, &seen.taken, 200)?;
+    // A PostgreSQL that has just begun may be too slow for a try or two, with the longest pause behind each.
+    comes_to_within("writes", 3 * LONGEST_PAUSE + SOON, &seen.taken, 200)?;
     let (loads, at_once) = (origin.requests() - before, origin.most_at_once());
     println!("{loads} loads of {KEYS} keys behind the outage, {at_once} at once");
     ensure!(2 * loads <= 3 * KEYS, "{loads} loads of {KEYS} keys");

@@ -6,6 +6,7 @@ use caddy_tests::{
     proxy::{Class, Direction, Proxy},
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
+    wire::Wire,
     world::{LONG, SOON},
 };
 
@@ -31,14 +32,37 @@ fn within_budget(sidecar: &Sidecar, at_least: u64, what: &str) -> Result<()> {
     .map(drop)
 }
 
-#[test]
-fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
-    let redis = RedisServer::start()?;
+fn start(redis: &RedisServer) -> Result<(Proxy, Sidecar, Wire)> {
     let proxy = Proxy::start(redis.socket())?;
     let l2 = format!("l2: {{maxBytes: {BUDGET}, compression: {{algorithm: None}}}}");
     let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).section(&l2).start()?;
     let mut client = sidecar.connect()?;
     client.set_deadline(SOON)?;
+    Ok((proxy, sidecar, client))
+}
+
+/// Asks for the large value, of which all but the last 100 KiB come.
+fn read_most_of_it(proxy: &Proxy, sidecar: &Sidecar, client: &mut Wire) -> Result<()> {
+    proxy.stall(Class::Tracked, Direction::ToClient);
+    client.send(&["GET", "large"])?;
+    proxy.wait_for_replies(Class::Tracked, 2)?;
+    proxy.let_through(Class::Tracked, Direction::ToClient, REPLY - (100 << 10));
+    within_budget(sidecar, LARGE - (100 << 10), "a part of the value has come")
+}
+
+fn nothing_is_in_flight(sidecar: &Sidecar) -> Result<()> {
+    eventually("nothing is in flight", SOON, || {
+        let (in_flight, all) = bytes(sidecar)?;
+        ensure!(in_flight == 0 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
+        Ok(())
+    })
+    .map(drop)
+}
+
+#[test]
+fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let (proxy, sidecar, mut client) = start(&redis)?;
     let mut wire = redis.connect()?;
     for key in 0..SMALL {
         let key = format!("small:{key}");
@@ -49,46 +73,24 @@ fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
     let (in_flight, all) = bytes(&sidecar)?;
     ensure!(in_flight == 0 && all > BUDGET / 10 * 9 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
 
-    proxy.stall(Class::Tracked, Direction::ToClient);
-    client.send(&["GET", "large"])?;
-    proxy.wait_for_replies(Class::Tracked, 2)?;
-    proxy.let_through(Class::Tracked, Direction::ToClient, REPLY - (100 << 10));
-    within_budget(&sidecar, LARGE - (100 << 10), "a part of the value has come")?;
+    read_most_of_it(&proxy, &sidecar, &mut client)?;
     // All of it, but not its PTTL, without which it is not kept.
     proxy.let_through(Class::Tracked, Direction::ToClient, 100 << 10);
     within_budget(&sidecar, REPLY, "the value has come")?;
     proxy.pass(Class::Tracked, Direction::ToClient);
     ensure!(client.reply()?.len() as u64 == REPLY, "the value");
-    eventually("nothing is in flight", SOON, || {
-        let (in_flight, all) = bytes(&sidecar)?;
-        ensure!(in_flight == 0 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
-        Ok(())
-    })?;
-    Ok(())
+    nothing_is_in_flight(&sidecar)
 }
 
 #[test]
 fn what_was_in_flight_on_a_lost_connection_is_given_back() -> Result<()> {
     let redis = RedisServer::start()?;
-    let proxy = Proxy::start(redis.socket())?;
-    let l2 = format!("l2: {{maxBytes: {BUDGET}, compression: {{algorithm: None}}}}");
-    let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).section(&l2).start()?;
-    let mut client = sidecar.connect()?;
-    client.set_deadline(SOON)?;
+    let (proxy, sidecar, mut client) = start(&redis)?;
     redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
     ensure!(client.request(&["GET", "none"])? == b"$-1\r\n", "it is connected");
-    proxy.stall(Class::Tracked, Direction::ToClient);
-    client.send(&["GET", "large"])?;
-    proxy.wait_for_replies(Class::Tracked, 2)?;
-    proxy.let_through(Class::Tracked, Direction::ToClient, REPLY - (100 << 10));
-    within_budget(&sidecar, LARGE - (100 << 10), "a part of the value has come")?;
+    read_most_of_it(&proxy, &sidecar, &mut client)?;
     proxy.cut(Class::Tracked);
     proxy.pass(Class::Tracked, Direction::ToClient);
     ensure!(client.reply()?.len() as u64 == REPLY, "it is read over the relay instead");
-    eventually("all of it is given back", SOON, || {
-        let (in_flight, all) = bytes(&sidecar)?;
-        ensure!(in_flight == 0 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
-        Ok(())
-    })?;
-    Ok(())
+    nothing_is_in_flight(&sidecar)
 }

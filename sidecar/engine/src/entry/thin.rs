@@ -1,7 +1,8 @@
 //! The one allocation of an entry: reference count, header, fields of key and value, packed bytes.
 //!
-//! The only `unsafe` of this crate but for a [hint](crate::prefetch). An `Arc` would cost 16 bytes of counts instead of 4, a pointer of 16 bytes instead of
-//! 8 to a value of unknown length, and could not put bytes of unknown length behind a header at all.
+//! The only `unsafe` of this crate but for a [hint](crate::prefetch). An `Arc` would cost 16 bytes of counts instead of 4,
+//! a pointer of 16 bytes instead of 8 to a value of unknown length, and could not put bytes of unknown length behind a
+//! header at all.
 //!
 //! What holds, and why it is sound:
 //! * a [`Thin`] always points to an allocation made by [`Thin::new`], initialised as a [`Body`] with its packed bytes

@@ -171,7 +171,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     /// Whether an entry of so many bytes would fit if it were alone.
     fn could_hold(&self, bytes: usize, max_bytes: usize) -> bool {
         let rest = max_bytes.saturating_sub(LEAST);
-        // Beside all containers as they are; or beside those that stay as large without entries.
+        // Beside those that stay as large without entries: certain, and quicker to tell, if it is so beside all of them.
         bytes.saturating_add(self.containers) <= rest
             || bytes.saturating_add(self.wheel.bytes() + self.policy.bytes()) <= rest
     }

@@ -39,9 +39,8 @@ pub(crate) struct Options {
     rounds: usize,
     /// How many values carry the tag, and how many keys the pattern has, that are invalidated.
     entries: usize,
-    /// Only rows whose name contains this, and nothing behind the table; `locks`, `groups`, `patterns`,
-    /// `behind`: nothing but what
-    /// those cost.
+    /// Only rows whose name contains this, and nothing behind the table; `locks`, `groups`, `patterns`, `behind`: nothing
+    /// but what those cost.
     only: Option<String>,
 }
 
