@@ -6,6 +6,7 @@ use std::sync::mpsc;
 
 use bytes::Bytes;
 use caddy_engine::strategy::behind::{Journal, JournalError, Ledger, Record, Write};
+use parking_lot::RwLock;
 use proptest::prelude::*;
 
 use super::format::{self, Item};
@@ -13,6 +14,10 @@ use super::recovery::scan;
 use super::{LogConfig, LogError, Recovered, SegmentLog};
 
 const SALT: u64 = 0x5a17;
+
+/// Written while another process runs: at its start it has all open files of this one, and so the locks of logs that are
+/// closed meanwhile.
+static ALONE: RwLock<()> = RwLock::new(());
 
 fn record(seq: u64, key: &str, value: Option<&str>) -> Record<Bytes, Bytes> {
     let write = value.map_or(Write::Delete, |value| Write::Put(Bytes::copy_from_slice(value.as_bytes())));
@@ -88,6 +93,7 @@ struct Log {
 
 impl Log {
     fn open(config: &LogConfig) -> (Self, Recovered) {
+        let _alone = ALONE.read();
         let (log, recovered) = SegmentLog::open(config).unwrap();
         let (tell, told) = mpsc::channel();
         (Self { inner: log, told, tell }, recovered)
@@ -205,6 +211,7 @@ fn what_cannot_be_written_is_reported_and_what_was_kept_stays() {
     if std::env::var_os("CADDY_LOG_TEST_FULL").is_none() {
         let program = std::env::current_exe().unwrap();
         let script = "ulimit -f 64; trap '' XFSZ; exec \"$0\" \"$@\"";
+        let _other = ALONE.write();
         let done = std::process::Command::new("bash")
             .args(["-c", script])
             .arg(program)
