@@ -26,7 +26,7 @@ use tokio::sync::{Notify, mpsc};
 pub(crate) use keyspace::{Behind, Size};
 pub(crate) use members::watch;
 pub(crate) use releasing::Releases;
-pub(crate) use storing::{Form, Sending, Storing, Via, error_text, translated};
+pub(crate) use storing::{Command, Form, Sending, Storing, Via, error_text, translated};
 use streams::Place;
 pub(crate) use streams::{Round, Streams, Taking};
 pub(crate) use turns::Turns;

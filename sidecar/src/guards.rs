@@ -67,6 +67,8 @@ pub(crate) enum Guard {
     PendingIsAnswered,
     /// A write through waits for what its keyspace has written behind before.
     OlderWritesComeFirst,
+    /// What a command that looks back does not find in L3 is loaded first.
+    OldValuesAreLoaded,
     /// Who deletes what the store still has keeps others from loading it.
     DeletionsHoldLeases,
     /// A write of a key that others depend on renews its generation in the same step.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use caddy_engine::{FillToken, Moment, TierHash};
+use caddy_engine::{FillToken, KeyHash, Moment, TierHash};
 use tokio::sync::mpsc;
 
 pub(crate) use answer::{Answer, Asker, Several};
@@ -26,7 +26,10 @@ pub(crate) use loader::run;
 pub use stores::StoreConfigError;
 pub(crate) use stores::{Store, Stores};
 
-use crate::cache::Cached;
+use crate::{
+    cache::Cached,
+    shared::{L3, Shared},
+};
 
 /// Reads and refreshes that may wait for the loader's thread; beyond that it does not keep up.
 const QUEUE: usize = 65_536;
@@ -47,6 +50,19 @@ pub(crate) struct Miss {
     /// What L3 has that is no longer fresh.
     pub(crate) stale: Option<Cached>,
     pub(crate) asker: Asker,
+}
+
+impl Miss {
+    /// Of a key that was not looked for on the tracked connection; what L3 has is seen as it is loaded.
+    pub(crate) fn unfilled(shared: &Shared, database: u32, key: Bytes, now: Moment, asker: Asker) -> Self {
+        let node = match &shared.l3 {
+            L3::Redis(redis) => redis.owner(&key),
+            L3::Embedded(_) => None,
+        };
+        let tracked = node.and_then(|node| node.tracked(database));
+        let token = tracked.map(|at| shared.kernel().begin_fill(at.source, KeyHash::of(&key), now));
+        Self { database, key, token, is_tracked: false, stale: None, asker }
+    }
 }
 
 /// A key whose value is near its end.

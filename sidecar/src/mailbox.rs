@@ -67,6 +67,12 @@ impl ReplyTo {
         self.mailbox.deliver(Delivery::Reply { place: self.place, bytes: bytes.into() });
     }
 
+    /// The same session's request that is so many behind this one.
+    pub(crate) fn behind(&self, count: usize) -> Self {
+        let Place { seq, part } = self.place;
+        Self { mailbox: self.mailbox.clone(), place: Place { seq: seq + count as u64, part } }
+    }
+
     /// The same for this request and those behind it.
     pub(crate) fn reply_each(&self, mut replies: impl ExactSizeIterator<Item = Bytes>) {
         if replies.len() > 1 {

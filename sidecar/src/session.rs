@@ -28,7 +28,7 @@ mod pinned;
 mod reads;
 mod relaying;
 mod replies;
-mod routing;
+pub(crate) mod routing;
 mod several;
 pub(crate) mod store_writes;
 mod strings;

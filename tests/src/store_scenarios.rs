@@ -109,3 +109,10 @@ pub fn a_write_through_is_stored_behind_older_ones(subject: &Subject) -> Result<
     let row = behind.postgres.execute("SELECT value FROM users WHERE key = 'user:1'")?;
     must(row == "newer", format!("SET user:1 newer was answered behind an older SET, and the store has {row}"))
 }
+
+/// The store has the key and Redis has lost it: what depends on whether it is there finds it.
+pub fn what_redis_lacks_is_loaded_for_a_condition(subject: &Subject) -> Result<()> {
+    let behind = Behind::start(subject, 1)?;
+    let told = behind.client(0)?.ask("SET user:1 new NX")?;
+    must(told == "(nil)", format!("the store has user:1, and SET user:1 new NX answered {told}"))
+}

@@ -123,6 +123,7 @@ mutations! {
     pending_is_answered: "PendingIsAnswered" => store_scenarios::a_write_on_its_way_to_the_store_is_read;
     deletions_hold_leases: "DeletionsHoldLeases" => store_scenarios::a_deletion_on_its_way_to_the_store_is_not_undone;
     older_writes_come_first: "OlderWritesComeFirst" => store_scenarios::a_write_through_is_stored_behind_older_ones;
+    old_values_are_loaded: "OldValuesAreLoaded" => store_scenarios::what_redis_lacks_is_loaded_for_a_condition;
     generation_check: "GenerationCheck" => group_scenarios::an_invalidated_tag_kills_its_copies;
     writes_renew_parents: "WritesRenewParents" => group_scenarios::a_write_of_a_parent_kills_what_depends_on_it;
     writes_are_sealed: "WritesAreSealed" => group_scenarios::a_plain_write_carries_the_tags_of_its_rule;

@@ -1,6 +1,9 @@
 //! Writes of keys that have a store, as Redis does them in one step: the command, what it means for the fill leases of its
 //! keys and, where a write has to survive its sidecar, a record of it in a stream.
 //!
+//! A command that depends on what was there ([`Needs`]) is executed only if Redis has that; else nothing happens, and the answer
+//! says so ([`is_missing`]).
+//!
 //! Owns the scripts, sent whole with each call, and the names of the streams; sends nothing. A stream holds at most one
 //! record per key, the newest, whoever wrote it: beside it a hash names that record for each key, and a newer write
 //! removes the older record in its own step. So whoever takes a dead sidecar's records over, finds none that somebody has
@@ -12,27 +15,55 @@ use caddy_resp::{Value, encode};
 
 use crate::cluster;
 
+/// Of the first `n` keys each has to be there if `need` is "there", and may not begin with `magic`; what is no string is there.
+macro_rules! look {
+    () => {
+        "if need ~= '' then for i = 1, n do local there = redis.pcall('GET', KEYS[i]) \
+         if (need == 'there' and not there) or (magic ~= '' and type(there) == 'string' \
+         and string.sub(there, 1, #magic) == magic) then return {'missing'} end end end "
+    };
+}
+
 /// `KEYS`: n keys, their leases, then the stream and the hash of newest records, if there is to be a record. `ARGV`: n, an
 /// id to take the leases with or nothing to end them, its milliseconds, the writer's consumer, which answers say that it was
-/// written, for each key where among the command's words its value stands (0: it is deleted, -1: it is what Redis has
-/// then), the command. Answers the ids of the records and what the command answered.
-const WRITE: &str = "local n = tonumber(ARGV[1]) local stream, newest = KEYS[2 * n + 1], KEYS[2 * n + 2] \
+/// written, what is needed, what nothing may begin with, for each key where among the command's words its value stands (0:
+/// it is deleted, -1: it is what Redis has then), the command. Answers the ids of the records and what the command answered.
+const WRITE: &str = concat!(
+    "local n = tonumber(ARGV[1]) local need, magic = ARGV[6], ARGV[7] ",
+    look!(),
+    "local stream, newest = KEYS[2 * n + 1], KEYS[2 * n + 2] \
     if stream and redis.call('XLEN', stream) == 0 then redis.pcall('XGROUP', 'CREATE', stream, 'store', '0', 'MKSTREAM') end \
     if ARGV[2] ~= '' then for i = n + 1, 2 * n do redis.call('SET', KEYS[i], ARGV[2], 'PX', ARGV[3]) end end \
-    local reply = redis.pcall(unpack(ARGV, n + 6)) \
+    local reply = redis.pcall(unpack(ARGV, n + 8)) \
     if type(reply) == 'table' and reply.err then return reply end \
     if ARGV[2] == '' then redis.call('DEL', unpack(KEYS, n + 1, 2 * n)) end \
     local when = ARGV[5] if when == 'value' then reply = redis.call('GET', KEYS[1]) end \
     local done = when == 'done' or when == 'value' or (when == 'ok' and type(reply) == 'table' and reply.ok == 'OK') \
     or (when == 'one' and reply == 1) or (when == 'absent' and not reply) or (when == 'present' and reply) \
-    local ids = {} if stream and done then for i = 1, n do local at, id = tonumber(ARGV[5 + i]) \
+    local ids = {} if stream and done then for i = 1, n do local at, id = tonumber(ARGV[7 + i]) \
     if at == 0 then id = redis.call('XADD', stream, '*', 'k', KEYS[i]) \
-    else id = redis.call('XADD', stream, '*', 'k', KEYS[i], 'v', at < 0 and reply or ARGV[n + 6 + at]) end \
+    else id = redis.call('XADD', stream, '*', 'k', KEYS[i], 'v', at < 0 and reply or ARGV[n + 8 + at]) end \
     redis.call('XCLAIM', stream, 'store', ARGV[4], 0, id, 'FORCE', 'JUSTID', 'LASTID', id) \
     local old = redis.call('HGET', newest, KEYS[i]) \
     if old then redis.call('XACK', stream, 'store', old) redis.call('XDEL', stream, old) end \
     redis.call('HSET', newest, KEYS[i], id) ids[i] = id end end \
-    return {ids, reply}";
+    return {ids, reply}"
+);
+
+/// `KEYS`: n keys, then their leases, if they are to be taken or ended. `ARGV`: n, what is needed, what nothing may begin with,
+/// an id to take the leases with or nothing to end them, its milliseconds, the command. Answers what the command answered.
+const GUARDED: &str = concat!(
+    "local n = tonumber(ARGV[1]) local need, magic = ARGV[2], ARGV[3] ",
+    look!(),
+    "if ARGV[4] ~= '' then for i = n + 1, #KEYS do redis.call('SET', KEYS[i], ARGV[4], 'PX', ARGV[5]) end end \
+    local reply = redis.pcall(unpack(ARGV, 6)) \
+    if type(reply) == 'table' and reply.err then return reply end \
+    if ARGV[4] == '' and #KEYS > n then redis.call('DEL', unpack(KEYS, n + 1)) end \
+    return reply"
+);
+
+/// What a script answers that has found less than its command needs.
+const MISSING: &[u8] = b"*1\r\n$7\r\nmissing\r\n";
 
 /// `KEYS`: the stream, the hash. `ARGV`: ids of records that the store has, each with its key. A stream without records
 /// goes.
@@ -51,6 +82,58 @@ const TAKE: &str = "local found = redis.pcall('XPENDING', KEYS[1], 'store', ARGV
 /// Records of one call of [`take`].
 pub const TAKEN: usize = 500;
 
+/// What a command needs of the strings that are there; by default nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// All its keys are there.
+    pub presence: bool,
+    /// None of them begins with this.
+    pub no_magic: Option<[u8; 2]>,
+}
+
+impl Needs {
+    /// Whether it is executed whatever is there.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn words(&self) -> [&[u8]; 2] {
+        let need: &[u8] = match self {
+            Self { presence: true, .. } => b"there",
+            Self { no_magic: Some(_), .. } => b"plain",
+            _ => b"",
+        };
+        [need, self.no_magic.as_ref().map_or(b"", |magic| magic)]
+    }
+}
+
+/// Whether a script's answer says that its command was not executed, for want of what it [needs](Needs).
+pub fn is_missing(reply: &[u8]) -> bool {
+    reply == MISSING
+}
+
+/// Appends the call that executes `command`, if what it needs is there. `leases` are those of all its keys, or none; a
+/// deletion takes them (see [`Step::tombstone`]), other commands end them.
+pub fn guarded(
+    out: &mut Vec<u8>,
+    needs: Needs,
+    keys: &[&[u8]],
+    leases: &[Vec<u8>],
+    tombstone: Option<(&str, &str)>,
+    command: &[&[u8]],
+) {
+    let (n, count) = (keys.len().to_string(), (keys.len() + leases.len()).to_string());
+    let (id, millis) = tombstone.unwrap_or(("", ""));
+    let mut words: Vec<&[u8]> = vec![b"EVAL", GUARDED.as_bytes(), count.as_bytes()];
+    words.extend(keys);
+    words.extend(leases.iter().map(Vec::as_slice));
+    words.push(n.as_bytes());
+    words.extend(needs.words());
+    words.extend([id.as_bytes(), millis.as_bytes()]);
+    words.extend(command);
+    encode::command(out, words);
+}
+
 /// A write and what belongs to it.
 #[derive(Debug)]
 pub struct Step<'a> {
@@ -64,6 +147,8 @@ pub struct Step<'a> {
     pub record: Option<(&'a StreamNames, &'a str)>,
     /// Which answers say that it was written.
     pub when: &'a str,
+    /// What it needs of what is there.
+    pub needs: Needs,
     /// For each key where its value stands.
     pub values: Vec<ValueAt>,
     /// The command's words.
@@ -120,6 +205,7 @@ impl Step<'_> {
             consumer = writer;
         }
         words.extend([n.as_bytes(), id.as_bytes(), millis.as_bytes(), consumer.as_bytes(), self.when.as_bytes()]);
+        words.extend(self.needs.words());
         words.extend(values.iter().map(String::as_bytes));
         words.extend(&self.command);
         encode::command(out, words);

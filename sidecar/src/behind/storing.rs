@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_engine::{
-    crash,
+    KeyHash, crash,
     strategy::behind::{JournalError, Room},
 };
 use caddy_remote::{
@@ -20,7 +20,10 @@ use crate::{
     errands::ASKING,
     mailbox::ReplyTo,
     nodes::Node,
-    session::store_writes::StoreWrite,
+    session::{
+        routing::effect_of_part,
+        store_writes::{Again, Postponed, StoreWrite},
+    },
     shared::{L3, Shared},
     shown::RelayedStrings,
     upstream::{Effect, HeldReply, Tag, error_reply, nil},
@@ -43,11 +46,19 @@ pub(crate) struct Storing {
     /// To what they were sent as.
     pub(crate) replies: SmallVec<[Option<Bytes>; 2]>,
     /// What each of them writes.
-    pub(crate) commands: SmallVec<[StoreWrite; 1]>,
+    pub(crate) commands: SmallVec<[Command; 1]>,
     pub(crate) behind: Arc<Behind>,
     pub(crate) room: Room<Bytes, Bytes>,
     /// In a cluster.
     pub(crate) sending: Option<Sending>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) write: StoreWrite,
+    /// Of one that is executed only if L3 has what it needs.
+    pub(crate) again: Option<Box<Again>>,
 }
 
 /// How it was sent.
@@ -141,21 +152,30 @@ impl Storing {
 
     /// L3 has answered, or never will. Called in the order in which L3 executed the writes: that is the order of the queue.
     pub(crate) fn finish(self: Box<Self>, shared: &Arc<Shared>, via: &Via<'_>, outcome: Result<(), Loss>) {
-        let Self { to, protocol, effect, form, mut replies, commands, behind, room, sending } = *self;
+        let Self { to, protocol, mut effect, form, mut replies, commands, behind, room, sending } = *self;
         crash::point("redis-has-it");
-        // Whatever the answer is, also a loss: it may have been executed.
-        effect.apply(shared);
         if let Err(loss) = outcome {
+            // It may have been executed.
+            effect.apply(shared);
             return to.reply_each((0..commands.len()).map(|_| error_reply(&loss)));
         }
         let own = if let Form::Plain { own } = form { own } else { 0 };
         let (mut writes, mut answers) = (Vec::with_capacity(commands.len()), Answers::with_capacity(commands.len()));
-        let mut recorded = None;
-        for (at, command) in commands.into_iter().enumerate() {
+        let (mut recorded, mut missing, mut executed) = (None, Vec::new(), SmallVec::new());
+        let is_alone = commands.len() == 1;
+        let may_miss = commands.iter().any(|command| command.again.is_some());
+        for (at, Command { write: command, again }) in commands.into_iter().enumerate() {
             let reply = match replies.get_mut(own + at).and_then(Option::take) {
                 Some(reply) => reply,
                 None => Bytes::from_static(b"-ERR the connection ended without a reply\r\n"),
             };
+            if let Some(again) = again.filter(|_| writes::is_missing(&reply)) {
+                missing.push((to.behind(at), command, *again));
+                continue;
+            }
+            if may_miss {
+                executed.extend(command.keys().into_iter().map(KeyHash::of));
+            }
             let reply = match &form {
                 // What concerns several keys waits for the end of a slot's move, as it does in any cluster.
                 _ if reply.starts_with(b"-TRYAGAIN") => error_text(UNSETTLED),
@@ -164,7 +184,7 @@ impl Storing {
                         recorded = Some((names.clone(), stepped.ids));
                         let own = reply.slice_ref(stepped.reply);
                         writes.extend(command.applied(&own));
-                        answers.push((true, translated(if *is_number { as_number(&own) } else { own }, protocol)));
+                        answers.push((at, true, translated(if *is_number { as_number(&own) } else { own }, protocol)));
                         continue;
                     }
                     None => Bytes::from_static(b"-ERR the reply of Redis to the write cannot be read\r\n"),
@@ -173,15 +193,28 @@ impl Storing {
             };
             let before = writes.len();
             writes.extend(command.applied(&reply));
-            answers.push((writes.len() > before, translated(reply, protocol)));
+            answers.push((at, writes.len() > before, translated(reply, protocol)));
         }
+        if !missing.is_empty() {
+            let home = via.node.clone();
+            let commands = missing.into_iter().map(|(to, write, again): (_, StoreWrite, _)| {
+                let its = if is_alone { effect.clone() } else { effect_of_part(&effect, &write.keys()) };
+                (to, its, write, again)
+            });
+            let commands: Vec<_> = commands.collect();
+            // What was not executed leaves copies as good as they were, and who loads may be joined.
+            effect.keys = executed;
+            Postponed { shared: shared.clone(), home, protocol, behind: behind.clone(), commands }.send();
+        }
+        // Whatever the answer is.
+        effect.apply(shared);
         // Of what Redis had, the app is shown what a GET would have shown. Keys that have a store are in database 0.
         let shows = effect.shows;
         let answer = move |shared: &Arc<Shared>, to: ReplyTo, answers: Answers| {
             if shows.is_empty() {
-                return to.reply_each(answers.into_iter().map(|(_, bytes)| bytes));
+                return tell(&to, answers.into_iter().map(|(at, _, bytes)| (at, bytes)));
             }
-            for (_, bytes) in answers {
+            for (_, _, bytes) in answers {
                 let held = HeldReply { to: to.clone(), bytes };
                 RelayedStrings::of_a_write(held, shows.clone(), 0, protocol, None).hand_on(shared, Ok(Vec::new()));
             }
@@ -200,8 +233,8 @@ impl Storing {
                     "STOREERR Redis has it, but store '{}' may never: {error}; see whether the store is up, and write it again",
                     keyspace.store
                 );
-                let told = |(is_written, bytes)| if is_written { error_text(&text) } else { bytes };
-                to.reply_each(answers.into_iter().map(told));
+                let told = |(at, is_written, bytes)| (at, if is_written { error_text(&text) } else { bytes });
+                tell(&to, answers.into_iter().map(told));
             }
         });
         match (&behind.streams, recorded) {
@@ -219,8 +252,16 @@ impl Storing {
     }
 }
 
-/// What the app is told of each command, and whether it has written something.
-type Answers = SmallVec<[(bool, Bytes); 1]>;
+/// What the app is told of each command: where it stands, whether it has written something, the reply.
+type Answers = SmallVec<[(usize, bool, Bytes); 1]>;
+
+/// Answers commands by their places behind the first one's; in one go, if they are all.
+fn tell(to: &ReplyTo, answers: impl ExactSizeIterator<Item = (usize, Bytes)> + Clone) {
+    if answers.clone().enumerate().all(|(count, (at, _))| count == at) {
+        return to.reply_each(answers.map(|(_, bytes)| bytes));
+    }
+    answers.for_each(|(at, bytes)| to.behind(at).reply(bytes));
+}
 
 fn is_redirection(reply: &[u8]) -> bool {
     reply.starts_with(b"-MOVED ") || reply.starts_with(b"-ASK ")

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caddy_resp::{Protocol, encode};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::{
     cache::{Cached, Waiter},
@@ -41,6 +42,8 @@ pub(crate) enum Asker {
     One(Waiter),
     /// A request for several, of which this is one.
     Of(Arc<Several>, usize),
+    /// Who needs it for something else.
+    Told(oneshot::Sender<Answer>),
 }
 
 /// A request for several keys, answered when all are there.
@@ -103,6 +106,10 @@ impl Asker {
     pub(crate) fn answer(self, answer: Answer) {
         match self {
             Self::Of(several, place) => several.give(place, answer),
+            Self::Told(told) => {
+                // Who does not wait any more is not told.
+                let _ = told.send(answer);
+            }
             Self::One(waiter) => match answer {
                 Answer::Fresh(value) => waiter.answer(&value),
                 Answer::Stale(value) => {

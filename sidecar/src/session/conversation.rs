@@ -73,7 +73,8 @@ pub(crate) enum Pending {
     Selecting(u32),
     /// LOCK.*: nothing is taken before its answer. Whether it may wait for somebody else.
     Locking { waits: bool },
-    /// A write that waits for its store, or for room on the way there: nothing is taken before its answer.
+    /// A write that waits for its store, or for room on the way there, or may have to: nothing is taken before its answer, but
+    /// for others of its run.
     Storing,
     /// EXEC: what its reply has to be looked at for.
     Executing(Box<Outcome>),
@@ -236,7 +237,11 @@ impl Conversation {
         if self.replies.waiting() == 0 {
             self.mixed = false;
         } else if self.mixed
-            || matches!(self.replies.last_pending(), Some(Pending::Locking { .. } | Pending::Storing))
+            || match self.replies.last_pending() {
+                Some(Pending::Locking { .. }) => true,
+                Some(Pending::Storing) => self.run.is_none(),
+                _ => false,
+            }
             || self.is_behind_another_nodes_invalidation()
         {
             return Flow::Hold;

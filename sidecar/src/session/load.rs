@@ -74,14 +74,8 @@ impl Conversation {
         let waiter = Waiter { to, protocol: self.client.protocol };
         let (database, now) = (self.client.database, self.now);
         let load = |key: &[u8], asker| {
-            let node = match &shared.l3 {
-                L3::Redis(redis) => redis.owner(key),
-                L3::Embedded(_) => None,
-            };
-            let tracked = node.and_then(|node| node.tracked(database));
-            let token = tracked.map(|at| shared.kernel().begin_fill(at.source, KeyHash::of(key), now));
             let key = Bytes::copy_from_slice(key);
-            shared.loading.miss(Miss { database, key, token, is_tracked: false, stale: None, asker });
+            shared.loading.miss(Miss::unfilled(&shared, database, key, now, asker));
         };
         if is_one {
             load(keys[0], Asker::One(waiter));

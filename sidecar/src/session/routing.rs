@@ -152,7 +152,7 @@ pub(super) fn is_about_clusters(args: Args<'_>) -> bool {
 }
 
 /// How a request's effect is split over parts of it.
-pub(super) fn effect_of_part(effect: &Effect, keys: &[&[u8]]) -> Effect {
+pub(crate) fn effect_of_part(effect: &Effect, keys: &[&[u8]]) -> Effect {
     let shows = effect.shows.iter().map(|shown| shown.part(keys)).collect();
     let leases: Vec<_> = effect.leases.iter().filter(|(key, _)| keys.contains(&&key[..])).cloned().collect();
     // What ends with the keys is as little known as they are.

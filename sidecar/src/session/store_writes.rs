@@ -8,7 +8,7 @@
 
 mod behind;
 mod command;
-mod opening;
+mod existing;
 mod run;
 mod through;
 
@@ -29,6 +29,7 @@ use crate::{
     keyspaces::Source,
     mailbox::Place,
 };
+pub(crate) use behind::{Again, Postponed};
 pub(crate) use command::{StoreWrite, Wanted};
 pub(super) use run::Run;
 

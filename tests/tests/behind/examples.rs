@@ -19,26 +19,28 @@ fn block(example: &str, language: &str) -> Result<&'static str> {
     Ok(rest.split_once("```").context("the block has no end")?.0)
 }
 
-/// Two pods, of which the first is talked to until it is gone.
-struct Stage {
+/// One or two pods, of which the first is talked to until it is gone.
+struct Stage<'a> {
+    redis: &'a RedisServer,
     postgres: PostgresServer,
     pods: Vec<Sidecar>,
 }
 
-impl Stage {
-    fn open(redis: &RedisServer, yaml: &str, pods: usize) -> Result<Self> {
+impl<'a> Stage<'a> {
+    fn open(redis: &'a RedisServer, yaml: &str, pods: usize) -> Result<Self> {
         let postgres = PostgresServer::start()?;
         // The table is that of the first example.
         postgres.execute(block("write-behind", "sql")?)?;
         let section = yaml.replace("postgresql://cache@db.shop:5432/shop", &postgres.url());
         ensure!(section.contains(&postgres.url()), "{section}");
         let start = |_| SidecarOptions::redis(redis.socket()).max_staleness(LONG).section(&section).start();
-        Ok(Self { postgres, pods: (0..pods).map(start).collect::<Result<_>>()? })
+        Ok(Self { redis, postgres, pods: (0..pods).map(start).collect::<Result<_>>()? })
     }
 
     fn direct(&mut self, direction: &str) -> Result<()> {
         match direction {
             "the database is down" => self.postgres.stop(),
+            "Redis loses what it has" => self.redis.command(&["FLUSHALL"]).map(drop),
             "the database is up" => self.postgres.restart(),
             "the node dies, and the pod with it" => self.pods.remove(0).kill(),
             other => bail!("nobody knows how to play {other:?}"),

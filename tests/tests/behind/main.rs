@@ -3,6 +3,7 @@
 mod cluster;
 mod crashes;
 mod examples;
+mod existing;
 mod outage;
 mod replicated;
 mod through;
@@ -25,4 +26,5 @@ scenarios! {
     a_deletion_on_its_way_to_the_store_is_not_undone
     a_write_on_its_way_to_the_store_is_read
     a_write_through_is_stored_behind_older_ones
+    what_redis_lacks_is_loaded_for_a_condition
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use caddy_engine::strategy::behind::Write;
-use caddy_remote::writes::ValueAt;
+use caddy_remote::writes::{Needs, ValueAt};
 use caddy_resp::Value;
 use smallvec::{SmallVec, smallvec};
 
@@ -34,6 +34,8 @@ pub(crate) struct StoreWrite {
 enum When {
     /// Every one that is no error.
     Done,
+    /// The same, and it shows what was there before.
+    Shown,
     /// `OK`.
     Ok,
     /// The same, if its condition held.
@@ -66,8 +68,8 @@ impl Wanted {
             },
             "setex" | "psetex" => one(When::Ok, put(1, 3)),
             "setnx" => one(When::One, put(1, 2)),
-            "getset" => one(When::Done, put(1, 2)),
-            "getdel" => one(When::Done, (key(1), Write::Delete)),
+            "getset" => one(When::Shown, put(1, 2)),
+            "getdel" => one(When::Shown, (key(1), Write::Delete)),
             // What is absent in L3 may be present in the store.
             "del" | "unlink" => {
                 let writes = (1..args.len()).map(|at| (key(at), Write::Delete)).collect();
@@ -90,7 +92,7 @@ impl Wanted {
     pub(crate) fn before_l3(self) -> Self {
         match self {
             Self::Writes(write) => match write.when {
-                When::Done | When::Ok => Self::Writes(write),
+                When::Done | When::Shown | When::Ok => Self::Writes(write),
                 When::OkIf | When::One | When::WasAbsent | When::WasPresent => Self::Refused(NO_CONDITION),
                 When::Value => Self::Refused("its result is not known before Redis has it; use strategy WriteBehind"),
             },
@@ -121,7 +123,7 @@ fn set_option(args: Args<'_>) -> Option<When> {
     Some(match (get, nx, xx) {
         (true, true, _) => When::WasAbsent,
         (true, _, true) => When::WasPresent,
-        (true, ..) => When::Done,
+        (true, ..) => When::Shown,
         (false, false, false) => When::Ok,
         (false, ..) => When::OkIf,
     })
@@ -136,7 +138,7 @@ impl StoreWrite {
         let Ok((value, _)) = Value::decode(reply) else { return Writes::new() };
         let is_written = match self.when {
             _ if value.as_error().is_some() => false,
-            When::Done | When::Value => true,
+            When::Done | When::Shown | When::Value => true,
             When::Ok | When::OkIf => value.as_bytes() == Some(b"OK"),
             When::One => value.as_integer() == Some(1),
             When::WasAbsent => value.as_bytes().is_none(),
@@ -157,7 +159,7 @@ impl StoreWrite {
     /// As [`When`], for [`Step`](caddy_remote::writes::Step).
     pub(crate) fn condition(&self) -> &'static str {
         match self.when {
-            When::Done => "done",
+            When::Done | When::Shown => "done",
             When::Ok | When::OkIf => "ok",
             When::One => "one",
             When::WasAbsent => "absent",
@@ -183,9 +185,24 @@ impl StoreWrite {
         Self { when: self.when, writes: places.iter().filter_map(|place| self.writes.get(*place).cloned()).collect() }
     }
 
-    /// Whether a SET answers what was there before.
+    /// Of what it writes.
+    pub(crate) fn keys(&self) -> SmallVec<[&[u8]; 1]> {
+        self.writes.iter().map(|(key, _)| &key[..]).collect()
+    }
+
+    /// Whether it answers what was there before.
     pub(crate) fn returns_old(&self) -> bool {
-        !matches!(self.when, When::Ok | When::OkIf)
+        matches!(self.when, When::Shown | When::WasAbsent | When::WasPresent)
+    }
+
+    /// Whether what it does or answers depends on what was there: what is absent in L3 has to be loaded first.
+    pub(crate) fn looks_back(&self) -> bool {
+        !matches!(self.when, When::Done | When::Ok)
+    }
+
+    /// What L3 has to have for that; `no_magic`: what envelopes begin with, where there may be some.
+    pub(crate) fn needs(&self, no_magic: Option<[u8; 2]>) -> Needs {
+        Needs { presence: self.looks_back(), no_magic: no_magic.filter(|_| self.computes()) }
     }
 
     /// Whether Redis computes what is written from what it has.

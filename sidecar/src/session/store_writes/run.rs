@@ -3,20 +3,23 @@
 //! What each of them would cost alone (a request, its place in a lane, the end of a lease, a turn of the queue and of its
 //! log, a delivery to the session) is paid once. Only in front of one Redis, where they all travel on one connection anyway:
 //! in a cluster each follows its slot. A write that finds no room, a deletion, which takes its leases *before* L3 has it, and
-//! what shows old values end the run and go alone. It is sent before the session does anything else, at the latest with
+//! what shows old values end the run and go alone. What looks back is a script of its own within it. It is sent before the session does anything else, at the latest with
 //! the last request of what was read.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_engine::{crash, strategy::behind::Room};
-use caddy_remote::Request;
+use caddy_remote::{
+    Request,
+    writes::{self, Needs},
+};
 use caddy_resp::encode;
 use smallvec::{SmallVec, smallvec};
 
-use super::StoreWrite;
+use super::{StoreWrite, behind::Again};
 use crate::{
-    behind::{Behind, Form, Size, Storing},
+    behind::{Behind, Command, Form, Size, Storing},
     commands::Row,
     mailbox::{Place, ReplyTo},
     session::{
@@ -41,7 +44,7 @@ pub(in crate::session) struct Run {
     behind: Arc<Behind>,
     /// Where the first of the answers goes.
     first: u64,
-    commands: SmallVec<[StoreWrite; 1]>,
+    commands: SmallVec<[Command; 1]>,
     /// As they are sent.
     bytes: Vec<u8>,
     effect: Effect,
@@ -56,6 +59,7 @@ impl Conversation {
         args: Args<'_>,
         behind: &Arc<Behind>,
         write: StoreWrite,
+        needs: Needs,
     ) -> Result<(), StoreWrite> {
         let is_alone = matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.only().is_some());
         let stream = Stream::Stored(self.client.database);
@@ -80,11 +84,22 @@ impl Conversation {
             }));
         }
         let Some(run) = &mut self.run else { return Err(write) };
-        args.append_to(&mut run.bytes);
         run.effect.keys.extend_from_slice(&effect.keys);
-        run.commands.push(write);
         self.stream = stream;
-        self.expect(Pending::Relayed);
+        if needs.is_nothing() {
+            args.append_to(&mut run.bytes);
+            run.commands.push(Command { write, again: None });
+            self.expect(Pending::Relayed);
+            return Ok(());
+        }
+        let leases: SmallVec<[Vec<u8>; 1]> = write.keys().iter().map(|key| self.worker.shared.lease_of(key)).collect();
+        let words: Vec<&[u8]> = args.iter().collect();
+        writes::guarded(&mut run.bytes, needs, &write.keys(), &leases, None, &words);
+        let command = args.iter().map(Bytes::copy_from_slice).collect();
+        let supervisor = self.worker.supervisor.clone();
+        let again = Again { supervisor, name: row.name, command, needs, looks: 0 };
+        run.commands.push(Command { write, again: Some(Box::new(again)) });
+        self.expect(Pending::Storing);
         Ok(())
     }
 
@@ -96,17 +111,21 @@ impl Conversation {
         // What is there for all who would load: whoever began to load before finds his lease gone, or the key changed.
         let mut name = shared.lease_of(b"");
         let prefix = name.len();
-        let keys = || commands.iter().flat_map(|command| &command.writes).map(|(key, _)| key);
-        encode::array_header(&mut bytes, 1 + keys().count());
-        encode::bulk(&mut bytes, b"DEL");
+        let plain = || commands.iter().filter(|command| command.again.is_none());
+        let keys = || plain().flat_map(|command| &command.write.writes).map(|(key, _)| key);
+        let ended = keys().count();
+        if ended > 0 {
+            encode::array_header(&mut bytes, 1 + ended);
+            encode::bulk(&mut bytes, b"DEL");
+        }
         for key in keys() {
             name.truncate(prefix);
             name.extend_from_slice(key);
             encode::bulk(&mut bytes, &name);
         }
         let to = ReplyTo { mailbox: self.mailbox.clone(), place: Place { seq: first, part: 0 } };
-        let replies = smallvec![None; commands.len() + 1];
         let (count, from) = (commands.len(), to.clone());
+        let replies = smallvec![None; count + usize::from(ended > 0)];
         let storing = Storing {
             to,
             protocol: self.client.protocol,
@@ -118,7 +137,11 @@ impl Conversation {
             room,
             sending: None,
         };
-        let request = Request { bytes: bytes.into(), replies: count as u16 + 1, tag: Tag::Store(Box::new(storing)) };
+        let request = Request {
+            bytes: bytes.into(),
+            replies: count as u16 + u16::from(ended > 0),
+            tag: Tag::Store(Box::new(storing)),
+        };
         crash::point("before-redis");
         let L3::Redis(redis) = &shared.l3 else { return };
         let lane = redis.only().and_then(|node| redis.writer(shared, node, self.client.database));

@@ -12,7 +12,7 @@ use caddy_engine::strategy::behind::Write;
 use caddy_remote::leases;
 use caddy_resp::{Protocol, Value, encode};
 
-use super::{Part, StoreWrite};
+use super::{Part, StoreWrite, existing};
 use crate::{
     behind::{error_text, translated},
     commands::Row,
@@ -80,7 +80,7 @@ impl Conversation {
                 leases: keys.iter().map(|key| shared.lease_of(key)).collect(),
                 id: format!("{}{}", char::from(WRITER), leases::hex(leases::unique())),
                 command,
-                returns_old: matches!(row.name, "getset" | "getdel") || (row.name == "set" && write.returns_old()),
+                returns_old: write.returns_old(),
                 to: ReplyTo { mailbox: self.mailbox.clone(), place },
                 protocol: self.client.protocol,
                 database: self.client.database,
@@ -119,6 +119,14 @@ impl Through {
             && let Err(error) = shared.behinds.settled(&store, &keys).await
         {
             return self.to.reply(error_text(&format!("STOREERR store '{store}': {error}; nothing was written")));
+        }
+        // It shows what a GET would have shown.
+        if self.write.returns_old() && hold(Guard::OldValuesAreLoaded) {
+            for key in &keys {
+                if let Err(text) = existing::load(&shared, self.database, key).await {
+                    return self.to.reply(error_text(&text));
+                }
+            }
         }
         let turns = shared.behinds.turns.of(&self.effect.keys).await;
         let overlaps = match self.begin().await {
