@@ -245,6 +245,12 @@ impl Cached {
         reply.get(start..reply.len() - 2)
     }
 
+    /// The same, sharing the reply's memory.
+    pub(crate) fn to_bytes(&self) -> Option<Bytes> {
+        let Self::Bulk(reply) = self else { return None };
+        self.bytes().map(|bytes| reply.slice_ref(bytes))
+    }
+
     /// The same, which counts as in flight until the last clone is gone.
     pub(crate) fn held(&self, held: Held) -> Self {
         match self {

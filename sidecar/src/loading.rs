@@ -13,6 +13,7 @@ mod leases;
 mod loader;
 mod pace;
 mod stores;
+mod versions;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -290,8 +290,8 @@ fn filters(shared: &Shared, registry: &mut Registry) {
 
 /// What is known of each store; its name is the label.
 fn stores(shared: &Shared, registry: &mut Registry) {
-    let [calls, keys, failures, busy, left_alone, put_off] =
-        [(); 6].map(|()| Family::<[(&str, String); 1], Counter>::default());
+    let [calls, keys, failures, busy, left_alone, put_off, unchanged] =
+        [(); 7].map(|()| Family::<[(&str, String); 1], Counter>::default());
     let [under_way, waiting, open] = [(); 3].map(|()| Family::<[(&str, String); 1], Gauge>::default());
     for store in shared.loading.stores().all() {
         let label = [("store", store.name.to_string())];
@@ -303,6 +303,7 @@ fn stores(shared: &Shared, registry: &mut Registry) {
             (&busy, &counts.busy),
             (&left_alone, &counts.left_alone),
             (&put_off, &counts.put_off),
+            (&unchanged, &counts.unchanged),
         ] {
             family.get_or_create(&label).inc_by(counted.get());
         }
@@ -325,6 +326,11 @@ fn stores(shared: &Shared, registry: &mut Registry) {
         "store_put_off",
         "Loads put off behind an outage of the store, since an old value could be answered",
         put_off,
+    );
+    registry.register(
+        "store_unchanged",
+        "Loads to which the store said that the value is still what it was (304)",
+        unchanged,
     );
     registry.register("store_calls_under_way", "Calls under way", under_way);
     registry.register("store_waiting", "Loads that wait for their turn", waiting);

@@ -25,6 +25,8 @@ struct State {
     hanging: HashSet<String>,
     failure: Option<Failure>,
     requests: usize,
+    /// Answered with 304.
+    unchanged: usize,
     by_path: HashMap<String, usize>,
     under_way: usize,
     most_under_way: usize,
@@ -134,6 +136,11 @@ impl Origin {
     /// How many requests came so far.
     pub fn requests(&self) -> usize {
         self.state.lock().requests
+    }
+
+    /// How many of them it answered with 304.
+    pub fn unchanged(&self) -> usize {
+        self.state.lock().unchanged
     }
 
     /// How many were under way at a time, at most, since this was asked last.
@@ -248,7 +255,9 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
                 }
                 let (code, body) =
                     if known { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, value.clone()) };
-                builder.status(code).body(Full::new(body)).unwrap_or_default()
+                let response = builder.status(code).body(Full::new(body)).unwrap_or_default();
+                state.unchanged += usize::from(known);
+                response
             }
         },
     })

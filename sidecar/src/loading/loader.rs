@@ -72,6 +72,8 @@ struct Load {
     deadline: Instant,
     askers: RefCell<Vec<Asker>>,
     stale: RefCell<Option<Cached>>,
+    /// What L3 has that is fresh, and to be replaced.
+    fresh: RefCell<Option<Cached>>,
     /// `softTimeout` is over.
     is_slow: Cell<bool>,
 }
@@ -168,6 +170,7 @@ impl Loader {
             source,
             askers: RefCell::default(),
             stale: RefCell::default(),
+            fresh: RefCell::default(),
             is_slow: Cell::new(false),
         }))
     }
@@ -255,7 +258,9 @@ impl Loader {
         let groups = self.groups(load).await;
         let can_wait = load.refresh_within.is_some() || load.stale.borrow().is_some();
         let need = if can_wait { Need::CanWait } else { Need::Urgent };
-        match load.source.store.load(load.key.clone(), need, &self.supervisor).await {
+        let present = load.fresh.borrow().clone().or_else(|| load.stale.borrow().clone());
+        let present = present.as_ref().and_then(Cached::to_bytes);
+        match load.source.store.load(load.key.clone(), present, need, &self.supervisor).await {
             Ok(found) => {
                 let _in_flight = found.as_ref().map(|found| self.shared.cache.hold(found.value.len()));
                 self.settle(load, held, found, groups).await
@@ -289,6 +294,9 @@ impl Loader {
             }
             if decoded.stale.is_some() {
                 *load.stale.borrow_mut() = decoded.stale;
+            }
+            if is_fresh {
+                *load.fresh.borrow_mut() = Some(decoded.value.clone());
             }
             match held.take() {
                 Some(lease) => return Right::Given(lease),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use caddy_contract::{Config, HttpStore as HttpSettings, PostgresStore as PostgresSettings, StoreKind};
 use caddy_engine::{
     BootClock, Clock,
-    store::{BackingStore, StoreError, Stored},
+    store::{BackingStore, Revalidated, StoreError, StoreFuture, Stored},
 };
 use caddy_remote::{
     TlsOptions,
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
-use super::{breaker::Breaker, pace::Pace};
+use super::{breaker::Breaker, pace::Pace, versions::Versions};
 use crate::supervisor::Supervisor;
 
 /// Keys of one call to a store that takes many at once.
@@ -143,6 +143,8 @@ pub(crate) struct StoreCounts {
     pub(crate) left_alone: Counter,
     /// Loads put off behind an outage, since an old value could be answered.
     pub(crate) put_off: Counter,
+    /// Loads to which it said that the value is still what it was.
+    pub(crate) unchanged: Counter,
 }
 
 /// One store.
@@ -152,6 +154,7 @@ pub(crate) struct Store {
     pub(crate) backing: Arc<dyn BackingStore<Bytes, Bytes>>,
     pub(crate) counts: StoreCounts,
     settings: caddy_contract::Store,
+    versions: Versions,
     state: Mutex<State>,
 }
 
@@ -173,6 +176,8 @@ struct State {
 
 struct Waiting {
     key: Bytes,
+    /// What L3 has, and what the store calls that.
+    known: Option<(Bytes, Bytes)>,
     answer: oneshot::Sender<Result<Found, LoadFailure>>,
 }
 
@@ -195,6 +200,7 @@ impl Store {
             backing,
             counts: StoreCounts::default(),
             settings,
+            versions: Versions::default(),
             state: Mutex::new(State { breaker, pace: Pace::default(), calls: 0, waiting: VecDeque::new() }),
         })
     }
@@ -218,14 +224,17 @@ impl Store {
         (state.calls, state.waiting.len())
     }
 
-    /// What the store has under `key`, asked in its turn, together with others where that is possible.
+    /// What the store has under `key`, asked in its turn, together with others where that is possible. What L3 has is not sent
+    /// again, if the store can say that it is that still.
     pub(crate) async fn load(
         self: &Arc<Self>,
         key: Bytes,
+        present: Option<Bytes>,
         need: Need,
         supervisor: &Supervisor,
     ) -> Result<Found, LoadFailure> {
         let (answer, answered) = oneshot::channel();
+        let known = present.and_then(|present| Some((present.clone(), self.versions.of(&key, &present)?)));
         {
             let mut state = self.state.lock();
             let now = BootClock.now();
@@ -246,7 +255,7 @@ impl Store {
             if need == Need::Urgent {
                 state.pace.made(now);
             }
-            state.waiting.push_back(Waiting { key, answer });
+            state.waiting.push_back(Waiting { key, known, answer });
         }
         // A task of its own: whoever else is about to ask in this turn comes into the same call.
         let store = self.clone();
@@ -288,6 +297,9 @@ impl Store {
                 }
             };
             for (waiting, result) in batch.into_iter().zip(results) {
+                if let Ok(Some(Stored { value, version: Some(version), .. })) = &result {
+                    self.versions.note(&waiting.key, value, version);
+                }
                 // Who does not wait any more is not told.
                 let _ = waiting.answer.send(result);
             }
@@ -296,12 +308,17 @@ impl Store {
 
     /// Asks the store for as long as anybody waits: who has given up gives the place back, also if the store hangs.
     async fn load_for(&self, keys: &[Bytes], batch: &mut [Waiting]) -> Result<Vec<Found>, StoreError> {
+        // Of several there is no such question.
+        let known = batch.first_mut().filter(|_| keys.len() == 1).and_then(|waiting| waiting.known.take());
+        let loaded: StoreFuture<'_, Vec<Found>> = match known {
+            Some((value, version)) => Box::pin(self.load_changed(&keys[0], value, version)),
+            None => self.backing.load_many(keys),
+        };
         let given_up = async {
             for waiting in batch {
                 waiting.answer.closed().await;
             }
         };
-        let loaded = self.backing.load_many(keys);
         match futures::future::select(loaded, std::pin::pin!(given_up)).await {
             futures::future::Either::Left((loaded, _)) => loaded,
             futures::future::Either::Right(_) => {
@@ -309,6 +326,17 @@ impl Store {
                 Err(StoreError::Unavailable { reason })
             }
         }
+    }
+
+    /// Asks for a value unless it is still this one.
+    async fn load_changed(&self, key: &Bytes, value: Bytes, version: Bytes) -> Result<Vec<Found>, StoreError> {
+        Ok(vec![match self.backing.revalidate(key, &version).await? {
+            Revalidated::Changed(found) => found,
+            Revalidated::Unchanged { fresh_for } => {
+                self.counts.unchanged.inc();
+                Some(Stored { value, fresh_for, version: Some(version) })
+            }
+        }])
     }
 
     fn judge(&self, loaded: Result<usize, &StoreError>) {

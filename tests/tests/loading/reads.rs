@@ -209,3 +209,27 @@ fn caches_own_commands_end_loads() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_is_unchanged_is_not_sent_again() -> Result<()> {
+    let rule = ", ttl: 1h, staleIfError: 1h, hardTimeout: 1m";
+    let loaded = Loaded::start(&Subject::good(), 1, rule, "")?;
+    let mut client = loaded.client()?;
+    loaded.origin.set("/user%3A1", "Ada");
+    ensure!(client.ask("GET user:1")? == "Ada", "loaded");
+    let renew = |client: &mut Client| -> Result<String> {
+        ensure!(client.ask("CACHE.INVALIDATE KEY user:1 MODE EXPIRE")? == "1", "it is old");
+        client.ask("GET user:1")
+    };
+    ensure!(renew(&mut client)? == "Ada" && renew(&mut client)? == "Ada");
+    ensure!((loaded.origin.requests(), loaded.origin.unchanged()) == (3, 2), "asked whether it is that still");
+    loaded.origin.set("/user%3A1", "Ada Lovelace");
+    ensure!(renew(&mut client)? == "Ada Lovelace" && renew(&mut client)? == "Ada Lovelace");
+    ensure!((loaded.origin.requests(), loaded.origin.unchanged()) == (5, 3), "another value has another tag");
+    ensure!(loaded.sidecars[0].metric("caddy_store_unchanged_total")? == 3);
+    // What somebody else has written in Redis is not what the tag is of.
+    ensure!(client.ask("SET user:1 other")? == "OK");
+    ensure!(renew(&mut client)? == "Ada Lovelace");
+    ensure!((loaded.origin.requests(), loaded.origin.unchanged()) == (6, 3), "all of it is asked for");
+    Ok(())
+}
