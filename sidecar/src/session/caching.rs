@@ -6,7 +6,10 @@
 //! any other write; with `TOKEN` or `FENCE` it is a conditional one (`conditional.rs`). Bad input changes nothing; while L3
 //! cannot be read coherently the answer is `-NOTREADY`.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use caddy_engine::{
@@ -35,7 +38,7 @@ use crate::{
 pub(super) const MAX_TAG: usize = 512;
 /// Tags, parents and parents' parents of one value, at most: a hit looks at each.
 const MAX_DEPENDENCIES: usize = 256;
-/// How often generations are read for one request, at most: once for each level of parents.
+/// How often generations are read for one request without anything new, at most.
 const MAX_ROUNDS: usize = 64;
 /// Longest life, milliseconds: a hundred years.
 const MAX_MILLIS: u64 = 100 * 365 * 86_400_000;
@@ -45,7 +48,8 @@ const MAX_MILLIS: u64 = 100 * 365 * 86_400_000;
 pub(crate) struct Learning {
     is_waiting: bool,
     rounds: usize,
-    known: Vec<Learned>,
+    /// By the names of their keys.
+    known: HashMap<Bytes, Learned>,
     failure: Option<String>,
 }
 
@@ -227,7 +231,10 @@ impl Conversation {
     pub(super) fn learned(&mut self, learned: Result<Vec<Learned>, String>) {
         self.learning().is_waiting = false;
         match learned {
-            Ok(learned) => self.learning().known.extend(learned),
+            Ok(learned) => {
+                let by_name = learned.into_iter().map(|learned| (Bytes::copy_from_slice(learned.cell.name()), learned));
+                self.learning().known.extend(by_name);
+            }
             Err(reason) => self.learning().failure = Some(reason),
         }
     }
@@ -298,6 +305,7 @@ impl Conversation {
         let direct: Vec<&[u8]> = set.parents.iter().copied().filter(|parent| *parent != set.key).collect();
         let mut closes_cycle = direct.len() < set.parents.len();
         let mut parents: Vec<Bytes> = direct.iter().map(|parent| Bytes::copy_from_slice(parent)).collect();
+        let mut seen: HashSet<Bytes> = parents.iter().cloned().collect();
         let base = wants.len();
         let is_kept = !direct.is_empty() && !shared.keyspaces().is_parent(set.key);
         if is_kept {
@@ -305,7 +313,7 @@ impl Conversation {
             let how = How::With(parents_to_bytes(direct.iter().copied()), *life);
             wants.push(Want { name: shared.domain.key(&of_parent(set.key)), how });
         }
-        let mut asked = 0;
+        let (mut asked, mut learned) = (0, Vec::new());
         loop {
             for parent in &parents[asked..] {
                 wants.push(Want { name: shared.domain.key(&of_parent(parent)), how: create.clone() });
@@ -313,14 +321,16 @@ impl Conversation {
             if wants.len() > MAX_DEPENDENCIES {
                 return Err(self.answer_error(&too_many(wants.len())));
             }
-            asked = parents.len();
-            let learned = self.generations(wants)?;
             // The key's own parents are known; those of the others stand beside their values.
-            for Learned { reading, .. } in learned.iter().skip(base + usize::from(is_kept)) {
+            let level = base + usize::from(is_kept) + asked;
+            asked = parents.len();
+            learned.extend(self.generations(&wants[learned.len()..])?);
+            for Learned { reading, .. } in &learned[level..] {
                 for parent in parents_of_bytes(&reading.detail) {
                     if parent == set.key {
                         closes_cycle = true;
-                    } else if !parents.iter().any(|known| known == parent) {
+                    } else if !seen.contains(parent) {
+                        seen.insert(Bytes::copy_from_slice(parent));
                         parents.push(Bytes::copy_from_slice(parent));
                     }
                 }
@@ -368,7 +378,7 @@ impl Conversation {
                 reading.value.is_some()
                     && !matches!(&want.how, How::With(detail, _) if parents_within(&reading.detail) != *detail)
             };
-            let known = self.learning().known.iter().rev().find(|known| known.cell.name() == &*want.name).cloned();
+            let known = self.learning().known.get(&want.name).cloned();
             match known.filter(fits).or_else(|| shared.in_force(database, &want.name).filter(fits)) {
                 Some(learned) => all.push(learned),
                 None => missing.push(want.clone()),
@@ -378,7 +388,8 @@ impl Conversation {
             return Ok(all);
         }
         self.learning().rounds += 1;
-        if self.learning().rounds > MAX_ROUNDS {
+        // Each level of parents takes a round, and brings something new.
+        if self.learning().rounds > MAX_ROUNDS + self.learning().known.len() {
             let text =
                 "STALE what the value depends on is renewed all the time, so that nothing was written; try again";
             return Err(self.answer_error(text));
@@ -392,7 +403,8 @@ impl Conversation {
     pub(super) fn generations_afresh(&mut self, wants: Vec<Want>) -> Result<Vec<Learned>, Flow> {
         self.may_learn()?;
         if !self.learning().known.is_empty() || wants.is_empty() {
-            return Ok(std::mem::take(&mut self.learning().known));
+            let mut known = std::mem::take(&mut self.learning().known);
+            return Ok(wants.iter().filter_map(|want| known.remove(&want.name)).collect());
         }
         self.learning().is_waiting = true;
         self.worker.shared.learn(self.client.database, wants, Then::Session(self.mailbox.clone()));

@@ -102,7 +102,9 @@ impl Conversation {
         for position in row.keys(args.len(), |index| args.get(index)) {
             let key = args.get(position);
             let rule = keyspaces.rule(key);
+            // A generation is nothing that anybody fills.
             if let L3::Redis(redis) = &shared.l3
+                && shared.domain.name(key).is_none()
                 && (rule.source.is_some() || shared.ranges.may_have_tokens(shared, rule.id, self.now))
                 && hold(Guard::WritesEndLeases)
             {

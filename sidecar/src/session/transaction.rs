@@ -280,6 +280,7 @@ fn refused_in_transaction(row: &Row, args: Args<'_>, may_subscribe: bool) -> Opt
         }
         (Class::Session, "hello") if args.len() > 2 => Some("within MULTI it takes the protocol only"),
         (Class::Session, "reply") | (Class::Cache | Class::Lock, _) => Some("send it outside of MULTI"),
+        (_, name) if name.starts_with("cache.") => Some("send it outside of MULTI"),
         _ => None,
     }
 }

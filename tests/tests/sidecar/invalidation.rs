@@ -47,6 +47,10 @@ fn what_cannot_be_understood_changes_nothing_and_is_told_so() -> Result<()> {
     let answers = client.pipeline(&["MULTI", "CACHE.INVALIDATE KEY k", "EXEC", "GET k"])?;
     ensure!(answers[1].contains("send it outside of MULTI") && answers[2].contains("EXECABORT"), "{answers:?}");
     ensure!(answers[3] == "v", "{answers:?}");
+    for command in ["CACHE.WHY k", "CACHE.STATS", "CACHE.GET k", "CACHE.INVALIDATIONS"] {
+        let answers = client.pipeline(&["MULTI", command, "DISCARD"])?;
+        ensure!(answers[1].contains("send it outside of MULTI"), "{command}: {answers:?}");
+    }
     Ok(())
 }
 
@@ -193,6 +197,21 @@ fn a_cascade_reaches_what_depends_on_what_depends() -> Result<()> {
     ensure!(sessions[0].ask("GET z")? == "v", "it is a value like any other");
     sessions[0].ask("CACHE.INVALIDATE CASCADE y")?;
     ensure!(sessions[0].ask("MGET x y z")? == "[(nil), (nil), (nil)]", "all of the circle");
+    Ok(())
+}
+
+#[test]
+fn a_cascade_goes_down_as_many_levels_as_a_value_may_depend_on() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = Sidecar::start(&redis)?;
+    let mut client = session(&sidecar)?;
+    for n in 1..=120 {
+        let told = client.ask(&format!("CACHE.SET k{n} v DEPENDS 1 k{}", n - 1))?;
+        ensure!(told == "OK", "level {n}: {told}");
+    }
+    ensure!(client.ask("MGET k1 k120")? == "[v, v]", "the first, and the last");
+    ensure!(client.ask("CACHE.INVALIDATE CASCADE k0")? == "1", "the root is no value, but has a generation");
+    ensure!(client.ask("MGET k1 k60 k120")? == "[(nil), (nil), (nil)]", "all are gone");
     Ok(())
 }
 

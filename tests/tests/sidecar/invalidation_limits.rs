@@ -1,9 +1,12 @@
 //! Bad input to invalidations: what is too long, too many, too wide, or comes while Redis is away, gets an error that says
 //! so, and changes nothing.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use caddy_tests::{
     e2e::eventually,
+    guard_scenarios::token,
     proxy,
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
@@ -137,6 +140,28 @@ fn with_redis_away_an_invalidation_is_refused_whole() -> Result<()> {
     ensure!(world.foreign(&format!("GET {TAG}"))? == generation, "the tag is what it was");
     ensure!(world.foreign("XLEN caddy:default.local:events")? == "0", "nothing was told");
     ensure!(client.ask("CACHE.INVALIDATE TAG t")? == "1" && client.ask("GET k")? == "(nil)", "it works again");
+    Ok(())
+}
+
+/// Redis takes no transaction then, not even of deletions: a group's end is none.
+#[test]
+fn a_group_ends_also_in_a_redis_that_is_full() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = SidecarOptions::redis(redis.socket()).max_staleness(Duration::from_millis(200)).start()?;
+    let mut client = session(&sidecar)?;
+    let told = client.pipeline(&["CACHE.SET k v TAGS 1 t", "CACHE.SET other v", "GET k"])?;
+    ensure!(told == ["OK", "OK", "v"], "{told:?}");
+    // From now on writes end leases in one step with what they do.
+    token(&mut client, &["missing"])?;
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"])?;
+    let told = client.ask("CACHE.SET k w TAGS 1 t")?;
+    ensure!(told.contains("OOM"), "it is full: {told}");
+    for (what, key) in [("TAG t", "k"), ("ALL", "other")] {
+        let told = client.ask(&format!("CACHE.INVALIDATE {what}"))?;
+        ensure!(told == "1", "{what}: {told}");
+        let read = client.ask(&format!("GET {key}"))?;
+        ensure!(read == "(nil)", "{what}, then {key} is {read}");
+    }
     Ok(())
 }
 
