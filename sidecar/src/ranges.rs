@@ -45,7 +45,7 @@ use crate::{
     guards::{Guard, hold},
     mailbox::ReplyTo,
     shared::{L3, Shared},
-    upstream::Tag,
+    upstream::{HeldBack, HeldRequest, Tag, barrier},
 };
 
 /// For so long a sidecar repeats what it entered, should a failover have lost it.
@@ -336,14 +336,14 @@ impl Ranges {
         }
     }
 
-    /// Says that all that came before a marker is applied here; what is not heard is reported as missing.
+    /// Says that all that came before a marker is applied here, when it is: of other nodes than the index's, whose pushes
+    /// come over other connections, behind a barrier. What is not heard is reported as missing.
     fn acknowledge(&self, shared: &Arc<Shared>, marker: &str) {
         let L3::Redis(redis) = &shared.l3 else { return };
-        if let Some(node) = redis.owner(&self.names.acknowledgements(marker)) {
-            let bytes = wire::acknowledge(&self.names, marker, &self.member);
-            let request = Request { bytes: bytes.into(), replies: 2, tag: Tag::Forward };
-            let _ = redis.errand_lane(shared, &node, 0).submit(request);
-        }
+        let Some(owner) = redis.owner(&self.names.acknowledgements(marker)) else { return };
+        let bytes = wire::acknowledge(&self.names, marker, &self.member).into();
+        let held: HeldBack = Arc::new(HeldRequest { lane: redis.errand_lane(shared, &owner, 0), bytes, replies: 2 });
+        redis.nodes().iter().for_each(|node| barrier(shared, node, &held));
     }
 
     /// The table is known to be right at `at`. Only under the lock.

@@ -21,7 +21,7 @@ use crate::{
     session::args::{Args, ReplyForm},
     shared::{L3, Shared},
     strings::{self, Computing},
-    upstream::{HeldReply, Tag, barrier, integer},
+    upstream::{HeldBack, HeldReply, Tag, barrier, integer},
 };
 
 /// Values that one command's reply shows.
@@ -201,7 +201,8 @@ impl RelayedStrings {
             }
         }
         if let Some(node) = self.behind.and_then(|node| node.upgrade()) {
-            barrier(shared, &node, self.held);
+            let held: HeldBack = Arc::new(self.held);
+            barrier(shared, &node, &held);
         }
     }
 

@@ -4,11 +4,14 @@
 //! read or wrote *before* it is handed on. Fills (`fills.rs`) and proofs travel on the tracked connection only; its pushes are
 //! applied inline, and its loss kills all copies before any waiter is told.
 
-use std::sync::{Arc, Weak};
+use std::{
+    any::Any,
+    sync::{Arc, Weak},
+};
 
 use bytes::Bytes;
 use caddy_engine::{Counter, FlushCause, Held, Incarnation, KeyHash, SourceId};
-use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
+use caddy_remote::{ConnectError, Handler, LaneHandle, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
 use caddy_resp::{Protocol, Value, encode};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -107,7 +110,7 @@ pub(crate) enum Tag {
     /// Asks the tracked connection whether it is current.
     Probe(Box<Probe>),
     /// A PING whose PONG proves that all earlier pushes have been applied.
-    Barrier(#[expect(dead_code, reason = "its drop releases the reply")] Arc<HeldReply>),
+    Barrier(#[expect(dead_code, reason = "its drop releases what is held")] HeldBack),
     /// Answered by pushes only, or by a reply that nobody waits for.
     Forward,
     /// A look at generations.
@@ -144,8 +147,11 @@ pub(crate) struct Relay {
     pub(crate) request: Option<(Bytes, u8)>,
 }
 
-/// A reply that goes out when the last barrier that holds it is gone, whether its PONG came or its connection was lost
-/// (a loss kills every copy, which is all that the barrier is for).
+/// What is done when the last barrier that holds it is gone, by being dropped, whether its PONG came or its connection was
+/// lost (a loss kills every copy, which is all that the barrier is for).
+pub(crate) type HeldBack = Arc<dyn Any + Send + Sync>;
+
+/// A reply that goes out then.
 #[derive(Debug)]
 pub(crate) struct HeldReply {
     pub(crate) to: ReplyTo,
@@ -454,18 +460,32 @@ impl Upstream {
     }
 }
 
-/// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; the reply
-/// goes out when the last PONG is in.
-pub(crate) fn barrier(shared: &Shared, node: &Node, held: HeldReply) {
+/// A request that is sent then, and whose answer nobody waits for.
+#[derive(Debug)]
+pub(crate) struct HeldRequest {
+    pub(crate) lane: LaneHandle<Tag>,
+    pub(crate) bytes: Bytes,
+    pub(crate) replies: u16,
+}
+
+impl Drop for HeldRequest {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let _ = self.lane.submit(Request { bytes, replies: self.replies, tag: Tag::Forward });
+    }
+}
+
+/// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; what is held
+/// is let go when the last PONG is in.
+pub(crate) fn barrier(shared: &Shared, node: &Node, held: &HeldBack) {
     shared.absences.touched_any(|| shared.now());
     if node.target.tracking == Tracking::Nothing {
         // No push will come: whatever it touched dies now, before the reply goes out.
         if hold(Guard::FlushUntracked) {
             shared.kernel().flush_all(FlushCause::Overwritten);
         }
-        return drop(held);
+        return;
     }
-    let held = Arc::new(held);
     node.for_each_tracked(|lane| {
         let bytes = Bytes::from_static(b"*1\r\n$4\r\nPING\r\n");
         let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Barrier(held.clone()) });

@@ -1,5 +1,6 @@
-//! As much of a Kubernetes API server as Leases need, over TLS on a loopback port: versions, merge patches, conflicts,
-//! creation times. It can be away, and its Leases can be looked at, changed and deleted behind everybody's back.
+//! As much of a Kubernetes API server as sidecars need, over TLS on a loopback port: Leases and CacheInvalidations with
+//! versions, merge patches, conflicts, creation times; Events are taken and forgotten. It can be away, and its objects can
+//! be looked at, made and deleted behind everybody's back.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, service::service_fn};
@@ -35,16 +36,27 @@ use crate::{
     world::SOON,
 };
 
+/// Of one kind, by name.
+type Objects = BTreeMap<String, Value>;
+
+/// The kinds of objects that it keeps.
+#[derive(Clone, Copy)]
+enum Kind {
+    Lease,
+    Invalidation,
+}
+
 #[derive(Default)]
 struct State {
-    leases: Mutex<Store>,
+    store: Mutex<Store>,
     away: AtomicBool,
     ends: Notify,
 }
 
 #[derive(Default)]
 struct Store {
-    leases: BTreeMap<String, Value>,
+    leases: Objects,
+    invalidations: Objects,
     /// Grows with every write, as etcd's revision does.
     version: u64,
     uids: u64,
@@ -120,24 +132,38 @@ impl LeaseServer {
 
     /// A Lease as it is now.
     pub fn lease(&self, name: &str) -> Option<Value> {
-        self.state.leases.lock().leases.get(name).cloned()
+        self.state.store.lock().leases.get(name).cloned()
     }
 
     /// Names of all Leases.
     pub fn names(&self) -> Vec<String> {
-        self.state.leases.lock().leases.keys().cloned().collect()
+        self.state.store.lock().leases.keys().cloned().collect()
     }
 
     /// Deletes one; whether it was there.
     pub fn delete(&self, name: &str) -> bool {
-        let mut store = self.state.leases.lock();
+        let mut store = self.state.store.lock();
         store.version += 1;
         store.leases.remove(name).is_some()
     }
 
+    /// Makes a CacheInvalidation of the cluster that sidecars belong to unless they are told another one.
+    pub fn invalidate(&self, name: &str, mut spec: Value) -> Result<()> {
+        spec["cluster"] = json!("local");
+        let object = json!({"metadata": {"name": name, "generation": 1}, "spec": spec});
+        let (status, answer) = self.state.store.lock().create(Kind::Invalidation, object);
+        ensure!(status == StatusCode::OK, "{name}: {answer}");
+        Ok(())
+    }
+
+    /// A CacheInvalidation as it is now.
+    pub fn invalidation(&self, name: &str) -> Option<Value> {
+        self.state.store.lock().invalidations.get(name).cloned()
+    }
+
     /// Leases that are made from now on say that they were made so many seconds later.
     pub fn advance_clock(&self, seconds: u64) {
-        self.state.leases.lock().clock += seconds;
+        self.state.store.lock().clock += seconds;
     }
 
     /// Whether it takes requests and never answers them.
@@ -147,7 +173,7 @@ impl LeaseServer {
 
     /// Requests so far.
     pub fn requests(&self) -> u64 {
-        self.state.leases.lock().requests
+        self.state.store.lock().requests
     }
 }
 
@@ -180,23 +206,32 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     while state.away.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let mut store = state.leases.lock();
+    let mut store = state.store.lock();
     store.requests += 1;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let name = head.uri.path().split("/leases/").nth(1).map(str::to_owned);
-    let (status, answer) = match (head.method, name) {
-        (Method::GET, None) => (StatusCode::OK, store.list(head.uri.query().unwrap_or_default())),
-        (Method::GET, Some(name)) => store.leases.get(&name).cloned().map_or_else(missing, found),
-        (Method::POST, _) => store.create(body),
-        (Method::PATCH, Some(name)) => store.patch(&name, &body),
+    let path = head.uri.path();
+    let part = |kind: &str| path.split_once(kind).map(|(_, rest)| rest.trim_start_matches('/'));
+    let (kind, rest) = match (part("/leases"), part("/cacheinvalidations")) {
+        (Some(rest), _) => (Some(Kind::Lease), rest),
+        (_, Some(rest)) => (Some(Kind::Invalidation), rest),
+        _ => (None, ""),
+    };
+    let name = rest.split('/').next().filter(|name| !name.is_empty());
+    let (status, answer) = match (head.method, kind, name) {
+        (Method::GET, Some(kind), None) => (StatusCode::OK, store.list(kind, head.uri.query().unwrap_or_default())),
+        (Method::GET, Some(kind), Some(name)) => store.of(kind).get(name).cloned().map_or_else(missing, found),
+        (Method::POST, Some(kind), _) => store.create(kind, body),
+        (Method::PATCH, Some(kind), Some(name)) => store.patch(kind, name, &body),
+        (Method::DELETE, Some(kind), Some(name)) => store.of(kind).remove(name).map_or_else(missing, found),
+        (Method::POST, None, _) if path.ends_with("/events") => found(body),
         _ => (StatusCode::METHOD_NOT_ALLOWED, Value::Null),
     };
     let answer = Response::builder().status(status).body(Full::new(Bytes::from(answer.to_string())));
     Ok(answer.unwrap_or_default())
 }
 
-fn found(lease: Value) -> (StatusCode, Value) {
-    (StatusCode::OK, lease)
+fn found(object: Value) -> (StatusCode, Value) {
+    (StatusCode::OK, object)
 }
 
 fn missing() -> (StatusCode, Value) {
@@ -208,45 +243,52 @@ fn conflict() -> (StatusCode, Value) {
 }
 
 impl Store {
-    /// `labelSelector=<label>[%3D<value>]`.
-    fn list(&self, query: &str) -> Value {
-        let selector = query.split('&').find_map(|part| part.strip_prefix("labelSelector=")).unwrap_or_default();
-        let label = selector.split("%3D").next().unwrap_or_default().replace("%2F", "/");
-        let has = |lease: &&Value| label.is_empty() || !lease["metadata"]["labels"][&label].is_null();
-        json!({"items": self.leases.values().filter(has).collect::<Vec<_>>()})
+    fn of(&mut self, kind: Kind) -> &mut Objects {
+        match kind {
+            Kind::Lease => &mut self.leases,
+            Kind::Invalidation => &mut self.invalidations,
+        }
     }
 
-    fn create(&mut self, mut lease: Value) -> (StatusCode, Value) {
-        let Some(name) = lease["metadata"]["name"].as_str().map(str::to_owned) else {
-            return (StatusCode::UNPROCESSABLE_ENTITY, json!({"message": "a Lease without a name"}));
+    /// `labelSelector=<label>[%3D<value>]`.
+    fn list(&mut self, kind: Kind, query: &str) -> Value {
+        let selector = query.split('&').find_map(|part| part.strip_prefix("labelSelector=")).unwrap_or_default();
+        let label = selector.split("%3D").next().unwrap_or_default().replace("%2F", "/");
+        let has = |object: &&Value| label.is_empty() || !object["metadata"]["labels"][&label].is_null();
+        json!({"items": self.of(kind).values().filter(has).collect::<Vec<_>>()})
+    }
+
+    fn create(&mut self, kind: Kind, mut object: Value) -> (StatusCode, Value) {
+        let Some(name) = object["metadata"]["name"].as_str().map(str::to_owned) else {
+            return (StatusCode::UNPROCESSABLE_ENTITY, json!({"message": "an object without a name"}));
         };
-        if self.leases.contains_key(&name) {
+        if self.of(kind).contains_key(&name) {
             return conflict();
         }
         self.uids += 1;
-        lease["metadata"]["uid"] = json!(format!("uid-{}", self.uids));
-        lease["metadata"]["creationTimestamp"] = json!(self.now());
-        if lease["spec"].is_null() {
-            lease["spec"] = json!({});
+        object["metadata"]["uid"] = json!(format!("uid-{}", self.uids));
+        object["metadata"]["creationTimestamp"] = json!(self.now());
+        if object["spec"].is_null() {
+            object["spec"] = json!({});
         }
-        self.store(name, lease)
+        self.store(kind, name, object)
     }
 
-    fn patch(&mut self, name: &str, patch: &Value) -> (StatusCode, Value) {
-        let Some(mut lease) = self.leases.get(name).cloned() else { return missing() };
+    fn patch(&mut self, kind: Kind, name: &str, patch: &Value) -> (StatusCode, Value) {
+        let Some(mut object) = self.of(kind).get(name).cloned() else { return missing() };
         let named = &patch["metadata"]["resourceVersion"];
-        if !named.is_null() && *named != lease["metadata"]["resourceVersion"] {
+        if !named.is_null() && *named != object["metadata"]["resourceVersion"] {
             return conflict();
         }
-        merge(&mut lease, patch);
-        self.store(name.to_owned(), lease)
+        merge(&mut object, patch);
+        self.store(kind, name.to_owned(), object)
     }
 
-    fn store(&mut self, name: String, mut lease: Value) -> (StatusCode, Value) {
+    fn store(&mut self, kind: Kind, name: String, mut object: Value) -> (StatusCode, Value) {
         self.version += 1;
-        lease["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.leases.insert(name, lease.clone());
-        found(lease)
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.of(kind).insert(name, object.clone());
+        found(object)
     }
 
     fn now(&self) -> String {

@@ -17,6 +17,7 @@ mod in_flight;
 mod invalidation;
 mod invalidation_examples;
 mod invalidation_limits;
+mod invalidation_objects;
 mod keyspace_tags;
 mod keyspaces;
 mod lifecycle;
