@@ -13,7 +13,7 @@ use caddy_engine::Moment;
 pub struct Event {
     /// Through which sidecar; `None`: past them.
     pub through: Option<usize>,
-    /// About which key; of a group's end: none.
+    /// About which key; of what is about none: empty.
     pub key: String,
     /// Before the request was sent, and after its answer was there.
     pub span: (Moment, Moment),
@@ -55,6 +55,10 @@ pub enum Act {
     Unclear,
     /// A group was invalidated.
     Ended(String),
+    /// A lock was acquired under this token.
+    Acquired(String),
+    /// Everything was removed: all keys, leases, groups, and what is known of locks.
+    Flushed,
     /// This was read.
     Read(Option<u64>),
 }
@@ -95,7 +99,16 @@ impl Event {
 
     /// Whether the key was certainly written, or removed, during it.
     fn is_write(&self) -> bool {
-        matches!(self.act, Act::Filled { .. } | Act::Fenced { .. } | Act::Written(_))
+        matches!(self.act, Act::Filled { .. } | Act::Fenced { .. } | Act::Written(_) | Act::Flushed)
+    }
+
+    /// Whether a group, or all of them, had certainly ended behind it.
+    fn ends(&self, groups: &[String]) -> bool {
+        match &self.act {
+            Act::Ended(group) => groups.contains(group),
+            Act::Flushed => true,
+            _ => false,
+        }
     }
 
     /// The value that it stored.
@@ -110,17 +123,18 @@ impl Event {
 
 /// All that is wrong.
 pub fn check(events: &[Event], promises: Promises) -> Vec<Broken> {
+    let (of_all, of_keys): (Vec<&Event>, Vec<&Event>) = events.iter().partition(|event| event.key.is_empty());
+    let flushes = || of_all.iter().copied().filter(|event| event.act == Act::Flushed);
     let mut by_key: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
-    for event in events.iter().filter(|event| !matches!(event.act, Act::Ended(_))) {
-        by_key.entry(&event.key).or_default().push(event);
+    for event in &of_keys {
+        by_key.entry(&event.key).or_insert_with(|| flushes().collect()).push(event);
     }
-    let ends: Vec<&Event> = events.iter().filter(|event| matches!(event.act, Act::Ended(_))).collect();
-    let mut broken = Vec::new();
+    let mut broken = void_fences(&of_all, &of_keys);
     for of_key in by_key.values() {
-        broken.extend(late_fills(of_key, &ends));
+        broken.extend(late_fills(of_key, &of_all));
         broken.extend(two_tokens(of_key, promises));
         broken.extend(old_fences(of_key));
-        broken.extend(old_values(of_key, &ends, promises));
+        broken.extend(old_values(of_key, &of_all, promises));
     }
     broken
 }
@@ -139,12 +153,23 @@ fn late_fills(of_key: &[&Event], ends: &[&Event]) -> Vec<Broken> {
         let Some(given) = of_key.iter().find(is_its) else { continue };
         let Act::Given { groups, .. } = &given.act else { continue };
         let is_between = |event: &&&Event| given.is_before(event) && event.is_before(fill);
-        let ends_it = |event: &&&Event| event.is_write() || event.act == Act::LeaseGone;
+        // What is written past the sidecars ends no lease; removed again, it leaves no trace.
+        let is_undone = |event: &Event| {
+            let removes = |other: &&&Event| {
+                other.through.is_none()
+                    && matches!(other.act, Act::Unclear | Act::Written(None))
+                    && !other.is_before(event)
+                    && !fill.is_before(other)
+            };
+            event.through.is_none()
+                && matches!(event.act, Act::Written(_))
+                && of_key.iter().any(|other| removes(&other))
+        };
+        let ends_it = |event: &&&Event| event.is_write() && !is_undone(event) || event.act == Act::LeaseGone;
         if let Some(between) = of_key.iter().filter(ends_it).find(is_between) {
             broken.push(shown("C2: a fill was let in over what came behind its token", &[given, between, fill]));
         }
-        let is_group = |event: &&&Event| matches!(&event.act, Act::Ended(group) if groups.contains(group));
-        if let Some(between) = ends.iter().filter(is_group).find(is_between) {
+        if let Some(between) = ends.iter().filter(|event| event.ends(groups)).find(is_between) {
             broken.push(shown("C2: a fill was let in though a group of its had ended", &[given, between, fill]));
         }
         let is_same = |other: &&Event| matches!(&other.act, Act::Filled { token, .. } if token == of);
@@ -186,6 +211,21 @@ fn old_fences(of_key: &[&Event]) -> Vec<Broken> {
     fenced().filter_map(|write| Some(shown("an old holder of a lock wrote", &[later(write)?, write]))).collect()
 }
 
+/// A flush voids all locks: under a token from before it nobody writes behind it.
+fn void_fences(of_all: &[&Event], of_keys: &[&Event]) -> Vec<Broken> {
+    let flushes = || of_all.iter().filter(|event| event.act == Act::Flushed);
+    let mut broken = Vec::new();
+    for write in of_keys {
+        let Act::Fenced { fence, .. } = &write.act else { continue };
+        let is_its = |event: &&&Event| matches!(&event.act, Act::Acquired(token) if token == fence);
+        let Some(acquired) = of_all.iter().find(is_its) else { continue };
+        if let Some(flush) = flushes().find(|flush| acquired.is_before(flush) && flush.is_before(write)) {
+            broken.push(shown("a holder from before a flush wrote behind it", &[acquired, flush, write]));
+        }
+    }
+    broken
+}
+
 /// What was overwritten, or belongs to what has ended, is not read where that must be known.
 fn old_values(of_key: &[&Event], ends: &[&Event], promises: Promises) -> Vec<Broken> {
     let writes: BTreeMap<u64, &Event> = of_key.iter().filter_map(|event| Some((event.stored()?, *event))).collect();
@@ -206,11 +246,7 @@ fn old_values(of_key: &[&Event], ends: &[&Event], promises: Promises) -> Vec<Bro
         let is_its = |event: &&&Event| matches!(&event.act, Act::Given { token, .. } if token == of);
         let Some(given) = of_key.iter().find(is_its) else { continue };
         let Act::Given { groups, .. } = &given.act else { continue };
-        let is_end = |event: &&&Event| {
-            matches!(&event.act, Act::Ended(group) if groups.contains(group))
-                && given.is_before(event)
-                && is_known(event)
-        };
+        let is_end = |event: &&&Event| event.ends(groups) && given.is_before(event) && is_known(event);
         if let Some(end) = ends.iter().find(is_end) {
             broken.push(shown("C5: a value was read of which a group had ended", &[given, end, write, read]));
         }
@@ -226,7 +262,9 @@ mod tests {
 
     fn event(through: usize, from: u64, to: u64, act: Act) -> Event {
         let at = Moment::from_millis;
-        Event { through: Some(through), key: "k".into(), span: (at(from), at(to)), act }
+        let is_of_all = matches!(act, Act::Ended(_) | Act::Acquired(_) | Act::Flushed);
+        let key = if is_of_all { "" } else { "k" };
+        Event { through: Some(through), key: key.into(), span: (at(from), at(to)), act }
     }
 
     fn given(token: usize, from: u64, to: u64) -> Event {
@@ -245,12 +283,20 @@ mod tests {
     #[test]
     fn a_fill_over_something_newer_is_found() {
         let ended = |from, to| event(1, from, to, Act::Ended("g".into()));
-        for between in [Act::Written(None), Act::Written(Some(99)), Act::LeaseGone] {
+        for between in [Act::Written(None), Act::Written(Some(99)), Act::LeaseGone, Act::Flushed] {
             let between = |from, to| event(1, from, to, between.clone());
             assert!(found(&[given(1, 0, 1), between(2, 3), filled(1, 4, 5)]).contains("over what came"));
             for (from, to) in [(1, 3), (2, 4), (6, 7)] {
                 assert_eq!(found(&[given(1, 0, 1), between(from, to), filled(1, 4, 5)]), "");
             }
+        }
+        let foreign = |act, from, to| Event { through: None, ..event(1, from, to, act) };
+        let set = foreign(Act::Written(Some(99)), 2, 3);
+        assert!(found(&[given(1, 0, 1), set.clone(), filled(1, 6, 7)]).contains("over what came"));
+        for (from, to, traces) in [(0, 1, 1), (4, 5, 0), (2, 4, 0), (4, 8, 0), (8, 9, 1)] {
+            let removed = foreign(Act::Unclear, from, to);
+            let broken = check(&[given(1, 0, 1), set.clone(), removed, filled(1, 6, 7)], PROMISES);
+            assert_eq!(broken.len(), traces, "{from} to {to}");
         }
         assert!(found(&[given(1, 0, 1), ended(2, 3), filled(1, 4, 5)]).contains("a group of its"));
         assert_eq!(found(&[given(1, 0, 1), ended(0, 3), filled(1, 4, 5)]), "");
@@ -277,6 +323,21 @@ mod tests {
     }
 
     #[test]
+    fn a_holder_from_before_a_flush_is_found() {
+        let acquired = |from, to| event(0, from, to, Act::Acquired("7-1".into()));
+        let fenced = |from, to| event(0, from, to, Act::Fenced { fence: "7-1".into(), value: 1 });
+        let flushed = |from, to| event(1, from, to, Act::Flushed);
+        assert!(found(&[acquired(0, 1), flushed(2, 3), fenced(4, 5)]).contains("before a flush"));
+        for events in [
+            [acquired(0, 2), flushed(2, 3), fenced(4, 5)],
+            [acquired(0, 1), flushed(2, 4), fenced(4, 5)],
+            [acquired(4, 5), flushed(2, 3), fenced(6, 7)],
+        ] {
+            assert_eq!(found(&events), "");
+        }
+    }
+
+    #[test]
     fn an_old_value_is_found_where_a_newer_one_must_be_known() {
         let written = |through, value, from, to| event(through, from, to, Act::Written(value));
         let read = |through, value, at| event(through, at, at + 1, Act::Read(Some(value)));
@@ -290,5 +351,8 @@ mod tests {
         let fill = [given(1, 0, 1), filled(1, 2, 3), ended];
         assert!(found(&[&fill[..], &[read(0, 1, 8)]].concat()).contains("C5"));
         assert_eq!(found(&[&fill[..], &[read(0, 1, 7)]].concat()), "");
+        let flushed = [written(0, Some(1), 0, 1), event(0, 2, 3, Act::Flushed)];
+        assert!(found(&[&flushed[..], &[read(0, 1, 4)]].concat()).contains("overwritten"));
+        assert_eq!(found(&[&flushed[..], &[read(0, 1, 3)]].concat()), "");
     }
 }

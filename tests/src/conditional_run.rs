@@ -1,10 +1,12 @@
 //! Conditional writes all at once: apps on two sidecars fill keys under tokens, write them under fences and without conditions,
-//! and invalidate their groups, while leases, records and keys are evicted beside them; what they saw is judged by
-//! [`check`](crate::conditional_history::check). In front of one server, or of a cluster.
+//! and invalidate their groups, while leases, records and keys are evicted, and keys written by others, beside them, and now
+//! and then everything is flushed; what they saw is judged by [`check`](crate::conditional_history::check). In front of one
+//! server, or of a cluster.
 //!
 //! The seed decides what each asks; how that interleaves is the machine's. The number of steps is given, not their time.
 
 use std::{
+    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
@@ -18,9 +20,12 @@ use parking_lot::Mutex;
 
 use crate::{
     conditional_history::{Act, Event, Promises, check},
+    e2e::eventually,
     random::Random,
+    redis::RedisServer,
+    redis_cluster::RedisCluster,
     sidecar::Sidecar,
-    world::{Client, Violation},
+    world::{Client, SOON, Subject, Violation, World, show},
 };
 
 const DOMAIN: &str = "default.local";
@@ -28,22 +33,89 @@ const LOCK: &str = "l";
 const TAGS: usize = 2;
 const CLIENTS_PER_SIDECAR: usize = 3;
 const STEPS: usize = 150;
+/// The first apps flush everything when they have come so far: in turn through a sidecar, and past them.
+const FLUSHES: [usize; 4] = [30, 60, 90, 120];
 /// What `CACHE.GET … WITHMETA` gives a token for.
 const LEASE: Duration = Duration::from_secs(10);
+
+/// How stale sidecars may be here: so long the first token of a keyspace is waited for.
+const BOUND: Duration = Duration::from_millis(250);
 
 /// Where it takes place.
 #[expect(missing_debug_implementations, reason = "it has a function")]
 pub struct Ground<'a> {
-    /// Two, which know one another's writes within `max_staleness`.
+    /// Two in front of the same data.
     pub sidecars: [&'a Sidecar; 2],
-    /// Few, so that everybody meets.
+    /// Few, so that everybody meets; in a cluster, one at each node.
     pub keys: Vec<String>,
-    /// Whether they are in a cluster.
-    pub in_cluster: bool,
-    /// A command that no sidecar sees.
-    pub foreign: &'a (dyn Fn(&[&str]) -> Result<String> + Sync),
-    /// See there.
-    pub max_staleness: Duration,
+    in_cluster: bool,
+    foreign: &'a (dyn Fn(&[&str]) -> Result<String> + Sync),
+}
+
+impl Ground<'_> {
+    /// Lets `play` have two sidecars in front of a server of this program.
+    pub fn in_front_of(subject: &Subject, server: &Path, play: impl FnOnce(&Ground<'_>) -> Result<()>) -> Result<()> {
+        let redis = RedisServer::start_program(server)?;
+        let world = World::on(redis, subject, 2, |options| options.workers(2).max_staleness(BOUND))?;
+        let foreign = |words: &[&str]| Ok(show(&world.redis.command(words)?));
+        play(&Ground {
+            sidecars: [&world.pods[0].sidecar, &world.pods[1].sidecar],
+            keys: (0..3).map(|n| format!("k{n}")).collect(),
+            in_cluster: false,
+            foreign: &foreign,
+        })
+    }
+
+    /// The same in front of a cluster of three.
+    pub fn in_front_of_a_cluster(subject: &Subject, play: impl FnOnce(&Ground<'_>) -> Result<()>) -> Result<()> {
+        let cluster = RedisCluster::start(3)?;
+        let start = || subject.cluster_options(&cluster).max_staleness(BOUND).workers(2).start();
+        let sidecars = [start()?, start()?];
+        let keys: Vec<String> = (0..3).map(|n| cluster.key_of(n, n)).collect();
+        for sidecar in &sidecars {
+            let mut client = Client(sidecar.connect()?);
+            for key in &keys {
+                // So every node has its tracked connection: behind its beginning, what was invalidated lately is again.
+                eventually(format!("{key} is read"), SOON, || {
+                    let read = client.ask(&format!("GET {key}"))?;
+                    ensure!(read == "(nil)", "{read}");
+                    Ok(())
+                })?;
+            }
+        }
+        let foreign = |words: &[&str]| match words {
+            ["FLUSHALL"] => {
+                let told = cluster.primaries().iter().map(|node| node.ask("FLUSHALL")).collect::<Result<Vec<_>>>()?;
+                Ok(told.into_iter().find(|told| told != "OK").unwrap_or_else(|| "OK".to_owned()))
+            }
+            words => cluster.request(words),
+        };
+        play(&Ground { sidecars: [&sidecars[0], &sidecars[1]], keys, in_cluster: true, foreign: &foreign })
+    }
+
+    /// A command that no sidecar sees; `FLUSHALL` is for all servers.
+    pub fn foreign(&self, words: &[&str]) -> Result<String> {
+        (self.foreign)(words)
+    }
+
+    /// The name of a key's lease.
+    pub fn lease(&self, key: &str) -> Result<String> {
+        Ok(String::from_utf8(leases::name(DOMAIN, key.as_bytes(), self.in_cluster))?)
+    }
+
+    /// The name of a key's fence record.
+    pub fn record(&self, key: &str) -> Result<String> {
+        Ok(self.lease(key)?.replacen(":lease:", ":fence:", 1))
+    }
+
+    /// Behind it that client's sidecar has heard of all that was done, at every node.
+    pub fn barrier(&self, client: &mut Client) -> Result<()> {
+        self.keys.iter().try_for_each(|key| {
+            let reply = client.ask(&format!("EVAL 'return 7' 1 {{{key}}}:barrier"))?;
+            ensure!(reply == "7", "a barrier is answered {reply}");
+            Ok(())
+        })
+    }
 }
 
 /// What happened, in numbers.
@@ -71,6 +143,8 @@ struct App<'a> {
     client: Client,
     random: Random,
     held: Option<String>,
+    /// At which step it flushes everything, and whether past the sidecars.
+    flush: Option<(usize, bool)>,
 }
 
 /// Makes one run and judges it; also whether enough happened in it to say something.
@@ -87,7 +161,8 @@ pub fn play(ground: &Ground<'_>, seed: u64) -> Result<()> {
     let evictor = random();
     let apps = (0..2 * CLIENTS_PER_SIDECAR).map(|n| {
         let client = Client(ground.sidecars[n % 2].connect()?);
-        Ok(App { stage: &stage, sidecar: n % 2, client, random: random(), held: None })
+        let flush = FLUSHES.get(n).map(|step| (*step, n / 2 % 2 == 1));
+        Ok(App { stage: &stage, sidecar: n % 2, client, random: random(), held: None, flush })
     });
     let apps: Vec<App<'_>> = apps.collect::<Result<_>>()?;
     thread::scope(|scope| {
@@ -100,7 +175,7 @@ pub fn play(ground: &Ground<'_>, seed: u64) -> Result<()> {
         ended.into_iter().try_for_each(|ended| ended.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked"))))
     })?;
     let events = stage.events.into_inner();
-    let broken = check(&events, Promises { max_staleness: ground.max_staleness, lease: LEASE });
+    let broken = check(&events, Promises { max_staleness: BOUND, lease: LEASE });
     if !broken.is_empty() {
         let text: String = broken.iter().take(5).map(ToString::to_string).collect();
         return Err(Violation(format!(
@@ -136,19 +211,23 @@ impl Stage<'_> {
     fn evict(&self, mut random: Random) -> Result<()> {
         while !self.over.load(Ordering::Relaxed) {
             let key = &self.ground.keys[random.below(self.ground.keys.len())];
-            let lease = String::from_utf8(leases::name(DOMAIN, key.as_bytes(), self.ground.in_cluster))?;
-            let record = lease.replacen(":lease:", ":fence:", 1);
+            let (lease, record) = (self.ground.lease(key)?, self.ground.record(key)?);
             let tag = format!("caddy:{DOMAIN}:g:t:t{}", random.below(TAGS));
-            let (name, act) = match random.below(8) {
-                0..3 => (&lease, Some(Act::LeaseGone)),
-                3 => (&record, None),
-                4 => (&tag, Some(Act::Ended(tag.clone()))),
-                _ => (key, None),
+            let value = self.next() as u64;
+            let (words, act) = match random.below(12) {
+                0..3 => (vec!["DEL", &lease], Some(Act::LeaseGone)),
+                3 => (vec!["DEL", &record], None),
+                4 => (vec!["DEL", &tag], Some(Act::Ended(tag.clone()))),
+                5..8 => (vec!["DEL", key], None),
+                _ => (vec!["SET", key], Some(Act::Written(Some(value)))),
             };
+            let text = value.to_string();
+            let words = if words[0] == "SET" { [&words[..], &[&text]].concat() } else { words };
             let began = BootClock.now();
-            let reply = (self.ground.foreign)(&["DEL", name])?;
+            let reply = self.ground.foreign(&words)?;
             let span = (began, BootClock.now());
             match act.filter(|act| *act != Act::LeaseGone || reply == "1") {
+                Some(act @ Act::Ended(_)) => self.record(None, "", span, act),
                 Some(act) => self.record(None, key, span, act),
                 None => self.record(None, key, span, Act::Unclear),
             }
@@ -160,7 +239,10 @@ impl Stage<'_> {
 
 impl App<'_> {
     fn run(mut self) -> Result<()> {
-        (0..STEPS).try_for_each(|_| self.step())
+        (0..STEPS).try_for_each(|n| match self.flush {
+            Some((at, is_foreign)) if at == n => self.flush(is_foreign),
+            _ => self.step(),
+        })
     }
 
     fn step(&mut self) -> Result<()> {
@@ -168,12 +250,22 @@ impl App<'_> {
         let key = keys[self.random.below(keys.len())].clone();
         match self.random.below(20) {
             0..8 => self.fill(&key),
-            8..12 => self.read(&key),
-            12..14 => self.write(&key),
+            8..11 => self.read(&key),
+            11..14 => self.write(&key),
             14 => self.invalidate(),
             15..19 => self.fenced(&key),
             _ => self.lock(),
         }
+    }
+
+    fn flush(&mut self, is_foreign: bool) -> Result<()> {
+        let began = BootClock.now();
+        let reply = if is_foreign { self.stage.ground.foreign(&["FLUSHALL"])? } else { self.client.ask("FLUSHALL")? };
+        let span = (began, BootClock.now());
+        ensure!(reply == "OK", "FLUSHALL is answered {reply}");
+        let through = Some(self.sidecar).filter(|_| !is_foreign);
+        self.stage.record(through, "", span, Act::Flushed);
+        Ok(())
     }
 
     /// Asks, and tells when it was sent and answered.
@@ -222,7 +314,7 @@ impl App<'_> {
         let token = self.stage.next();
         let groups = tags.iter().map(|tag| format!("caddy:{DOMAIN}:g:t:t{tag}")).collect();
         self.record(key, span, Act::Given { token, groups });
-        thread::sleep(Duration::from_micros(self.random.below(4000) as u64));
+        thread::sleep(Duration::from_micros(self.random.below(12_000) as u64));
         let value = self.stage.next() as u64;
         let times = if self.random.below(8) == 0 { 2 } else { 1 };
         for _ in 0..times {
@@ -244,10 +336,10 @@ impl App<'_> {
 
     fn write(&mut self, key: &str) -> Result<()> {
         let value = self.stage.next() as u64;
-        let (command, stored) = match self.random.below(5) {
-            0 => (format!("DEL {key}"), None),
-            1 => (format!("CACHE.INVALIDATE KEY {key}"), None),
-            2 => (format!("SET {key} {value}"), Some(value)),
+        let (command, stored) = match self.random.below(6) {
+            0 | 1 => (format!("DEL {key}"), None),
+            2 => (format!("CACHE.INVALIDATE KEY {key}"), None),
+            3 => (format!("SET {key} {value}"), Some(value)),
             _ => (format!("CACHE.SET {key} {value}{}", Self::words(&self.tags())), Some(value)),
         };
         let (reply, span) = self.ask(&command)?;
@@ -283,18 +375,30 @@ impl App<'_> {
     /// Takes the lock if nobody has it, or lets go of it.
     fn lock(&mut self) -> Result<()> {
         if let Some(token) = self.held.take() {
-            let (reply, _) = self.ask(&format!("LOCK.RELEASE {LOCK} {token}"))?;
-            ensure!(reply == "0", "LOCK.RELEASE is answered {reply}");
+            let reply = self.ask_of_lock(&format!("LOCK.RELEASE {LOCK} {token}"))?.0;
+            // A flush has voided it, or it goes with what is lost.
+            let is_void = ["(error) FENCED", "(error) NOTREADY"].iter().any(|code| reply.starts_with(code));
+            ensure!(reply == "0" || is_void, "LOCK.RELEASE is answered {reply}");
             return Ok(());
         }
-        let (reply, _) = self.ask(&format!("LOCK.ACQUIRE {LOCK} LEASE 3600000 WAIT 0"))?;
+        let (reply, span) = self.ask_of_lock(&format!("LOCK.ACQUIRE {LOCK} LEASE 3600000 WAIT 0"))?;
         let token = reply.trim_start_matches('[').split(',').next().unwrap_or_default();
         if token.len() == 41 {
             self.held = Some(token.to_owned());
             self.stage.fences.lock().push(token.to_owned());
+            self.record("", span, Act::Acquired(token.to_owned()));
         } else {
-            ensure!(reply.starts_with("(error) LOCKTIMEOUT"), "LOCK.ACQUIRE is answered {reply}");
+            let is_refused = ["(error) LOCKTIMEOUT", "(error) NOTREADY"].iter().any(|code| reply.starts_with(code));
+            ensure!(is_refused, "LOCK.ACQUIRE is answered {reply}");
         }
         Ok(())
+    }
+
+    /// A command that tells first, and instead, of a lock that was lost before.
+    fn ask_of_lock(&mut self, command: &str) -> Result<(String, (Moment, Moment))> {
+        match self.ask(command)? {
+            (told, _) if told.contains("this command was not executed") => self.ask(command),
+            answer => Ok(answer),
+        }
     }
 }

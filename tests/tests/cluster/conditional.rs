@@ -22,7 +22,7 @@ fn keys(cluster: &RedisCluster) -> Vec<String> {
     keys
 }
 
-pub(super) fn ready(sidecar: &Sidecar) -> Result<Client> {
+fn ready(sidecar: &Sidecar) -> Result<Client> {
     let mut client = Client(sidecar.connect()?);
     eventually("the slot map is known", SOON, || {
         let told = client.ask("SET ready yes")?;

@@ -4,106 +4,28 @@
 //! The reference knows what is in Redis, who has which lease and lock, and what each token remembers; so it knows every
 //! answer, exactly. One step at a time: what two that overlap may come to is shown elsewhere. `CADDY_SEED` repeats a run.
 
-use std::collections::BTreeMap;
+mod reference;
 
 use anyhow::{Context as _, Result, ensure};
 use caddy_resp::Value;
 use caddy_tests::{
-    guard_scenarios::{RECORD, quick},
+    conditional_run::Ground,
     random::Random,
-    world::{Client, Subject, World},
+    redis,
+    world::{Client, Subject},
 };
+
+use self::reference::{Entry, Groups, Reference, Token};
 
 const KEYS: usize = 3;
 const TAGS: usize = 2;
 const STEPS: usize = 500;
 const LOCK: &str = "l";
 
-/// What is in force of each group; absent: there is none.
-type Groups = BTreeMap<String, u64>;
-
-/// What Redis holds under a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    value: String,
-    groups: Groups,
-}
-
-/// A token that an app was given.
-#[derive(Debug, Clone)]
-struct Token {
-    text: String,
-    key: usize,
-    lease: u64,
-    entry: Option<Entry>,
-    groups: Groups,
-}
-
-#[derive(Debug, Default)]
-struct Reference {
-    entries: [Option<Entry>; KEYS],
-    leases: [Option<u64>; KEYS],
-    records: [Option<String>; KEYS],
-    groups: Groups,
-    /// Greater than all that there was.
-    next: u64,
-    epoch: u64,
-    holder: Option<String>,
-}
-
-impl Reference {
-    fn next(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    /// What a value carries that is written, or begun, now with these tags.
-    fn bind(&mut self, tags: &[usize]) -> Groups {
-        let names = ["a".to_owned(), "s:*".to_owned()].into_iter().chain(tags.iter().map(|tag| format!("t:t{tag}")));
-        let mut bound = Groups::new();
-        for name in names.collect::<Vec<_>>() {
-            let fresh = self.next();
-            let value = *self.groups.entry(name.clone()).or_insert(fresh);
-            bound.insert(name, value);
-        }
-        bound
-    }
-
-    fn is_in_force(&self, groups: &Groups) -> bool {
-        groups.iter().all(|(name, value)| self.groups.get(name) == Some(value))
-    }
-
-    /// What a read shows.
-    fn shown(&self, key: usize) -> Option<&str> {
-        self.entries[key].as_ref().filter(|entry| self.is_in_force(&entry.groups)).map(|entry| &*entry.value)
-    }
-
-    /// A write through a sidecar.
-    fn write(&mut self, key: usize, entry: Option<Entry>) {
-        self.entries[key] = entry;
-        self.leases[key] = None;
-    }
-
-    fn admits(&self, token: &Token) -> bool {
-        self.leases[token.key] == Some(token.lease)
-            && self.entries[token.key] == token.entry
-            && self.is_in_force(&token.groups)
-    }
-
-    fn admits_holder(&self, key: usize, (token, epoch): &(String, u64)) -> bool {
-        *epoch == self.epoch
-            && match &self.records[key] {
-                Some(seen) => seen <= token,
-                None => self.holder.as_ref() == Some(token),
-            }
-    }
-}
-
-struct Run {
-    world: World,
+struct Run<'a> {
+    ground: &'a Ground<'a>,
     random: Random,
     clients: Vec<Client>,
-    foreign: Client,
     reference: Reference,
     tokens: Vec<Token>,
     fences: Vec<(String, u64)>,
@@ -114,23 +36,26 @@ struct Run {
     counts: [usize; 4],
 }
 
-impl Run {
+impl Run<'_> {
     fn ask(&mut self, at: usize, command: &str) -> Result<String> {
         let reply = self.clients[at].ask(command)?;
         self.history.push(format!("sidecar {at}: {command} -> {reply}"));
         Ok(reply)
     }
 
-    fn ask_foreign(&mut self, command: &str) -> Result<String> {
-        let reply = self.foreign.ask(command)?;
-        self.history.push(format!("Redis: {command} -> {reply}"));
+    fn ask_foreign(&mut self, words: &[&str]) -> Result<String> {
+        let reply = self.ground.foreign(words)?;
+        self.history.push(format!("Redis: {} -> {reply}", words.join(" ")));
         Ok(reply)
     }
 
     /// Behind it a sidecar has heard of all that was done.
     fn barrier(&mut self, at: usize) -> Result<()> {
-        ensure!(self.clients[at].ask("EVAL 'return 7' 0")? == "7", "a barrier");
-        Ok(())
+        self.ground.barrier(&mut self.clients[at])
+    }
+
+    fn key(&self, key: usize) -> &str {
+        &self.ground.keys[key]
     }
 
     fn some_tags(&mut self) -> Vec<usize> {
@@ -152,7 +77,7 @@ impl Run {
     fn look(&mut self, at: usize, key: usize) -> Result<()> {
         let tags = self.some_tags();
         self.barrier(at)?;
-        let command = format!("CACHE.GET k{key} WITHMETA{}", Self::words(&tags));
+        let command = format!("CACHE.GET {} WITHMETA{}", self.key(key), Self::words(&tags));
         let reply = self.clients[at].0.request(&command.split(' ').collect::<Vec<_>>())?;
         let (reply, _) = Value::decode(&reply)?;
         let field = |name: &str| -> Result<Option<String>> {
@@ -188,7 +113,8 @@ impl Run {
             return Ok(());
         };
         let value = self.value();
-        let reply = self.ask(at, &format!("CACHE.SET k{} {value} TOKEN {}", token.key, token.text))?;
+        self.barrier(at)?;
+        let reply = self.ask(at, &format!("CACHE.SET {} {value} TOKEN {}", self.key(token.key), token.text))?;
         let is_admitted = self.reference.admits(&token);
         self.counts[usize::from(!is_admitted)] += 1;
         ensure!(if is_admitted { reply == "OK" } else { reply.starts_with("(error) STALE") }, "of {token:?}");
@@ -228,7 +154,8 @@ impl Run {
             return Ok(());
         };
         let (tags, value) = (self.some_tags(), self.value());
-        let command = format!("CACHE.SET k{key} {value}{} FENCE {LOCK} {}", Self::words(&tags), fence.0);
+        self.barrier(at)?;
+        let command = format!("CACHE.SET {} {value}{} FENCE {LOCK} {}", self.key(key), Self::words(&tags), fence.0);
         let reply = self.ask(at, &command)?;
         let groups = self.reference.bind(&tags);
         let is_admitted = self.reference.admits_holder(key, &fence);
@@ -243,16 +170,16 @@ impl Run {
 
     /// A write through a sidecar that asks for no permission.
     fn write(&mut self, at: usize, key: usize) -> Result<()> {
-        let value = self.value();
+        let (value, name) = (self.value(), self.key(key).to_owned());
         let (command, entry) = match self.random.below(5) {
-            0 => (format!("DEL k{key}"), None),
-            1 => (format!("CACHE.INVALIDATE KEY k{key}"), None),
-            2 => (format!("SET k{key} {value}"), Some(Entry { value, groups: Groups::new() })),
+            0 => (format!("DEL {name}"), None),
+            1 => (format!("CACHE.INVALIDATE KEY {name}"), None),
+            2 => (format!("SET {name} {value}"), Some(Entry { value, groups: Groups::new() })),
             _ => {
                 let tags = self.some_tags();
                 // It is bound to what this sidecar knows.
                 self.barrier(at)?;
-                let command = format!("CACHE.SET k{key} {value}{}", Self::words(&tags));
+                let command = format!("CACHE.SET {name} {value}{}", Self::words(&tags));
                 let groups = self.reference.bind(&tags);
                 (command, Some(Entry { value, groups }))
             }
@@ -272,7 +199,7 @@ impl Run {
             _ => (format!("t:t{tag}"), format!("CACHE.INVALIDATE TAG t{tag}")),
         };
         let reply = if self.random.below(3) == 0 {
-            self.ask_foreign(&format!("DEL caddy:default.local:g:{name}"))?
+            self.ask_foreign(&["DEL", &format!("caddy:default.local:g:{name}")])?
         } else {
             self.ask(at, &command)?
         };
@@ -283,12 +210,13 @@ impl Run {
 
     /// Something that nobody with a sidecar does.
     fn disaster(&mut self, at: usize, key: usize) -> Result<()> {
+        let (ground, name) = (self.ground, self.key(key).to_owned());
         match self.random.below(10) {
             0 => {
                 if self.random.below(2) == 0 {
                     self.ask(at, "FLUSHALL")?
                 } else {
-                    self.ask_foreign("FLUSHALL")?
+                    self.ask_foreign(&["FLUSHALL"])?
                 };
                 let (next, epoch) = (self.reference.next, self.reference.epoch + 1);
                 self.reference = Reference { next, epoch, ..Reference::default() };
@@ -296,20 +224,20 @@ impl Run {
                 self.barrier(1)?;
             }
             1..=3 => {
-                self.ask_foreign(&format!("DEL caddy:default.local:lease:k{key}"))?;
+                self.ask_foreign(&["DEL", &ground.lease(&name)?])?;
                 self.reference.leases[key] = None;
             }
             4 | 5 => {
-                self.ask_foreign(&format!("DEL {RECORD}k{key}"))?;
+                self.ask_foreign(&["DEL", &ground.record(&name)?])?;
                 self.reference.records[key] = None;
             }
             6 | 7 => {
-                self.ask_foreign(&format!("DEL k{key}"))?;
+                self.ask_foreign(&["DEL", &name])?;
                 self.reference.entries[key] = None;
             }
             _ => {
                 let value = self.value();
-                self.ask_foreign(&format!("SET k{key} {value}"))?;
+                self.ask_foreign(&["SET", &name, &value])?;
                 self.reference.entries[key] = Some(Entry { value, groups: Groups::new() });
             }
         }
@@ -318,7 +246,7 @@ impl Run {
 
     fn read(&mut self, at: usize, key: usize) -> Result<()> {
         self.barrier(at)?;
-        let reply = self.ask(at, &format!("GET k{key}"))?;
+        let reply = self.ask(at, &format!("GET {}", self.key(key)))?;
         let expected = self.reference.shown(key).unwrap_or("(nil)");
         ensure!(reply == expected, "k{key} is {:?}", self.reference.entries[key]);
         Ok(())
@@ -339,15 +267,12 @@ impl Run {
     }
 }
 
-fn play(seed: u64) -> Result<()> {
-    let world = quick(&Subject::good(), 2)?;
-    let clients = vec![world.pods[0].connect()?, world.pods[1].connect()?];
-    let foreign = Client(world.redis.connect()?);
+fn play(ground: &Ground<'_>, seed: u64) -> Result<()> {
+    let clients = ground.sidecars.iter().map(|sidecar| Ok(Client(sidecar.connect()?))).collect::<Result<_>>()?;
     let mut run = Run {
-        world,
+        ground,
         random: Random::new(seed),
         clients,
-        foreign,
         reference: Reference::default(),
         tokens: Vec::new(),
         fences: Vec::new(),
@@ -359,14 +284,33 @@ fn play(seed: u64) -> Result<()> {
     let tail = run.history.len().saturating_sub(60);
     outcome.map_err(|error| error.context(format!("seed {seed}\n{}", run.history[tail..].join("\n"))))?;
     ensure!(run.counts.iter().all(|count| *count > STEPS / 100), "seed {seed}: {:?} say too little", run.counts);
-    drop(run.world);
     Ok(())
+}
+
+/// Plays these seeds, or the one that is asked for.
+fn seeds(all: &[u64], play: impl Fn(u64) -> Result<()>) -> Result<()> {
+    match std::env::var("CADDY_SEED") {
+        Ok(seed) => play(seed.parse()?),
+        Err(_) => all.iter().try_for_each(|seed| play(*seed)),
+    }
 }
 
 #[test]
 fn random_conditional_writes_are_answered_as_the_reference_does() -> Result<()> {
-    match std::env::var("CADDY_SEED") {
-        Ok(seed) => play(seed.parse()?),
-        Err(_) => (1..=3).try_for_each(play),
-    }
+    let server = redis::program()?;
+    seeds(&[1, 2, 3], |seed| Ground::in_front_of(&Subject::good(), &server, |ground| play(ground, seed)))
+}
+
+#[test]
+fn random_conditional_writes_are_answered_so_in_a_valkey() -> Result<()> {
+    let Some(server) = redis::valkey() else {
+        println!("skipped: {}", redis::NO_VALKEY);
+        return Ok(());
+    };
+    seeds(&[4], |seed| Ground::in_front_of(&Subject::good(), &server, |ground| play(ground, seed)))
+}
+
+#[test]
+fn random_conditional_writes_are_answered_so_in_every_slot_of_a_cluster() -> Result<()> {
+    seeds(&[5], |seed| Ground::in_front_of_a_cluster(&Subject::good(), |ground| play(ground, seed)))
 }
