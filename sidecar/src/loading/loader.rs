@@ -46,6 +46,9 @@ use crate::{
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
+/// What a store says beyond that is no time that Redis takes.
+const LONGEST_LIFE: Duration = Duration::from_hours(24 * 365 * 100);
+
 /// See the module.
 struct Loader {
     shared: Arc<Shared>,
@@ -481,7 +484,7 @@ fn life(load: &Load, stored: &Stored<Bytes>) -> Life {
     };
     match fresh {
         Some(fresh) if fresh < Duration::from_millis(1) => Life::NotKept,
-        fresh => Life::For(fresh.map(|fresh| shortened(fresh, settings.jitter_percent))),
+        fresh => Life::For(fresh.map(|fresh| shortened(fresh.min(LONGEST_LIFE), settings.jitter_percent))),
     }
 }
 

@@ -29,6 +29,8 @@ use crate::supervisor::Supervisor;
 
 /// Keys of one call to a store that takes many at once.
 const MAX_BATCH: usize = 256;
+/// Further calls to find those keys of one that the store refuses.
+const MOST_CALLS_APART: usize = 32;
 
 /// What a store has under a key.
 pub(crate) type Found = Option<Stored<Bytes>>;
@@ -288,14 +290,11 @@ impl Store {
             self.counts.keys.inc_by(keys.len() as u64);
             let loaded = self.load_for(&keys, &mut batch).await;
             self.judge(loaded.as_ref().map(Vec::len));
-            drop(slot);
-            let results: Vec<Result<Found, LoadFailure>> = match loaded {
+            let results = match loaded {
                 Ok(values) => values.into_iter().map(Ok).collect(),
-                Err(error) => {
-                    let failure = LoadFailure::Store { store: self.name.clone(), error };
-                    vec![Err(failure); keys.len()]
-                }
+                Err(error) => self.load_apart(&keys, &batch, error).await,
             };
+            drop(slot);
             for (waiting, result) in batch.into_iter().zip(results) {
                 if let Ok(Some(Stored { value, version: Some(version), .. })) = &result {
                     self.versions.note(&waiting.key, value, version);
@@ -304,6 +303,43 @@ impl Store {
                 let _ = waiting.answer.send(result);
             }
         }
+    }
+
+    /// What becomes of keys of which the store has refused one: the others do not go without for it. Halves are asked for until
+    /// that is found, or the store says the same of both.
+    async fn load_apart(
+        &self,
+        keys: &[Bytes],
+        batch: &[Waiting],
+        error: StoreError,
+    ) -> Vec<Result<Found, LoadFailure>> {
+        let failed = |error: &StoreError| LoadFailure::Store { store: self.name.clone(), error: error.clone() };
+        let mut results = vec![Err(failed(&error)); keys.len()];
+        let (mut calls, mut refused) = (0, VecDeque::from([(0..keys.len(), error)]));
+        while let Some((range, error)) = refused.pop_front() {
+            let is_awaited = batch.iter().any(|waiting| !waiting.answer.is_closed());
+            if error.is_transient() || range.len() < 2 || calls >= MOST_CALLS_APART || !is_awaited {
+                continue;
+            }
+            let middle = range.start + range.len() / 2;
+            let halves = [range.start..middle, middle..range.end];
+            let mut errors = Vec::new();
+            for half in halves {
+                calls += 1;
+                self.counts.calls.inc();
+                match self.backing.load_many(&keys[half.clone()]).await {
+                    Ok(found) => half.zip(found).for_each(|(at, found)| results[at] = Ok(found)),
+                    Err(error) => {
+                        results[half.clone()].fill(Err(failed(&error)));
+                        errors.push((half, error));
+                    }
+                }
+            }
+            if errors.len() < 2 || errors[0].1 != errors[1].1 {
+                refused.extend(errors);
+            }
+        }
+        results
     }
 
     /// Asks the store for as long as anybody waits: who has given up gives the place back, also if the store hangs.

@@ -233,3 +233,39 @@ fn what_is_unchanged_is_not_sent_again() -> Result<()> {
     ensure!((loaded.origin.requests(), loaded.origin.unchanged()) == (6, 3), "all of it is asked for");
     Ok(())
 }
+
+#[test]
+fn a_key_that_a_statement_refuses_is_the_only_one_without_a_value() -> Result<()> {
+    let (server, redis) = (PostgresServer::start()?, RedisServer::start()?);
+    server.execute(
+        "CREATE TABLE users (id int PRIMARY KEY, name text);
+         INSERT INTO users SELECT n, 'name ' || n FROM generate_series(1, 40) n; INSERT INTO users VALUES (41, NULL)",
+    )?;
+    // A number is not what an app may have asked for.
+    let load = "SELECT 'user:' || id, name, CASE WHEN id = 1 THEN 9223372036854775807 END FROM users \
+                WHERE id = ANY(SELECT substr(key, 6)::int FROM unnest($1::text[]) AS key)";
+    let store = format!(
+        "stores: [{{name: users, postgres: {{url: \"{}\", timeout: 20s, maxConnections: 1, load: \"{load}\"}}, maxConcurrent: 1}}]",
+        server.url()
+    );
+    let rule = "keyspaces: [{name: users, match: \"user:*\", strategy: ReadThrough, store: users, hardTimeout: 1m}]";
+    let sidecar = SidecarOptions::redis(redis.socket()).max_staleness(LONG).section(&store).section(rule).start()?;
+    let mut client = Client(sidecar.connect()?);
+    let asked: Vec<String> = (1..=20)
+        .map(|n| format!("GET user:{n}"))
+        .chain(["GET user:x".to_owned(), "GET user:41".to_owned()])
+        .chain((21..=40).map(|n| format!("GET user:{n}")))
+        .collect();
+    let told = client.pipeline(&asked.iter().map(String::as_str).collect::<Vec<_>>())?;
+    for (command, told) in asked.iter().zip(told) {
+        let expected = match &command["GET user:".len()..] {
+            "x" => "invalid input syntax".to_owned(),
+            "41" => "(nil)".to_owned(),
+            n => format!("name {n}"),
+        };
+        ensure!(told == expected || (told.starts_with("(error)") && told.contains(&expected)), "{command}: {told}");
+    }
+    let life: i64 = Client(redis.connect()?).ask("PTTL user:1")?.parse()?;
+    ensure!(life > 0, "it is kept for as long as can be, {life}");
+    Ok(())
+}

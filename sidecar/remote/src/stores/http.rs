@@ -2,7 +2,7 @@
 //!
 //! | answer | means |
 //! |---|---|
-//! | 200 | the value is the body; `Cache-Control` says for how long, `ETag` names its state |
+//! | 200 | the value is the body; `Cache-Control` says for how long, `ETag` names its state; not with a `Content-Encoding` |
 //! | 404, 410 | there is no such value |
 //! | 304 | unchanged (only where an `ETag` was sent) |
 //! | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, then [`StoreError::Unavailable`] |
@@ -17,7 +17,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use caddy_engine::store::{BackingStore, Revalidated, StoreError, StoreFuture, Stored};
 use futures::{StreamExt, TryStreamExt, stream};
-use http::header::{CACHE_CONTROL, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
+use http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
+    RETRY_AFTER,
+};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -121,7 +124,7 @@ impl HttpStore {
         if !matches!(example.scheme_str(), Some("http" | "https")) {
             return Err(invalid("it begins with neither http:// nor https://".into()));
         }
-        let mut headers = HeaderMap::new();
+        let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
         for (name, value) in &config.headers {
             let parsed = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
             let (name, value) = parsed.ok_or_else(|| HttpConfigError::Header(name.clone()))?;
@@ -239,6 +242,9 @@ enum Failed {
 impl Answer {
     fn into_stored(self, asked: Instant) -> Result<Option<Stored<StoreValue>>, StoreError> {
         match self.status {
+            StatusCode::OK if let Some(encoding) = self.encoding() => Err(StoreError::Refused {
+                reason: format!("its answer has Content-Encoding {encoding}, and 'identity' was asked for").into(),
+            }),
             StatusCode::OK => Ok(Some(Stored {
                 fresh_for: fresh_for(&self.headers, asked.elapsed()),
                 version: self.headers.get(ETAG).map(|etag| Bytes::copy_from_slice(etag.as_bytes())),
@@ -247,6 +253,12 @@ impl Answer {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             _ => Err(self.refusal()),
         }
+    }
+
+    /// How the body is packed, if it is: readers would get what they cannot read.
+    fn encoding(&self) -> Option<&str> {
+        let encoding = self.headers.get(CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
+        (!encoding.eq_ignore_ascii_case("identity")).then_some(encoding)
     }
 
     fn refusal(&self) -> StoreError {
@@ -277,8 +289,10 @@ fn fresh_for(headers: &HeaderMap, since: Duration) -> Option<Duration> {
         return Some(Duration::ZERO);
     }
     let seconds = |name: &str| {
-        let value = directives.iter().find_map(|one| one.strip_prefix(name)?.strip_prefix('='))?;
-        value.trim_matches('"').parse().ok().map(Duration::from_secs)
+        let value = directives.iter().find_map(|one| one.strip_prefix(name)?.strip_prefix('='))?.trim_matches('"');
+        let is_number = !value.is_empty() && value.bytes().all(|digit| digit.is_ascii_digit());
+        // What is too large for a number is as long as can be, what is none says that it is old (§1.2.2, §4.2.1).
+        Some(if is_number { Duration::from_secs(value.parse().unwrap_or(u64::MAX)) } else { Duration::ZERO })
     };
     seconds("s-maxage").or_else(|| seconds("max-age")).map(|age: Duration| age.saturating_sub(since))
 }
@@ -371,7 +385,9 @@ mod tests {
         assert_eq!(fresh("public, Max-Age=60, s-maxage=\"100\""), Some(Duration::from_secs(90)));
         assert_eq!(fresh("max-age=5"), Some(Duration::ZERO));
         assert_eq!(fresh("max-age=60, no-store"), Some(Duration::ZERO));
-        assert_eq!(fresh("max-age=soon"), None);
+        assert_eq!([fresh("max-age=soon"), fresh("max-age=-5"), fresh("max-age=")], [Some(Duration::ZERO); 3]);
+        assert!(fresh("max-age=99999999999999999999").is_some_and(|age| age > Duration::from_hours(1_000_000)));
+        assert_eq!(fresh("immutable"), None);
         assert_eq!(fresh_for(&HeaderMap::new(), Duration::ZERO), None);
     }
 

@@ -148,8 +148,9 @@ impl PostgresStore {
                 })
                 .await?;
             for row in &rows {
-                let (key, loaded) = read(row)?;
-                found.insert(key, loaded);
+                if let Some((key, loaded)) = read(row)? {
+                    found.insert(key, loaded);
+                }
             }
         }
         // A key may be asked for twice.
@@ -168,17 +169,18 @@ impl Drop for Busy {
     }
 }
 
-/// Key, value and freshness of a row that [`Connector::create`] has seen the types of.
-fn read(row: &Row) -> Result<(Vec<u8>, Stored<StoreValue>), StoreError> {
+/// Key, value and freshness of a row that [`Connector::create`] has seen the types of; without a value there is none.
+fn read(row: &Row) -> Result<Option<(Vec<u8>, Stored<StoreValue>)>, StoreError> {
     let malformed = |error: tokio_postgres::Error| StoreError::Malformed { reason: with_cause(&error).into() };
-    let key: Column<'_> = row.try_get(0).map_err(malformed)?;
-    let value: Column<'_> = row.try_get(1).map_err(malformed)?;
+    let key: Option<Column<'_>> = row.try_get(0).map_err(malformed)?;
+    let value: Option<Column<'_>> = row.try_get(1).map_err(malformed)?;
+    let Some((key, value)) = key.zip(value) else { return Ok(None) };
     let mut loaded = Stored::new(StoreValue::copy_from_slice(value.0));
     if row.len() > 2 {
         let millis: Option<i64> = row.try_get(2).map_err(malformed)?;
         loaded.fresh_for = millis.map(|millis| Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
     }
-    Ok((key.0.to_vec(), loaded))
+    Ok(Some((key.0.to_vec(), loaded)))
 }
 
 impl BackingStore<StoreKey, StoreValue> for PostgresStore {
