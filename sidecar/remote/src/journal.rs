@@ -83,6 +83,15 @@ pub enum LogError {
         #[source]
         source: std::io::Error,
     },
+    /// It was written by another version.
+    #[error(
+        "the log's segment {path} is of a format that this version does not know; start the version that wrote it until its writes \
+         are stored (behind_records in CACHE.STATS is 0)"
+    )]
+    OtherFormat {
+        /// Which segment.
+        path: PathBuf,
+    },
     /// Another process uses it.
     #[error("the log in {path} is in use by another process")]
     InUse {

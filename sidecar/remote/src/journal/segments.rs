@@ -14,6 +14,8 @@ use super::{LogConfig, LogError, LogStats, Recovered};
 
 /// Files are called `<index>-<salt>.wb1`, both in hexadecimal.
 const SUFFIX: &str = ".wb1";
+/// What the names of segments in whichever format end with, in front of its number.
+const ANY_FORMAT: &str = ".wb";
 
 /// See the module. Its caller decides when to sync.
 #[derive(Debug)]
@@ -73,7 +75,12 @@ impl Segments {
         let mut indices = Vec::new();
         for entry in fs::read_dir(&self.config.directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let parts = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)?.split_once('-'));
+            let name = name.to_str().unwrap_or_default();
+            // Newer writes must not reach the store before those.
+            if !name.ends_with(SUFFIX) && name.rsplit_once(ANY_FORMAT).is_some_and(|(_, format)| is_number(format)) {
+                return Err(LogError::OtherFormat { path: self.config.directory.join(name) });
+            }
+            let parts = name.strip_suffix(SUFFIX).and_then(|name| name.split_once('-'));
             let number = |hex| u64::from_str_radix(hex, 16).ok();
             indices.extend(parts.and_then(|(index, salt)| Some((number(index)?, number(salt)?))));
         }
@@ -224,4 +231,8 @@ impl Segments {
             |item: &Item| matches!(item, Item::Record(record) if self.needed.get(&record.seq) == Some(&oldest.index));
         Some(items.filter(is_needed).collect())
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit())
 }

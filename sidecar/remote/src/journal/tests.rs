@@ -251,3 +251,23 @@ fn what_cannot_be_written_is_reported_and_what_was_kept_stays() {
     assert_eq!(recovered.records.iter().map(|record| record.seq).collect::<Vec<_>>(), kept);
     assert_eq!(recovered.damaged, 0);
 }
+
+#[test]
+fn a_log_of_another_format_is_not_written_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = small(&directory);
+    let log = Log::open(&config).0;
+    log.append(record(1, "a", Some("1")));
+    drop(log);
+    let ours = files(&config).remove(0);
+    fs::write(config.directory.join("notes.wbx"), "an unknown file").unwrap();
+    assert_eq!(Log::open(&config).1.records.len(), 1);
+    let theirs = ours.with_extension("wb2");
+    fs::rename(&ours, &theirs).unwrap();
+    let alone = ALONE.read();
+    let error = SegmentLog::open(&config).err().unwrap().to_string();
+    assert!(error.contains("wb2") && error.contains("the version that wrote it"), "{error}");
+    drop(alone);
+    fs::rename(&theirs, &ours).unwrap();
+    assert_eq!(Log::open(&config).1.records.len(), 1);
+}

@@ -169,8 +169,11 @@ impl Drop for Busy {
     }
 }
 
+/// A value and its key.
+type Named = (Vec<u8>, Stored<StoreValue>);
+
 /// Key, value and freshness of a row that [`Connector::create`] has seen the types of; without a value there is none.
-fn read(row: &Row) -> Result<Option<(Vec<u8>, Stored<StoreValue>)>, StoreError> {
+fn read(row: &Row) -> Result<Option<Named>, StoreError> {
     let malformed = |error: tokio_postgres::Error| StoreError::Malformed { reason: with_cause(&error).into() };
     let key: Option<Column<'_>> = row.try_get(0).map_err(malformed)?;
     let value: Option<Column<'_>> = row.try_get(1).map_err(malformed)?;
