@@ -186,11 +186,11 @@ where
         if times.deadline() <= now {
             return Err(FillRefused::Expired);
         }
-        let entry = Entry::new(basis, key, value);
+        let (entry, own) = Entry::pair(basis, key, value);
         if entry.bytes() > MAX_ENTRY_BYTES {
             return Err(FillRefused::TooLarge);
         }
-        match self.l2.insert(hash, &entry, times, &self.kernel) {
+        match self.l2.insert(hash, own, times, &self.kernel) {
             Ok(()) => Ok(entry),
             Err(Refusal::TooLarge) => Err(FillRefused::TooLarge),
             Err(Refusal::Outdated | Refusal::NotYet) => Err(FillRefused::Invalidated),

@@ -60,6 +60,12 @@ impl<K: Hold, V: Hold> Entry<K, V> {
         Self(Thin::new(Header::new(basis), key, value))
     }
 
+    /// One entry, twice: for L2 and for whoever asked.
+    pub(crate) fn pair(basis: Basis, key: Parts<'_, K>, value: Parts<'_, V>) -> (Self, Self) {
+        let (one, other) = Thin::pair(Header::new(basis), key, value);
+        (Self(one), Self(other))
+    }
+
     /// What an entry costs beyond the bytes of key and value: its header with the reference count.
     pub const FIXED_BYTES: usize = Thin::<K, V>::FIXED_BYTES;
 

@@ -508,6 +508,7 @@ impl Kernel {
     }
 
     /// The basis to install a fill under, and its deadline; `Err` tells what moved since the token was taken.
+    #[inline]
     pub(crate) fn settle(&self, token: &FillToken, deadline: Moment) -> Result<(Basis, Moment), Verdict> {
         let now = self.basis(token.basis.source(), token.basis.stripe());
         let is_timed = self.source(token.basis.source()).is_timed();

@@ -37,8 +37,8 @@ pub struct L2Config {
     pub max_bytes: usize,
     /// Bound on the number of entries; `usize::MAX` when bytes alone decide.
     pub max_entries: usize,
-    /// Locks and tables it is divided into, rounded up to a power of two. Each has its share of the budget, and no
-    /// entry can be larger than a share.
+    /// Locks and tables it is divided into, rounded up to a power of two, and to one for each GiB. Each has its share of
+    /// the budget and of the entries, 16 million at most, and no entry can be larger than a share.
     pub shards: usize,
     /// Which entry leaves when it is full.
     pub policy: PolicyKind,
@@ -74,12 +74,15 @@ pub(crate) struct L2<K: Hold, V: Hold> {
 const STEP: usize = 64;
 const STEP_MAX: usize = 64 << 10;
 
+/// The share of a shard, as it is made: as much as the most entries that it can have need.
+const SHARE_MAX: usize = 1 << 30;
+
 /// So many of the entries that a shard has let go of are looked at whenever another comes.
 const LOOKS: usize = 2;
 
 impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn new(config: &L2Config) -> Self {
-        let count = config.shards.clamp(1, 1 << 10).next_power_of_two();
+        let count = config.shards.max(config.max_bytes / SHARE_MAX).clamp(1, 1 << 10).next_power_of_two();
         let entries = if config.max_entries == usize::MAX { usize::MAX } else { config.max_entries.div_ceil(count) };
         let duel = Arc::new(Duel::new(config.max_bytes));
         let duels = config.policy == PolicyKind::Adaptive;
@@ -168,7 +171,7 @@ impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn insert(
         &self,
         hash: TierHash,
-        entry: &Shared<K, V>,
+        entry: Shared<K, V>,
         times: Times,
         kernel: &Kernel,
     ) -> Result<(), Refusal>
@@ -177,22 +180,23 @@ impl<K: Hold, V: Hold> L2<K, V> {
     {
         loop {
             let mut shard = self.shard(hash).write();
-            let left = shard.take_left(LOOKS);
-            let inserted = shard.insert(hash, entry, times, self.share(), kernel);
-            let entries = shard.entries() * self.shards.len();
-            if inserted.is_ok() {
-                shard.count_fill();
-            }
-            drop(shard);
-            drop(left);
-            match inserted {
-                Ok(evicted) => {
+            let left = shard.has_left().then(|| shard.take_left(LOOKS));
+            match shard.make_room(hash, &entry, self.share(), kernel) {
+                Ok(room) => {
+                    shard.place(hash, entry, times, &room);
+                    shard.count_fill();
+                    let entries = shard.entries() * self.shards.len();
+                    drop(shard);
+                    drop(left);
                     if let Some(duel) = &self.duel {
-                        duel.filled(hash, (evicted > 0).then_some(entries));
+                        duel.filled(hash, (room.evicted > 0).then_some(entries));
                     }
                     return Ok(());
                 }
-                Err(Refusal::NotYet) => {}
+                Err(Refusal::NotYet) => {
+                    drop(shard);
+                    drop(left);
+                }
                 Err(refusal) => return Err(refusal),
             }
         }
@@ -206,10 +210,13 @@ impl<K: Hold, V: Hold> L2<K, V> {
         loop {
             let mut shard = self.shard(hash).write();
             let Some(times) = shard.times_of(hash, old) else { return false };
-            let renewed = shard.insert(hash, entry, times, self.share(), kernel);
-            drop(shard);
-            if renewed != Err(Refusal::NotYet) {
-                return renewed.is_ok();
+            match shard.make_room(hash, entry, self.share(), kernel) {
+                Ok(room) => {
+                    shard.place(hash, entry.clone(), times, &room);
+                    return true;
+                }
+                Err(Refusal::NotYet) => {}
+                Err(_) => return false,
             }
         }
     }

@@ -5,12 +5,12 @@
 //! header at all.
 //!
 //! What holds, and why it is sound:
-//! * a [`Thin`] always points to an allocation made by [`Thin::new`], initialised as a [`Body`] with its packed bytes
+//! * a [`Thin`] always points to an allocation made by `Thin::allocate`, initialised as a [`Body`] with its packed bytes
 //!   behind it, and counted in `refs`; it is freed by whoever takes the count from one to zero, and by nobody else;
-//! * after `new` nothing is written but through atomics, so `&` to any of it may be shared between threads;
+//! * after `allocate` nothing is written but through atomics, so `&` to any of it may be shared between threads;
 //! * packed bytes begin at `offset_of!(Body, tail)`, which may lie in the padding at the end of `Body`; they are only
 //!   read, through the pointer of the allocation and not through a reference to `Body`;
-//! * lengths are written once, by `new`, from slices that existed: sums of them cannot overflow an allocation's limit
+//! * lengths are written once, by `allocate`, from slices that existed: sums of them cannot overflow an allocation's limit
 //!   without `Layout` refusing, which aborts before anything is written.
 //!
 //! `cargo +nightly miri test -p caddy-engine entry::` runs this module's tests under Miri.
@@ -70,13 +70,25 @@ impl<K: Hold, V: Hold> Thin<K, V> {
     pub(super) const FIXED_BYTES: usize = Self::TAIL + K::PACKED as usize + V::PACKED as usize;
 
     pub(super) fn new(header: Header, key: Parts<'_, K>, value: Parts<'_, V>) -> Self {
+        Self { body: Self::allocate(1, header, key, value), owns: PhantomData }
+    }
+
+    /// Two references to one, without the atomic addition of a clone.
+    pub(super) fn pair(header: Header, key: Parts<'_, K>, value: Parts<'_, V>) -> (Self, Self) {
+        let body = Self::allocate(2, header, key, value);
+        (Self { body, owns: PhantomData }, Self { body, owns: PhantomData })
+    }
+
+    /// A body for so many references, which the caller makes.
+    #[inline]
+    fn allocate(refs: u32, header: Header, key: Parts<'_, K>, value: Parts<'_, V>) -> NonNull<Body<K, V>> {
         let tail = packed_len::<K>(key.tail) + packed_len::<V>(value.tail);
         let layout = Self::layout(tail);
         // SAFETY: the layout is never of size zero: it has at least the count and the header.
         let memory = unsafe { alloc(layout) };
         let Some(body) = NonNull::new(memory.cast::<Body<K, V>>()) else { handle_alloc_error(layout) };
         // SAFETY: `memory` is valid for writes of `layout`, which is aligned for, and no smaller than, a `Body`.
-        unsafe { body.write(Body { refs: AtomicU32::new(1), header, key: key.field, value: value.field, tail: [] }) };
+        unsafe { body.write(Body { refs: AtomicU32::new(refs), header, key: key.field, value: value.field, tail: [] }) };
         // SAFETY: the allocation has `tail` bytes from `TAIL` on, and nothing else refers to it yet.
         let mut rest = unsafe { std::slice::from_raw_parts_mut(memory.add(Self::TAIL), tail) };
         for (packed, bytes) in [(K::PACKED, key.tail), (V::PACKED, value.tail)] {
@@ -84,7 +96,7 @@ impl<K: Hold, V: Hold> Thin<K, V> {
                 rest = write_packed(rest, bytes);
             }
         }
-        Self { body, owns: PhantomData }
+        body
     }
 
     fn layout(tail: usize) -> Layout {
@@ -95,7 +107,7 @@ impl<K: Hold, V: Hold> Thin<K, V> {
 
     #[inline]
     fn body(&self) -> &Body<K, V> {
-        // SAFETY: initialised by `new`, alive while `self` is counted, and never borrowed mutably.
+        // SAFETY: initialised by `allocate`, alive while `self` is counted, and never borrowed mutably.
         unsafe { self.body.as_ref() }
     }
 
@@ -130,11 +142,11 @@ impl<K: Hold, V: Hold> Thin<K, V> {
     #[inline]
     fn packed(&self, at: usize) -> (&[u8], usize) {
         let memory = self.body.as_ptr().cast::<u8>();
-        // SAFETY: `at` is where `new` wrote a length.
+        // SAFETY: `at` is where `allocate` wrote a length.
         let first = unsafe { memory.add(at).read() };
         // Most keys are as short as one byte of length can tell.
         let (length, start) = if first < CONTINUES { (usize::from(first), at + 1) } else { self.long_length(at) };
-        // SAFETY: `new` wrote so many bytes there; they live as long as `self` is counted and are never written again.
+        // SAFETY: `allocate` wrote so many bytes there; they live as long as `self` is counted and are never written again.
         (unsafe { std::slice::from_raw_parts(memory.add(start), length) }, start + length)
     }
 
@@ -144,7 +156,7 @@ impl<K: Hold, V: Hold> Thin<K, V> {
         let memory = self.body.as_ptr().cast::<u8>();
         let (mut length, mut start, mut shift) = (0_usize, at, 0_u32);
         loop {
-            // SAFETY: `at` is where `new` wrote a length, whose last byte has no continuation bit; all of it is initialised.
+            // SAFETY: `at` is where `allocate` wrote a length, whose last byte has no continuation bit; all of it is initialised.
             let byte = unsafe { memory.add(start).read() };
             length |= usize::from(byte & !CONTINUES) << shift;
             start += 1;
@@ -208,7 +220,7 @@ impl<K: Hold, V: Hold> Thin<K, V> {
         let layout = Self::layout(self.tail_len());
         // SAFETY: the count is zero, so this is the only pointer left; the body is initialised and dropped only here.
         unsafe { self.body.drop_in_place() };
-        // SAFETY: allocated by `new` with the same layout: it depends on the lengths alone, which have not changed.
+        // SAFETY: allocated by `allocate` with the same layout: it depends on the lengths alone, which have not changed.
         unsafe { dealloc(self.body.as_ptr().cast(), layout) };
     }
 }

@@ -4,11 +4,13 @@
 //! is rehashed, and none at which a table is there twice: an insertion splits at most two buckets. Chains go through the
 //! places themselves ([`Placed::next`](super::slots::Placed)). There are seven buckets for four entries, seven bytes each, so
 //! that a place looked at is nearly always the one asked for: each other one would be a line of memory more to wait for.
+//!
+//! Whatever leads to a place, a bucket or a place before it, is a [`Way`], which tells seven bits of the hash there, and
+//! whether the chain ends there. So eight of nine questions for what is absent look at the bucket and at no place.
 
-use super::slots::Slots;
+use super::slots::{Placed, Slots};
 use crate::hold::Hold;
 use crate::prefetch::prefetch;
-use crate::slab::NIL;
 
 const SEGMENT_BITS: u32 = 8;
 const SEGMENT: usize = 1 << SEGMENT_BITS;
@@ -33,40 +35,104 @@ impl Growing {
         Self { count, half: 1 << count.ilog2() }
     }
 
+    /// Without a jump: which of both it is nothing foretells.
     #[inline]
-    pub(crate) const fn bucket(self, hash: u32) -> u32 {
+    pub(crate) fn bucket(self, hash: u32) -> u32 {
         let wide = hash & (2 * self.half - 1);
-        if wide < self.count { wide } else { hash & (self.half - 1) }
+        std::hint::select_unpredictable(wide < self.count, wide, hash & (self.half - 1))
+    }
+}
+
+/// The place that comes next in a bucket, in the lowest 24 bits; whether another comes after it, in the next one; in the
+/// highest seven those of its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way(u32);
+
+const PLACE_BITS: u32 = 24;
+const PLACE: u32 = (1 << PLACE_BITS) - 1;
+const MORE: u32 = 1 << PLACE_BITS;
+const TAG: u32 = !(PLACE | MORE);
+
+/// An index has at most so many places.
+pub(crate) const MAX_PLACES: usize = PLACE as usize;
+
+impl Way {
+    /// To no place, as which the last one counts: to ask there finds nothing, and nothing comes after it.
+    pub(crate) const NONE: Self = Self(PLACE);
+
+    fn to(slot: u32, hash: u32, next: Self) -> Self {
+        let more = if next.slot() == PLACE { 0 } else { MORE };
+        Self(hash & TAG | more | slot)
+    }
+
+    const fn slot(self) -> u32 {
+        self.0 & PLACE
+    }
+
+    const fn may_be(self, hash: u32) -> bool {
+        (self.0 ^ hash) & TAG == 0
+    }
+
+    const fn goes_on(self) -> bool {
+        self.0 & MORE != 0
+    }
+
+    /// The same, to what has become the last place of its bucket.
+    const fn to_the_end(self) -> Self {
+        Self(self.0 & !MORE)
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Index {
     #[expect(clippy::vec_box, reason = "a longer list must not copy what is in the segments")]
-    segments: Vec<Box<[u32; SEGMENT]>>,
+    segments: Vec<Box<[Way; SEGMENT]>>,
     growing: Growing,
     len: u32,
 }
 
 impl Index {
     pub(crate) fn new() -> Self {
-        Self { segments: vec![Box::new([NIL; SEGMENT])], growing: Growing::new(1), len: 0 }
+        Self { segments: vec![Box::new([Way::NONE; SEGMENT])], growing: Growing::new(1), len: 0 }
     }
 
-    /// The first place of the bucket that `hash` falls into; the others follow by their `next`.
+    /// The place of `hash` in which `is` finds what is looked for.
     #[inline]
-    pub(crate) fn first(&self, hash: u32) -> u32 {
-        let bucket = self.growing.bucket(hash);
-        self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
+    pub(crate) fn find<'a, K: Hold, V: Hold>(
+        &self,
+        slots: &'a Slots<K, V>,
+        hash: u32,
+        is: impl Fn(&Placed<K, V>) -> bool,
+    ) -> Option<(u32, &'a Placed<K, V>)> {
+        let mut way = *self.bucket(hash);
+        loop {
+            if way.may_be(hash)
+                && let Some(placed) = slots.item(way.slot())
+                && placed.hash == hash
+                && is(placed)
+            {
+                return Some((way.slot(), placed));
+            }
+            if !way.goes_on() {
+                return None;
+            }
+            way = slots.item(way.slot())?.next;
+        }
     }
 
     /// Asks for the memory of the bucket that `hash` falls into.
     pub(crate) fn prefetch(&self, hash: u32) {
-        let bucket = self.growing.bucket(hash);
-        prefetch(&self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]);
+        prefetch(self.bucket(hash));
     }
 
-    fn bucket_mut(&mut self, bucket: u32) -> &mut u32 {
+    #[inline]
+    fn bucket(&self, hash: u32) -> &Way {
+        let bucket = self.growing.bucket(hash);
+        &self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
+    }
+
+    #[inline]
+    fn bucket_mut(&mut self, bucket: u32) -> &mut Way {
         &mut self.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)]
     }
 
@@ -74,12 +140,14 @@ impl Index {
         self.len as usize
     }
 
+    /// For a place below [`MAX_PLACES`].
     pub(crate) fn insert<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.len += 1;
         for _ in 0..SPLITS {
-            if self.growing.count < wanted(self.len) {
-                self.split(slots);
+            if self.growing.count >= wanted(self.len) {
+                break;
             }
+            self.split(slots);
         }
         self.chain(slots, slot);
     }
@@ -87,7 +155,8 @@ impl Index {
     fn chain<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         if let Some(placed) = slots.item_mut(slot) {
             let bucket = self.bucket_mut(self.growing.bucket(placed.hash));
-            placed.next = std::mem::replace(bucket, slot);
+            placed.next = *bucket;
+            *bucket = Way::to(slot, placed.hash, placed.next);
         }
     }
 
@@ -95,15 +164,15 @@ impl Index {
     fn split<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>) {
         let added = self.growing.count;
         if added as usize == self.segments.len() << SEGMENT_BITS {
-            self.segments.push(Box::new([NIL; SEGMENT]));
+            self.segments.push(Box::new([Way::NONE; SEGMENT]));
         }
         let shared = self.growing.bucket(added);
         self.growing = Growing::new(added + 1);
-        let mut slot = std::mem::replace(self.bucket_mut(shared), NIL);
-        while let Some(placed) = slots.item(slot) {
+        let mut way = std::mem::replace(self.bucket_mut(shared), Way::NONE);
+        while let Some(placed) = slots.item(way.slot()) {
             let next = placed.next;
-            self.chain(slots, slot);
-            slot = next;
+            self.chain(slots, way.slot());
+            way = next;
         }
     }
 
@@ -111,40 +180,112 @@ impl Index {
         let Some((hash, next)) = slots.item(slot).map(|placed| (placed.hash, placed.next)) else { return };
         self.len -= 1;
         let bucket = self.bucket_mut(self.growing.bucket(hash));
-        if *bucket == slot {
+        if bucket.slot() == slot {
             *bucket = next;
             return;
         }
-        let mut before = *bucket;
+        let (mut to_before, mut before) = (None, bucket.slot());
         while let Some(placed) = slots.item_mut(before) {
-            if placed.next == slot {
-                placed.next = next;
-                return;
+            if placed.next.slot() != slot {
+                to_before = Some(before);
+                before = placed.next.slot();
+                continue;
             }
-            before = placed.next;
+            placed.next = next;
+            if next == Way::NONE {
+                let way = match to_before.and_then(|place| slots.item_mut(place)) {
+                    Some(placed) => &mut placed.next,
+                    None => self.bucket_mut(self.growing.bucket(hash)),
+                };
+                *way = way.to_the_end();
+            }
+            return;
         }
     }
 
     /// Bytes allocated.
     pub(crate) fn bytes(&self) -> usize {
-        self.segments.len() * size_of::<[u32; SEGMENT]>() + self.segments.capacity() * size_of::<Box<[u32; SEGMENT]>>()
+        self.segments.len() * size_of::<[Way; SEGMENT]>() + self.segments.capacity() * size_of::<Box<[Way; SEGMENT]>>()
     }
 
     /// Bytes that the next insertion would allocate: a segment, and perhaps a longer list of segments beside the old one.
     pub(crate) fn growth(&self) -> usize {
-        let buckets = wanted(self.len + 1).min(self.growing.count + SPLITS) as usize;
+        let wanted = wanted(self.len + 1);
+        if wanted <= self.growing.count {
+            return 0;
+        }
+        let buckets = wanted.min(self.growing.count + SPLITS) as usize;
         if buckets <= self.segments.len() << SEGMENT_BITS {
             return 0;
         }
         let list = if self.segments.len() == self.segments.capacity() { (2 * self.segments.len()).max(4) } else { 0 };
-        size_of::<[u32; SEGMENT]>() + list * size_of::<Box<[u32; SEGMENT]>>()
+        size_of::<[Way; SEGMENT]>() + list * size_of::<Box<[Way; SEGMENT]>>()
     }
 }
 
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::clock::Moment;
+    use crate::entry::{Entry, Parts};
+    use crate::kernel::Basis;
+    use crate::l2::Times;
+
+    fn place(key: u64, hash: u32) -> Placed<u64, ()> {
+        let key = Parts { field: key, tail: &[] };
+        let entry = Entry::new(Basis::from_parts(0, 0, 0), key, Parts { field: (), tail: &[] });
+        Placed::new(entry, hash, Times::new(Moment::NEVER, Moment::ZERO))
+    }
+
+    /// Few buckets and few tags, so that chains are long and tags mislead.
+    fn hash(key: u64) -> u32 {
+        (key % 3) as u32 | ((key % 5) as u32) << 25 | ((key % 7) as u32) << 8
+    }
+
+    /// Whatever leads to a place says what is there, and goes on where, and only where, another one comes.
+    fn assert_ways_are_true(index: &Index, slots: &Slots<u64, ()>) {
+        for bucket in 0..index.growing.count {
+            let mut way = index.segments[(bucket >> SEGMENT_BITS) as usize][bucket as usize & (SEGMENT - 1)];
+            while way != Way::NONE {
+                let placed = slots.item(way.slot()).expect("no way leads to an empty place");
+                assert!(way.may_be(placed.hash) && index.growing.bucket(placed.hash) == bucket);
+                assert_eq!(way.goes_on(), placed.next != Way::NONE);
+                way = placed.next;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_in_is_found_and_nothing_else(steps in proptest::collection::vec((0_u64..60, any::<bool>()), 1..300)) {
+            let (mut index, mut slots, mut model) = (Index::new(), Slots::new(), HashMap::new());
+            for (key, keep) in steps {
+                match model.remove(&key) {
+                    Some(slot) => {
+                        index.remove(&mut slots, slot);
+                        slots.remove(slot);
+                    }
+                    None if keep => {
+                        let slot = slots.insert(place(key, hash(key)));
+                        index.insert(&mut slots, slot);
+                        model.insert(key, slot);
+                    }
+                    None => {}
+                }
+                assert_ways_are_true(&index, &slots);
+                prop_assert_eq!(index.len(), model.len());
+                for key in 0..60 {
+                    let found = index.find(&slots, hash(key), |placed| *placed.entry.key() == key);
+                    prop_assert_eq!(found.map(|(slot, _)| slot), model.get(&key).copied());
+                }
+            }
+        }
+    }
 
     #[test]
     fn growing_by_one_moves_hashes_only_to_the_new_bucket() {

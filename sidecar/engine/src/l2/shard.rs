@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::Equivalent;
 
 use super::GroupSize;
-use super::index::Index;
+use super::index::{Index, MAX_PLACES};
 use super::slots::{Placed, Slots, Times};
 use super::wheel::{Step, Wheel};
 use crate::clock::Moment;
@@ -71,7 +71,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             leaving_bytes: 0,
             look: 0,
             counts: Counts::new(),
-            max_entries,
+            max_entries: max_entries.min(MAX_PLACES),
         };
         this.containers = this.container_bytes();
         this
@@ -83,15 +83,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
-        let hash = hash.raw() as u32;
-        let mut slot = self.index.first(hash);
-        while let Some(placed) = self.slots.item(slot) {
-            if placed.hash == hash && key.equivalent(placed.entry.key()) {
-                return Some((slot, placed));
-            }
-            slot = placed.next;
-        }
-        None
+        self.index.find(&self.slots, hash.raw() as u32, |placed| key.equivalent(placed.entry.key()))
     }
 
     /// Lets at most so many entries go, as long as there is more than the budget; tells how many.
@@ -149,13 +141,14 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         &self.groups
     }
 
-    /// The size of the group that `entry` is counted in.
-    fn group(&mut self, entry: &Shared<K, V>) -> &mut GroupSize {
+    /// The group that `entry` is counted in, which has a row.
+    #[inline]
+    fn group(&mut self, entry: &Shared<K, V>) -> usize {
         let group = K::group(entry.key());
         if self.groups.len() <= group {
             self.groups.resize(group + 1, GroupSize::default());
         }
-        &mut self.groups[group]
+        group
     }
 
     /// Bytes that the next insertion would allocate for the containers.
@@ -176,16 +169,15 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             || bytes.saturating_add(self.wheel.bytes() + self.policy.bytes()) <= rest
     }
 
-    /// Installs `entry` in place of the one under its key if it fits into `max_bytes` after at most [`SLICE`] evictions; tells
-    /// how many.
-    pub(super) fn insert(
+    /// Makes room for `entry`, in whose place the present one under its key goes, if it fits into `max_bytes` after at most
+    /// [`SLICE`] evictions.
+    pub(super) fn make_room(
         &mut self,
         hash: TierHash,
         entry: &Shared<K, V>,
-        times: Times,
         max_bytes: usize,
         kernel: &Kernel,
-    ) -> Result<usize, Refusal>
+    ) -> Result<Room, Refusal>
     where
         K::Held: Eq,
     {
@@ -200,7 +192,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             self.take_out(slot, Leave::Replaced, kernel);
         }
         // Before the room is counted, which its row takes from.
-        self.group(entry);
+        let group = self.group(entry);
         // An eviction makes room for the entry and leaves a place, so that the containers need not grow where they cannot.
         let mut evicted = 0;
         let mut growth;
@@ -216,18 +208,22 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             }
             evicted += 1;
         }
-        let slot = self.slots.insert(Placed::new(entry.clone(), hash.raw() as u32, times));
-        self.bytes += bytes;
-        let group = self.group(entry);
+        Ok(Room { bytes, group, evicted, grows: growth > 0 })
+    }
+
+    /// Puts `entry` into the room that was just made for it.
+    pub(super) fn place(&mut self, hash: TierHash, entry: Shared<K, V>, times: Times, room: &Room) {
+        let slot = self.slots.insert(Placed::new(entry, hash.raw() as u32, times));
+        self.bytes += room.bytes;
+        let group = &mut self.groups[room.group];
         group.entries += 1;
-        group.bytes += bytes;
+        group.bytes += room.bytes;
         self.index.insert(&mut self.slots, slot);
         self.policy.insert(&mut self.slots, slot);
         self.wheel.insert(slot, times.due());
-        if growth > 0 {
+        if room.grows {
             self.containers = self.container_bytes();
         }
-        Ok(evicted)
     }
 
     pub(super) fn remove<Q>(&mut self, hash: TierHash, key: &Q, kernel: &Kernel) -> bool
@@ -301,8 +297,8 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         let bytes = entry.bytes();
         self.bytes -= bytes;
         let group = self.group(&entry);
-        group.entries -= 1;
-        group.bytes -= bytes;
+        self.groups[group].entries -= 1;
+        self.groups[group].bytes -= bytes;
         let counter = match cause {
             Leave::Evicted if kernel.is_void(&entry.basis()) => Counter::EvictedVoid,
             Leave::Evicted => Counter::EvictedForRoom,
@@ -315,6 +311,12 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             self.leaving_bytes += bytes;
             self.leaving.push(entry);
         }
+    }
+
+    /// Whether there are entries that have left while somebody still pointed to them.
+    #[inline]
+    pub(super) const fn has_left(&self) -> bool {
+        !self.leaving.is_empty()
     }
 
     /// Looks at so many of the entries that have left, one after the other, and gives those out that nobody else points to
@@ -332,6 +334,17 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         }
         left
     }
+}
+
+/// Room for one entry.
+#[derive(Debug)]
+pub(super) struct Room {
+    bytes: usize,
+    group: usize,
+    /// So many entries have left for it.
+    pub(super) evicted: usize,
+    /// The containers will allocate.
+    grows: bool,
 }
 
 /// A key as an entry holds it, looked up by itself.

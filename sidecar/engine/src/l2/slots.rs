@@ -3,6 +3,7 @@
 //! 32 bytes a place, so that two share a cache line and looking through a group of places for what has expired does not
 //! touch the entries themselves.
 
+use super::index::Way;
 use crate::clock::Moment;
 use crate::entry::Shared;
 use crate::hold::Hold;
@@ -16,14 +17,14 @@ pub(crate) struct Placed<K: Hold, V: Hold> {
     pub(crate) entry: Shared<K, V>,
     /// The lower half of its tier hash: buckets of the index and of the ghost are chosen by it.
     pub(crate) hash: u32,
-    /// The next place in the same bucket of the index.
-    pub(crate) next: u32,
+    /// To the next place in the same bucket of the index.
+    pub(crate) next: Way,
     times: Times,
 }
 
 impl<K: Hold, V: Hold> Placed<K, V> {
     pub(crate) fn new(entry: Shared<K, V>, hash: u32, times: Times) -> Self {
-        Self { entry, hash, next: crate::slab::NIL, times }
+        Self { entry, hash, next: Way::NONE, times }
     }
 
     #[inline]

@@ -57,12 +57,18 @@ impl Wheel {
     }
 
     /// A place has been filled with an entry that expires at tick `due`.
+    #[inline]
     pub(super) fn insert(&mut self, slot: u32, due: Option<u32>) {
         let group = slot >> GROUP_BITS;
         while self.timers.span() <= group {
             self.timers.insert(Timer { due: None, bucket: 0 });
         }
-        let Some(due) = due else { return };
+        if let Some(due) = due {
+            self.wait(group, due);
+        }
+    }
+
+    fn wait(&mut self, group: u32, due: u32) {
         let known = self.timers.item(group).and_then(|timer| timer.due);
         if known.is_none_or(|known| due < known) {
             self.unlink(group);

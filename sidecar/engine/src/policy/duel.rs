@@ -93,6 +93,7 @@ impl Duel {
     }
 
     /// A key was put into the whole cache; it is full with about so many `entries`, if others had to leave for it.
+    #[inline]
     pub(crate) fn filled(&self, hash: TierHash, entries: Option<usize>) {
         // The number of entries changes slowly.
         if let Some(entries) = entries
@@ -142,6 +143,7 @@ impl Duel {
     }
 
     /// Gives the simulations their share of so many entries.
+    #[inline(never)]
     fn resize(&self, entries: usize) {
         let Some(mut arena) = self.arena.try_lock() else { return };
         let most = arena.most;
@@ -200,13 +202,9 @@ impl Mini {
 
     /// Whether it was there.
     fn read(&mut self, hash: u32, sample: u16) -> bool {
-        let mut slot = self.index.first(hash);
-        while let Some(placed) = self.slots.item(slot) {
-            if placed.hash == hash {
-                placed.entry.credit();
-                return true;
-            }
-            slot = placed.next;
+        if let Some((_, placed)) = self.index.find(&self.slots, hash, |_| true) {
+            placed.entry.credit();
+            return true;
         }
         // Two, so that it gets down to a smaller capacity bit by bit.
         for _ in 0..2 {

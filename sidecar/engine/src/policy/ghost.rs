@@ -10,7 +10,8 @@
 use crate::l2::Growing;
 use crate::prefetch::prefetch;
 
-const WAYS: usize = 8;
+const WAYS: usize = 1 << WAY_BITS;
+const WAY_BITS: u32 = 3;
 const CHUNK_SETS: usize = 16;
 /// Cells for each place.
 const CELLS: usize = 2;
@@ -42,7 +43,15 @@ impl Ghost {
     }
 
     /// Has a cell for each of so many places.
+    #[inline]
     pub(super) fn grow_to(&mut self, places: u32) {
+        if self.cells() < places as usize * CELLS {
+            self.grow(places);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, places: u32) {
         while self.cells() < places as usize * CELLS {
             self.chunks.push(Box::new([[0; WAYS]; CHUNK_SETS]));
             self.growing = Growing::new((self.chunks.len() * CHUNK_SETS) as u32);
@@ -84,26 +93,19 @@ impl Ghost {
         let Some(set) = self.set_mut(hash) else { return };
         // What has faded would look young again one day.
         *set = set.map(|cell| if age(cell, era) < FADED { cell } else { 0 });
-        // Its own cell, or else an empty one, or else the oldest.
-        let fitness = set.map(|cell| match cell {
-            cell if is_of(cell, hash) => u16::MAX,
-            0 => ERA_MASK + 1,
-            cell => age(cell, era),
-        });
-        let (mut fittest, mut most) = (0, fitness[0]);
-        for (way, &fitness) in fitness.iter().enumerate().skip(1) {
-            if fitness > most {
-                (fittest, most) = (way, fitness);
-            }
-        }
-        set[fittest] = fingerprint(hash) << ERA_BITS | used;
+        // An empty cell, or else the oldest. (It has no cell of its own: what was remembered of it was taken when it came.)
+        let way = fittest(set, |cell| u16::from(cell == 0) << ERA_BITS | age(cell, era));
+        set[way] = fingerprint(hash) << ERA_BITS | used;
     }
 
     /// Forgets `hash` and tells how many eras ago it was last used.
     pub(super) fn take(&mut self, hash: u32) -> Option<u32> {
         let era = self.era as u16 & ERA_MASK;
         let set = self.set_mut(hash)?;
-        let way = set.iter().position(|&cell| is_of(cell, hash))?;
+        let way = fittest(set, |cell| u16::from(is_of(cell, hash)));
+        if !is_of(set[way], hash) {
+            return None;
+        }
         let age = age(std::mem::take(&mut set[way]), era);
         (age < FADED).then_some(u32::from(age))
     }
@@ -124,6 +126,17 @@ impl Ghost {
         let set = self.growing.bucket(hash) as usize;
         self.chunks.get_mut(set / CHUNK_SETS).map(|chunk| &mut chunk[set % CHUNK_SETS])
     }
+}
+
+/// The first of the cells for which `fitness`, some bits, is greatest. Without a jump: which one it is nothing foretells.
+#[inline]
+fn fittest(set: &Set, fitness: impl Fn(Cell) -> u16) -> usize {
+    let mut place = WAYS as u16;
+    let ranks = set.map(|cell| {
+        place -= 1;
+        fitness(cell) << WAY_BITS | place
+    });
+    WAYS - 1 - (ranks.into_iter().fold(0, u16::max) as usize & (WAYS - 1))
 }
 
 /// Of a cell, in eras.
