@@ -51,6 +51,9 @@ impl PolicyKind {
 
 /// The order of eviction in one shard.
 pub(crate) trait Policy<K: Hold, V: Hold>: Send + Sync {
+    /// An entry with this hash will be inserted; what is needed then may be fetched meanwhile.
+    fn expect(&self, hash: u32);
+
     /// `slot` has just been filled.
     fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32);
 

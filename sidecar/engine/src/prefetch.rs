@@ -5,17 +5,17 @@
 
 #![cfg_attr(
     all(target_arch = "x86_64", not(miri)),
-    expect(unsafe_code, reason = "the instruction takes a pointer; a reference makes it a valid one")
+    expect(unsafe_code, reason = "the instruction takes a pointer, and does not mind an invalid one")
 )]
 
-/// Asks for the first line of memory of what `soon` refers to.
+/// Asks for the first line of memory at `soon`, which need not be valid.
 #[inline]
-pub(crate) fn prefetch<T: ?Sized>(soon: &T) {
+pub(crate) fn prefetch<T>(soon: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint to the processor, which reads and writes nothing.
+    // SAFETY: a hint to the processor, which reads and writes nothing and does not fault.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(soon).cast());
+        _mm_prefetch::<_MM_HINT_T0>(soon.cast());
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = soon;

@@ -88,7 +88,9 @@ impl<K: Hold, V: Hold> Thin<K, V> {
         let memory = unsafe { alloc(layout) };
         let Some(body) = NonNull::new(memory.cast::<Body<K, V>>()) else { handle_alloc_error(layout) };
         // SAFETY: `memory` is valid for writes of `layout`, which is aligned for, and no smaller than, a `Body`.
-        unsafe { body.write(Body { refs: AtomicU32::new(refs), header, key: key.field, value: value.field, tail: [] }) };
+        unsafe {
+            body.write(Body { refs: AtomicU32::new(refs), header, key: key.field, value: value.field, tail: [] });
+        };
         // SAFETY: the allocation has `tail` bytes from `TAIL` on, and nothing else refers to it yet.
         let mut rest = unsafe { std::slice::from_raw_parts_mut(memory.add(Self::TAIL), tail) };
         for (packed, bytes) in [(K::PACKED, key.tail), (V::PACKED, value.tail)] {
@@ -178,10 +180,13 @@ impl<K: Hold, V: Hold> Thin<K, V> {
         self.body().refs.load(Ordering::Relaxed) > 1
     }
 
-    /// Asks for the memory of count and header.
+    /// Asks for the memory of count, header and what follows: most entries are no longer than three lines.
     #[inline]
     pub(super) fn prefetch(&self) {
-        prefetch(self.body());
+        let memory = self.body.as_ptr().cast_const().cast::<[u8; 64]>();
+        prefetch(memory);
+        prefetch(memory.wrapping_add(1));
+        prefetch(memory.wrapping_add(2));
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
@@ -306,6 +311,13 @@ mod tests {
         let threads: Vec<_> = others.into_iter().map(|entry| std::thread::spawn(move || entry.value().len())).collect();
         assert_eq!(Arc::strong_count(&counter), 2);
         assert!(threads.into_iter().all(|thread| thread.join().is_ok_and(|length| length == 1)));
+        assert_eq!(Arc::strong_count(&counter), 1);
+        let (field, _) = Counted(counter.clone()).split();
+        let (one, other) = Entry::<Counted, Packed>::pair(basis(), Parts { field, tail: &[] }, packed(b"v"));
+        assert!(one.is_same(&other) && one.is_shared());
+        drop(one);
+        assert!(!other.is_shared() && Arc::strong_count(&counter) == 2);
+        drop(other);
         assert_eq!(Arc::strong_count(&counter), 1);
     }
 }

@@ -185,6 +185,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         if self.max_entries == 0 || !self.could_hold(bytes, max_bytes) {
             return Err(Refusal::TooLarge);
         }
+        self.policy.expect(hash.raw() as u32);
         if let Some((slot, present)) = self.find(hash, &Same(entry.key())) {
             if entry.basis().is_older_than(&present.entry.basis()) {
                 return Err(Refusal::Outdated);
@@ -274,7 +275,8 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     fn evict(&mut self, kernel: &Kernel) -> bool {
         let Some(slot) = self.policy.victim(&mut self.slots) else { return false };
         self.discard(slot, Leave::Evicted, kernel);
-        // Nobody has looked for long at the one after it: what it is noted in will be here when its turn comes.
+        // Nobody has looked for long at the one after it: what it is noted in will be here when its turn comes, and all of it,
+        // since a newcomer will be written to its memory.
         if let Some(next) = self.policy.foresee(&self.slots).and_then(|next| self.slots.item(next)) {
             next.entry.prefetch();
             self.index.prefetch(next.hash);

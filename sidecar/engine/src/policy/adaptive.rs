@@ -21,6 +21,10 @@ impl Adaptive {
 }
 
 impl<K: Hold, V: Hold> Policy<K, V> for Adaptive {
+    fn expect(&self, hash: u32) {
+        self.segments.expect(hash);
+    }
+
     fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.segments.insert(slots, slot, self.duel.winner());
     }

@@ -114,7 +114,7 @@ impl Ghost {
     pub(super) fn prefetch(&self, hash: u32) {
         let set = self.growing.bucket(hash) as usize;
         if let Some(chunk) = self.chunks.get(set / CHUNK_SETS) {
-            prefetch(&chunk[set % CHUNK_SETS]);
+            prefetch(&raw const chunk[set % CHUNK_SETS]);
         }
     }
 

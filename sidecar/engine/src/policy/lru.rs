@@ -19,6 +19,8 @@ impl Lru {
 }
 
 impl<K: Hold, V: Hold> Policy<K, V> for Lru {
+    fn expect(&self, _hash: u32) {}
+
     fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.order.push_front(slots, slot);
     }

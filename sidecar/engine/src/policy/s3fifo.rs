@@ -19,6 +19,10 @@ impl S3Fifo {
 }
 
 impl<K: Hold, V: Hold> Policy<K, V> for S3Fifo {
+    fn expect(&self, hash: u32) {
+        self.0.expect(hash);
+    }
+
     fn insert(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         self.0.insert(slots, slot, RULE);
     }

@@ -132,8 +132,17 @@ impl Segments {
         Some(victim)
     }
 
-    /// Which entry will probably leave next; asks for the memory in which that will be noted.
+    /// An entry with this hash is coming: asks for the memory in which it may be remembered.
+    pub(super) fn expect(&self, hash: u32) {
+        self.ghost.prefetch(hash);
+    }
+
+    /// Which entry will probably leave next; asks for the memory in which that will be noted, and for the entry by whose age
+    /// it is judged who may enter the main queue.
     pub(super) fn foresee<K: Hold, V: Hold>(&self, slots: &Slots<K, V>) -> Option<u32> {
+        if let Some(oldest) = self.main.tail().and_then(|oldest| slots.item(oldest)) {
+            oldest.entry.prefetch();
+        }
         let next = self.small.tail().or_else(|| self.main.tail())?;
         self.ghost.prefetch(slots.item(next)?.hash);
         Some(next)
