@@ -5,6 +5,7 @@
 
 mod agreed_epochs;
 mod commands;
+mod deadlocks;
 mod epochs;
 mod histories;
 mod lease_locks;
