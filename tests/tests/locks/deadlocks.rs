@@ -210,7 +210,7 @@ fn play(seed: u64) {
         match (&program.tokens[lock][worker], random.below(3)) {
             (Some(_), 0) => program.release(worker, lock),
             (Some(_), _) => {}
-            (None, _) => circles += usize::from(program.acquire(worker, lock, random.below(3) == 0)),
+            (None, _) => circles += usize::from(program.acquire(worker, lock, random.below(2) == 0)),
         }
         let waiting = program.locks.iter().map(|lock| lock.waiters.len()).sum::<usize>();
         if looks < LOOKS && waiting > 2 && step * LOOKS > looks * STEPS {

@@ -21,6 +21,8 @@ const KEYS: usize = 3;
 const TAGS: usize = 2;
 const STEPS: usize = 500;
 const LOCK: &str = "l";
+/// Nothing runs out by itself, however slow the machine is: an hour, in milliseconds.
+const FOR_EVER: &str = "3600000";
 
 struct Run<'a> {
     ground: &'a Ground<'a>,
@@ -77,7 +79,7 @@ impl Run<'_> {
     fn look(&mut self, at: usize, key: usize) -> Result<()> {
         let tags = self.some_tags();
         self.barrier(at)?;
-        let command = format!("CACHE.GET {} WITHMETA{}", self.key(key), Self::words(&tags));
+        let command = format!("CACHE.GET {} WITHMETA LEASE {FOR_EVER}{}", self.key(key), Self::words(&tags));
         let reply = self.clients[at].0.request(&command.split(' ').collect::<Vec<_>>())?;
         let (reply, _) = Value::decode(&reply)?;
         let field = |name: &str| -> Result<Option<String>> {
@@ -139,7 +141,7 @@ impl Run<'_> {
             ensure!(reply == "0", "LOCK.RELEASE");
             return Ok(());
         }
-        let reply = self.ask_of_lock(at, &format!("LOCK.ACQUIRE {LOCK} LEASE 3600000 WAIT 0"))?;
+        let reply = self.ask_of_lock(at, &format!("LOCK.ACQUIRE {LOCK} LEASE {FOR_EVER} WAIT 0"))?;
         let token = reply.trim_start_matches('[').split(',').next().unwrap_or_default().to_owned();
         ensure!(token.len() == 41, "LOCK.ACQUIRE");
         self.fences.push((token.clone(), self.reference.epoch));
