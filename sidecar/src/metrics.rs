@@ -157,7 +157,7 @@ pub(crate) fn render(shared: &Shared, supervisor: &Supervisor) -> String {
         ("l2_bytes", "Bytes in L2: keys, values and metadata", count(stats.l2_bytes)),
         (
             "in_flight_bytes",
-            "Bytes read from L3 to be cached, until they are and whoever waits has them; part of L2's budget",
+            "Bytes read from L3 until they are cached and whoever waits has them, and replies that apps do not read; part of L2's budget",
             count(stats.in_flight_bytes),
         ),
         (

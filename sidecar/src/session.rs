@@ -50,6 +50,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use caddy_engine::Held;
 use caddy_remote::Socket;
 use caddy_resp::{Limits, ProtocolError, RequestParser, encode};
 use tokio::time::{Instant, Sleep, sleep};
@@ -84,8 +85,8 @@ pub(crate) struct Session {
     held: bool,
     /// The app closed its end.
     at_end: bool,
-    /// Runs while the app does not read.
-    stuck: Option<Pin<Box<Sleep>>>,
+    /// While the app does not read.
+    stuck: Option<Box<Stuck>>,
     /// Looked at while the app sends nothing, if there is a bound on that.
     idle: Option<Box<Idle>>,
     /// Runs while the app has closed its end and its own connection to Redis owes it something.
@@ -110,6 +111,13 @@ enum Input {
     Drained,
     /// Something was read, and there may be more.
     More,
+}
+
+/// Replies that the app does not read.
+struct Stuck {
+    patience: Pin<Box<Sleep>>,
+    /// Their buffer, which counts against the budget of L2.
+    unread: Option<Held>,
 }
 
 /// How long an app has sent nothing.
@@ -418,9 +426,16 @@ impl Session {
         if unread == 0 {
             return Ok(());
         }
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(self.bounds.patience)));
+        let patience = self.bounds.patience;
+        let stuck =
+            self.stuck.get_or_insert_with(|| Box::new(Stuck { patience: Box::pin(sleep(patience)), unread: None }));
+        let buffer = self.conversation.out.capacity();
+        if stuck.unread.as_ref().map(Held::bytes) != Some(buffer) {
+            stuck.unread = None;
+            stuck.unread = Some(self.worker.shared.cache.hold(buffer));
+        }
         let flooded = unread.min(self.pushed) > self.bounds.output;
-        if stuck.as_mut().poll(cx).is_ready() || flooded {
+        if stuck.patience.as_mut().poll(cx).is_ready() || flooded {
             self.worker.shared.metrics.slow_readers.inc();
             let shared = &self.worker.shared;
             if let Some(before) = shared.slow_readers.due(shared.now()) {

@@ -33,6 +33,10 @@ use crate::{
     shown::{Lives, RelayedStrings, Shown},
 };
 
+/// A relayed reply as long as this counts against the budget of L2 until it is in its session's output; as many shorter ones
+/// as a session may have under way are little.
+const COUNTED: usize = 16 << 10;
+
 /// What a reply says about local copies, applied before the reply is handed on.
 #[expect(clippy::struct_excessive_bools, reason = "a command may do any of these, each by itself")]
 #[derive(Debug, Clone, Default)]
@@ -222,7 +226,8 @@ impl Handler for Upstream {
         match tag {
             // An error of what had to go before it is more than the reply to the last.
             Tag::Relay(relay) if relay.reply.as_ref().is_some_and(|reply| reply.starts_with(b"-")) => {}
-            Tag::Relay(relay) => relay.reply = Some(frame),
+            Tag::Relay(relay) if frame.len() < COUNTED => relay.reply = Some(frame),
+            Tag::Relay(relay) => relay.reply = Some(self.shared.in_flight(frame)),
             Tag::Fill(fill) if index == 0 => fill.reply = Some(self.shared.in_flight(frame)),
             Tag::Fill(fill) => fill.pttl = integer(&frame),
             Tag::FillMany(many) if index == 0 => many.reply = Some(self.shared.in_flight(frame)),
@@ -309,7 +314,7 @@ impl Handler for Upstream {
     }
 
     fn buffers(&mut self, bytes: usize) {
-        if matches!(self.purpose, Purpose::Tracked { .. }) && (bytes > 0 || self.buffered.is_some()) {
+        if bytes > 0 || self.buffered.is_some() {
             self.buffered = None;
             self.buffered = (bytes > 0).then(|| self.shared.cache.hold(bytes));
         }

@@ -1,4 +1,4 @@
-//! What a sidecar reads in order to keep it counts against the budget of L2 before it is kept: entries make way.
+//! What a sidecar reads counts against the budget of L2 before it is kept, or until the app has it: entries make way.
 
 use anyhow::{Result, ensure};
 use caddy_tests::{
@@ -41,6 +41,17 @@ fn start(redis: &RedisServer) -> Result<(Proxy, Sidecar, Wire)> {
     Ok((proxy, sidecar, client))
 }
 
+/// Fills most of L2 with small values.
+fn fill(redis: &RedisServer, client: &mut Wire) -> Result<()> {
+    let mut wire = redis.connect()?;
+    for key in 0..SMALL {
+        let key = format!("small:{key}");
+        wire.request(&["SETRANGE", &key, "2047", "x"])?;
+        client.request(&["GET", &key])?;
+    }
+    Ok(())
+}
+
 /// Asks for the large value, of which all but the last 100 KiB come.
 fn read_most_of_it(proxy: &Proxy, sidecar: &Sidecar, client: &mut Wire) -> Result<()> {
     proxy.stall(Class::Tracked, Direction::ToClient);
@@ -63,13 +74,8 @@ fn nothing_is_in_flight(sidecar: &Sidecar) -> Result<()> {
 fn entries_make_way_for_a_value_that_is_being_read() -> Result<()> {
     let redis = RedisServer::start()?;
     let (proxy, sidecar, mut client) = start(&redis)?;
-    let mut wire = redis.connect()?;
-    for key in 0..SMALL {
-        let key = format!("small:{key}");
-        wire.request(&["SETRANGE", &key, "2047", "x"])?;
-        client.request(&["GET", &key])?;
-    }
-    wire.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    fill(&redis, &mut client)?;
+    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
     let (in_flight, all) = bytes(&sidecar)?;
     ensure!(in_flight == 0 && all > BUDGET / 10 * 9 && all <= BUDGET, "{all} bytes of {BUDGET}, {in_flight} in flight");
 
@@ -92,5 +98,45 @@ fn what_was_in_flight_on_a_lost_connection_is_given_back() -> Result<()> {
     proxy.cut(Class::Tracked);
     proxy.pass(Class::Tracked, Direction::ToClient);
     ensure!(client.reply()?.len() as u64 == REPLY, "it is read over the relay instead");
+    nothing_is_in_flight(&sidecar)
+}
+
+#[test]
+fn entries_make_way_for_a_reply_that_is_only_relayed() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let (proxy, sidecar, mut client) = start(&redis)?;
+    fill(&redis, &mut client)?;
+    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    ensure!(client.request(&["DEL", "none"])? == b":0\r\n", "the relay is connected");
+
+    proxy.stall(Class::Relay, Direction::ToClient);
+    client.send(&["GETDEL", "large"])?;
+    proxy.wait_for_replies(Class::Relay, 1)?;
+    proxy.let_through(Class::Relay, Direction::ToClient, REPLY - (100 << 10));
+    within_budget(&sidecar, LARGE - (100 << 10), "a part of the reply has come")?;
+    proxy.pass(Class::Relay, Direction::ToClient);
+    ensure!(client.reply()?.len() as u64 == REPLY, "the value");
+    nothing_is_in_flight(&sidecar)
+}
+
+#[test]
+fn entries_make_way_for_replies_that_an_app_does_not_read() -> Result<()> {
+    const ASKED: usize = 8;
+    let redis = RedisServer::start()?;
+    let (_proxy, sidecar, mut client) = start(&redis)?;
+    fill(&redis, &mut client)?;
+    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    ensure!(client.request(&["GET", "large"])?.len() as u64 == REPLY, "the value");
+
+    let mut app = sidecar.connect()?;
+    app.set_deadline(SOON)?;
+    let (mut batch, asked) = (Vec::new(), [b"GET".as_slice(), b"large"]);
+    (0..ASKED).for_each(|_| caddy_resp::encode::command(&mut batch, asked));
+    app.send_raw(&batch)?;
+    // What the socket itself takes is the kernel's: a few hundred KiB.
+    within_budget(&sidecar, 1 << 20, "the app does not read")?;
+    for _ in 0..ASKED {
+        ensure!(app.reply()?.len() as u64 == REPLY, "the value");
+    }
     nothing_is_in_flight(&sidecar)
 }
