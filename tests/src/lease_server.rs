@@ -20,11 +20,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::{
-    ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -87,12 +82,7 @@ impl LeaseServer {
         authority.write(&identity.path().join("ca.crt"))?;
         std::fs::write(identity.path().join("token"), "a token")?;
         let files = authority.issue(&identity.path().join("server"), &["127.0.0.1"])?;
-        let chain = CertificateDer::pem_file_iter(&files.certificate)?.collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_file(&files.key)?;
-        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+        let tls = files.server()?;
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("listen on a loopback port")?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -102,7 +92,7 @@ impl LeaseServer {
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, TlsAcceptor::from(Arc::new(tls)), shared.clone()) => {}
+                    () = serve(listener, TlsAcceptor::from(tls), shared.clone()) => {}
                     () = shared.ends.notified() => {}
                 }
             });

@@ -16,6 +16,9 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, servi
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use crate::certificates::Files;
 
 type Failure = Box<dyn Fn(&str) -> Option<u16> + Send + Sync>;
 
@@ -33,6 +36,7 @@ struct State {
     /// What writes were called, by path.
     names: HashMap<String, Vec<String>>,
     cache_control: Option<String>,
+    tls: Option<TlsAcceptor>,
     /// Paths whose next request is answered late, with what was there when it came.
     late: HashSet<String>,
     released: HashSet<String>,
@@ -67,11 +71,17 @@ impl Origin {
             while let Ok((stream, _)) = listener.accept().await {
                 let (state, releases) = (shared.clone(), notified.clone());
                 connections.spawn(async move {
+                    let tls = state.lock().tls.clone();
                     let service = service_fn(move |request| late(state.clone(), releases.clone(), request));
+                    let server = hyper::server::conn::http1::Builder::new();
                     // The client may go away at any time.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let _ = match tls {
+                        None => server.serve_connection(TokioIo::new(stream), service).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => server.serve_connection(TokioIo::new(stream), service).await,
+                            Err(_) => Ok(()),
+                        },
+                    };
                 });
             }
         });
@@ -86,6 +96,12 @@ impl Origin {
     /// Without a slash at its end.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// From now on connections begin with TLS, and are shown this certificate.
+    pub fn secure(&self, files: &Files) -> Result<()> {
+        self.state.lock().tls = Some(TlsAcceptor::from(files.server()?));
+        Ok(())
     }
 
     /// What is stored under a path, percent-encoded as it came.

@@ -5,7 +5,10 @@
 
 use std::{
     fs,
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -16,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 
-use crate::redis::free_port;
+use crate::{certificates::Files, redis::free_port};
 
 /// Where Debian puts the programs of each version.
 const VERSIONS: &str = "/usr/lib/postgresql";
@@ -90,6 +93,23 @@ impl PostgresServer {
     pub fn require_passwords(&mut self) -> Result<()> {
         let rules = "host all caddy 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(self.data().join("pg_hba.conf"), rules).context("write the rules of who may log in")?;
+        self.restart()
+    }
+
+    /// From now on every role but the tests' own needs TLS, and is shown this certificate.
+    pub fn require_tls(&mut self, files: &Files) -> Result<()> {
+        let data = self.data();
+        for (from, to) in [(&files.certificate, "server.crt"), (&files.key, "server.key")] {
+            let to = data.join(to);
+            fs::copy(from, &to).context("copy the certificate")?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+            if let Some((uid, gid)) = self.user {
+                chown(&to, Some(uid), Some(gid)).context("give it to the server's user")?;
+            }
+        }
+        fs::write(data.join("postgresql.auto.conf"), "ssl = on\n").context("turn TLS on")?;
+        fs::write(data.join("pg_hba.conf"), "host all caddy 127.0.0.1/32 trust\nhostssl all all 127.0.0.1/32 trust\n")
+            .context("write who may log in")?;
         self.restart()
     }
 

@@ -7,8 +7,9 @@ use std::sync::{
 use std::time::Duration;
 
 use caddy_engine::store::{BackingStore, Revalidated, StoreError, Stored};
+use caddy_remote::TlsOptions;
 use caddy_remote::stores::{HttpConfig, HttpStore, PostgresConfig, PostgresStore, StoreKey, StoreValue};
-use caddy_tests::{origin::Origin, postgres::PostgresServer};
+use caddy_tests::{certificates::Authority, origin::Origin, postgres::PostgresServer};
 
 fn bytes(text: &str) -> StoreKey {
     StoreKey::copy_from_slice(text.as_bytes())
@@ -155,6 +156,39 @@ async fn the_password_comes_from_its_file_as_it_is_now() {
     store.load_many(&key).await.unwrap();
 }
 
+#[tokio::test]
+async fn with_tls_the_server_has_to_be_who_it_is_to_be() {
+    let mut server = PostgresServer::start().unwrap();
+    server.execute("CREATE ROLE app LOGIN").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (ca, stem) = (folder.path().join("ca.crt"), folder.path().join("server"));
+    let renew = || {
+        let authority = Authority::create().unwrap();
+        authority.write(&ca).unwrap();
+        authority.issue(&stem, &["db.shop"]).unwrap()
+    };
+    server.require_tls(&renew()).unwrap();
+    let url = server.url_of("app");
+    let store = |tls: Option<TlsOptions>| {
+        let config = PostgresConfig::new(url.clone(), "SELECT key, key FROM unnest($1::text[]) AS key");
+        PostgresStore::new(PostgresConfig { tls, timeout: Duration::from_secs(5), ..config }).unwrap()
+    };
+    let tls = |name: Option<&str>| {
+        let server_name = name.map(str::to_owned);
+        store(Some(TlsOptions { ca_file: Some(ca.clone()), server_name, ..TlsOptions::default() }))
+    };
+    let key = [bytes("a")];
+    let (named, plain) = (tls(Some("db.shop")), store(None));
+    named.load_many(&key).await.unwrap();
+    // Without `serverName` it is to be the URL's host.
+    let error = tls(None).load_many(&key).await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    let error = plain.load_many(&key).await.unwrap_err().to_string();
+    assert!(error.contains("no encryption"), "{error}");
+    server.require_tls(&renew()).unwrap();
+    named.load_many(&key).await.unwrap();
+}
+
 // === HTTP ===
 
 fn http(origin: &Origin) -> HttpStore {
@@ -180,6 +214,36 @@ async fn an_origin_is_a_store() {
     assert_eq!(values(loaded), [text("one"), None, text("two")]);
     store.delete_many(&[slashed.clone(), bytes("absent")]).await.unwrap();
     assert_eq!(origin.value("/cache/a%2Fb%20c%25"), None);
+}
+
+#[tokio::test]
+async fn an_origin_with_tls_has_to_be_who_it_is_to_be() {
+    let (origin, folder) = (Origin::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let (ca, stem) = (folder.path().join("ca.crt"), folder.path().join("server"));
+    let renew = || {
+        let authority = Authority::create().unwrap();
+        authority.write(&ca).unwrap();
+        origin.secure(&authority.issue(&stem, &["users.shop"]).unwrap()).unwrap();
+    };
+    renew();
+    origin.set("/k", "one");
+    let url = format!("{}/{{key}}", origin.url().replace("http:", "https:"));
+    let store = |name: Option<&str>| {
+        let tls =
+            TlsOptions { ca_file: Some(ca.clone()), server_name: name.map(str::to_owned), ..TlsOptions::default() };
+        HttpStore::new(HttpConfig { retries: 0, timeout: Duration::from_secs(5), tls, ..HttpConfig::new(url.clone()) })
+    };
+    let (key, one) = ([bytes("k")], [Some("one".to_owned())]);
+    let named = store(Some("users.shop")).unwrap();
+    assert_eq!(values(named.load_many(&key).await.unwrap()), one);
+    let error = store(None).unwrap().load_many(&key).await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    // Another authority, and another certificate: the next request is made with what the files say by then.
+    renew();
+    assert_eq!(values(named.load_many(&key).await.unwrap()), one);
+    std::fs::remove_file(&ca).unwrap();
+    let error = named.load_many(&key).await.unwrap_err().to_string();
+    assert!(error.contains("ca.crt"), "{error}");
 }
 
 #[tokio::test]

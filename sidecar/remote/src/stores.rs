@@ -5,6 +5,7 @@
 
 mod http;
 mod postgres;
+mod transport;
 
 pub use http::{HttpConfig, HttpConfigError, HttpStore};
 pub use postgres::{PostgresConfig, PostgresConfigError, PostgresStore};

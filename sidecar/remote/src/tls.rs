@@ -32,7 +32,7 @@ pub struct TlsOptions {
     pub server_name: Option<String>,
 }
 
-/// TLS for the connections to one Redis; shared by all of them.
+/// TLS for the connections to one server; shared by all of them.
 #[derive(Debug)]
 pub struct Tls {
     options: TlsOptions,
@@ -68,7 +68,9 @@ pub enum TlsError {
         reason: String,
     },
     /// No CA was named and the system has none.
-    #[error("the system trusts no certificate authority ({reason}); name one (l3.redis.tls)")]
+    #[error(
+        "the system trusts no certificate authority ({reason}); name one (tls.caFile, or a Secret or ConfigMap with it)"
+    )]
     SystemRoots {
         /// What was tried.
         reason: String,
@@ -123,11 +125,16 @@ impl Tls {
 
     /// A TLS connection over one that is established; `host` is the endpoint's.
     pub(crate) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, TlsError> {
-        let name = self.options.server_name.as_deref().unwrap_or(host);
+        let name = self.name_for(host);
         let server =
             ServerName::try_from(name.to_owned()).map_err(|_| TlsError::ServerName { name: name.to_owned() })?;
         let connector = TlsConnector::from(self.config()?);
         connector.connect(server, stream).await.map_err(|error| self.explain(&error, name))
+    }
+
+    /// The name that the server's certificate must be for; `host` is the endpoint's.
+    pub(crate) fn name_for<'a>(&'a self, host: &'a str) -> &'a str {
+        self.options.server_name.as_deref().unwrap_or(host)
     }
 
     /// Whether a certificate is shown to the server.

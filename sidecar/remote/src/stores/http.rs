@@ -21,18 +21,17 @@ use http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
     RETRY_AFTER,
 };
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{StoreKey, StoreValue};
-use crate::tls::{Tls, TlsError, TlsOptions};
+use super::{
+    StoreKey, StoreValue,
+    transport::{Settings, Transport, TransportError},
+};
+use crate::tls::{TlsError, TlsOptions};
 
 /// The place of the key in [`HttpConfig::url`].
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -61,7 +60,7 @@ pub struct HttpConfig {
     pub concurrency: usize,
     /// The largest body that is taken.
     pub max_value_bytes: usize,
-    /// Whom to trust and what to show, for `https://`; read once.
+    /// Whom to trust and what to show, for `https://`; the files may rotate.
     pub tls: TlsOptions,
 }
 
@@ -107,7 +106,7 @@ pub enum HttpConfigError {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct HttpStore {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    transport: Transport,
     config: HttpConfig,
     headers: HeaderMap,
     header_files: Vec<(HeaderName, PathBuf)>,
@@ -135,20 +134,12 @@ impl HttpStore {
             let parsed = HeaderName::try_from(name).map_err(|_| HttpConfigError::Header(name.clone()))?;
             header_files.push((parsed, path.clone()));
         }
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(config.timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config((*Tls::new(config.tls.clone()).config()?).clone())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(config.concurrency)
-            .build(connector);
-        Ok(Self { client, config, headers, header_files })
+        let settings = Settings { connect_timeout: config.timeout, kept: config.concurrency };
+        let transport = match example.scheme_str() {
+            Some("https") => Transport::tls(config.tls.clone(), settings)?,
+            _ => Transport::plain(settings),
+        };
+        Ok(Self { transport, config, headers, header_files })
     }
 
     fn request(&self, method: Method, key: &[u8], body: Bytes) -> Result<Request<Full<Bytes>>, StoreError> {
@@ -187,6 +178,7 @@ impl HttpStore {
                     let max = self.config.max_value_bytes;
                     return Err(StoreError::Refused { reason: format!("the value has more than {max} bytes").into() });
                 }
+                Ok(Err(Failed::Tls(error))) => return Err(StoreError::Refused { reason: error.to_string().into() }),
                 Ok(Err(Failed::Transport(reason))) => (reason, None),
                 Err(_) => (format!("no answer within {} ms", self.config.timeout.as_millis()), None),
             };
@@ -201,7 +193,10 @@ impl HttpStore {
 
     async fn ask_once(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failed> {
         let transport = |error: &dyn std::error::Error| Failed::Transport(with_causes(error));
-        let response: Response<Incoming> = self.client.request(request).await.map_err(|error| transport(&error))?;
+        let response = self.transport.send(request).await.map_err(|error| match error {
+            TransportError::Tls(error) => Failed::Tls(error),
+            TransportError::Http(error) => transport(&error),
+        })?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, self.config.max_value_bytes).collect().await.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() { Failed::TooLarge } else { transport(&*error) }
@@ -236,6 +231,7 @@ struct Answer {
 
 enum Failed {
     Transport(String),
+    Tls(TlsError),
     TooLarge,
 }
 

@@ -24,6 +24,7 @@ use tokio_postgres::{
     Client, NoTls, Row, Statement,
     config::SslMode,
     error::SqlState,
+    tls::MakeTlsConnect,
     types::{ToSql, Type},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -398,7 +399,7 @@ impl Connector {
             target.password(text.trim_ascii_end());
         }
         if let Some(tls) = &self.tls {
-            let tls = MakeRustlsConnect::new((*tls.config()?).clone());
+            let tls = WithName { made: MakeRustlsConnect::new((*tls.config()?).clone()), tls };
             let (client, connection) = target.connect(tls).await.map_err(ConnectError::Connect)?;
             drive(connection);
             return Ok(client);
@@ -406,6 +407,25 @@ impl Connector {
         let (client, connection) = target.connect(NoTls).await.map_err(ConnectError::Connect)?;
         drive(connection);
         Ok(client)
+    }
+}
+
+/// TLS with a server whose certificate is for the name that the configuration says.
+struct WithName<'a> {
+    made: MakeRustlsConnect,
+    tls: &'a Tls,
+}
+
+impl<S> MakeTlsConnect<S> for WithName<'_>
+where
+    MakeRustlsConnect: MakeTlsConnect<S>,
+{
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<S>>::Error;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, Self::Error> {
+        self.made.make_tls_connect(self.tls.name_for(host))
     }
 }
 
