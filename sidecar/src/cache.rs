@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use caddy_engine::{Held, KeyHash, TierHash, Weigh, same_bytes};
+use caddy_remote::COPIED;
 use caddy_resp::{Protocol, Value, encode};
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
@@ -183,19 +184,22 @@ pub(crate) enum Cached {
 }
 
 impl Cached {
-    /// A RESP3 reply; `None` if it is an error. Copies, so that no read buffer is kept alive by a small value.
-    pub(crate) fn from_reply(read: Read, reply: &[u8]) -> Option<Self> {
-        match (reply.first()?, read) {
-            (b'-' | b'!', _) => None,
-            (b'_', _) => Some(Self::Nil),
-            (b'$', _) if reply.starts_with(b"$-") => Some(Self::Nil),
-            (_, Read::Get) => Some(Self::Bulk(Bytes::copy_from_slice(reply))),
+    /// A RESP3 reply, as a lane gives it; an error is given back. No read buffer is kept alive by a small value.
+    pub(crate) fn from_reply(read: Read, reply: Bytes) -> Result<Self, Bytes> {
+        match (reply.first(), read) {
+            (None | Some(b'-' | b'!'), _) => Err(reply),
+            (Some(b'_'), _) => Ok(Self::Nil),
+            (Some(b'$'), _) if reply.starts_with(b"$-") => Ok(Self::Nil),
+            (_, Read::Get) => Ok(Self::Bulk(by_itself(reply))),
             (_, Read::Request) => {
-                let (value, _) = Value::decode(reply).ok()?;
                 let mut resp2 = Vec::with_capacity(reply.len());
-                value.encode(Protocol::Resp2, &mut resp2);
-                let bytes = Bytes::copy_from_slice(reply);
-                Some(if resp2 == reply { Self::Same(bytes) } else { Self::Resp3(bytes) })
+                match Value::decode(&reply) {
+                    Ok((value, _)) => value.encode(Protocol::Resp2, &mut resp2),
+                    Err(_) => return Err(reply),
+                }
+                let is_same = resp2 == reply;
+                let reply = by_itself(reply);
+                Ok(if is_same { Self::Same(reply) } else { Self::Resp3(reply) })
             }
         }
     }
@@ -251,13 +255,24 @@ impl Cached {
         self.bytes().map(|bytes| reply.slice_ref(bytes))
     }
 
-    /// The same, which counts as in flight until the last clone is gone.
+    /// The whole reply; `None` for nil.
+    pub(crate) fn reply(&self) -> Option<Bytes> {
+        match self {
+            Self::Nil => None,
+            Self::Bulk(reply) | Self::Same(reply) | Self::Resp3(reply) => Some(reply.clone()),
+        }
+    }
+
+    /// The same, which counts as in flight until the last clone is gone. A short reply is copied: a part in its memory would
+    /// cost whoever keeps it for as long as that is.
     pub(crate) fn held(&self, held: Held) -> Self {
+        let held =
+            |reply: &Bytes| held.with(if reply.len() > COPIED { reply.clone() } else { Bytes::copy_from_slice(reply) });
         match self {
             Self::Nil => Self::Nil,
-            Self::Bulk(reply) => Self::Bulk(held.with(reply.clone())),
-            Self::Same(reply) => Self::Same(held.with(reply.clone())),
-            Self::Resp3(reply) => Self::Resp3(held.with(reply.clone())),
+            Self::Bulk(reply) => Self::Bulk(held(reply)),
+            Self::Same(reply) => Self::Same(held(reply)),
+            Self::Resp3(reply) => Self::Resp3(held(reply)),
         }
     }
 
@@ -296,6 +311,11 @@ impl Cached {
     }
 }
 
+/// A frame that may be part of a read buffer, in memory of its own: short ones are.
+fn by_itself(frame: Bytes) -> Bytes {
+    if frame.len() > COPIED { Bytes::copy_from_slice(&frame) } else { frame }
+}
+
 impl Weigh for Cached {
     fn heap_bytes(&self) -> usize {
         self.reply_len()
@@ -315,23 +335,24 @@ mod tests {
 
     #[test]
     fn a_value_is_its_reply_and_knows_its_length() {
-        let value = Cached::from_reply(Read::Get, b"$11\r\nhello world\r\n").unwrap();
+        let value = Cached::from_reply(Read::Get, Bytes::from_static(b"$11\r\nhello world\r\n")).unwrap();
         assert_eq!((value.len(), value.exists()), (11, true));
         assert_eq!(Cached::from_value(&Value::Bulk(b"hello world")), value);
     }
 
     #[test]
     fn an_absent_key_is_a_value_and_an_error_is_not() {
-        assert_eq!(Cached::from_reply(Read::Get, b"_\r\n"), Some(Cached::Nil));
-        assert_eq!(Cached::from_reply(Read::Get, b"$-1\r\n"), Some(Cached::Nil));
-        assert_eq!(Cached::from_reply(Read::Get, b"-WRONGTYPE Operation\r\n"), None);
+        let of = |reply| Cached::from_reply(Read::Get, Bytes::from_static(reply));
+        assert_eq!(of(b"_\r\n"), Ok(Cached::Nil));
+        assert_eq!(of(b"$-1\r\n"), Ok(Cached::Nil));
+        assert!(of(b"-WRONGTYPE Operation\r\n").is_err());
     }
 
     #[test]
     fn other_reads_are_kept_as_resp3_and_written_as_the_client_speaks() {
         let write = |reply: &[u8], protocol| {
             let mut out = Vec::new();
-            Cached::from_reply(Read::Request, reply).unwrap().encode(protocol, &mut out);
+            Cached::from_reply(Read::Request, Bytes::copy_from_slice(reply)).unwrap().encode(protocol, &mut out);
             out
         };
         assert_eq!(write(b"%1\r\n$1\r\nf\r\n$1\r\nv\r\n", Protocol::Resp2), b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
@@ -361,7 +382,8 @@ mod tests {
 
     #[test]
     fn what_an_absent_key_answers_is_recognised() {
-        let looks_absent = |reply: &[u8]| Cached::from_reply(Read::Request, reply).unwrap().looks_absent();
+        let looks_absent =
+            |reply: &[u8]| Cached::from_reply(Read::Request, Bytes::copy_from_slice(reply)).unwrap().looks_absent();
         for reply in [
             &b":0\r\n"[..],
             b"*0\r\n",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use caddy_engine::{
-    Counter, FillRefused, FillToken, FlightId, Joined, KeyHash, Landed, Moment, Wanted, generations::Dependency,
+    Counter, FillRefused, FillToken, FlightId, Held, Joined, KeyHash, Landed, Moment, Wanted, generations::Dependency,
     reuse::Copied,
 };
 use caddy_remote::{LaneHandle, Request};
@@ -17,7 +17,7 @@ use caddy_resp::{Value, encode};
 
 use crate::{
     cache::{Cached, KeyRef, Read, TierKey, Waiter},
-    envelope::Decoded,
+    envelope::{Decoded, is_suspect},
     generations::{Learned, Then},
     guards::{Guard, hold},
     loading::{Asker, Miss, Several},
@@ -34,7 +34,8 @@ pub(crate) struct Fill {
     pub(crate) flight: FlightId,
     /// Whether the reply may become a copy.
     pub(crate) keep: bool,
-    pub(crate) reply: Option<Bytes>,
+    /// The reply to the read, which is in flight.
+    pub(crate) reply: Option<(Bytes, Held)>,
     pub(crate) pttl: Option<i64>,
 }
 
@@ -43,7 +44,7 @@ pub(crate) struct Fill {
 pub(crate) struct FillLanded {
     landed: Landed<TierKey, Waiter>,
     keep: bool,
-    reply: Bytes,
+    reply: (Bytes, Held),
     pttl: Option<i64>,
 }
 
@@ -67,37 +68,42 @@ pub(crate) fn finish_fill(shared: &Arc<Shared>, fill: Fill) {
 
 /// Answers a fill, now that so much is known of the generations that its value depends on: nothing at first.
 pub(crate) fn resume_fill(shared: &Arc<Shared>, fill: FillLanded, learned: Result<Vec<Learned>, String>) {
-    let bypass = |fill: FillLanded| fill.landed.waiters.iter().for_each(|waiter| waiter.to.bypass());
-    let Ok(learned) = learned else { return bypass(fill) };
-    let (key, reply) = (fill.landed.key.as_ref(), &fill.reply);
-    // The copy that is made of it now, until those who wait have it.
+    let FillLanded { landed, keep: may_keep, reply: (reply, held), pttl } = fill;
+    let bypass = || landed.waiters.iter().for_each(|waiter| waiter.to.bypass());
+    let Ok(learned) = learned else { return bypass() };
+    let key = landed.key.as_ref();
+    // The answer that is made of it now, until those who wait have it.
     let copy = shared.cache.hold(reply.len());
     shared.absences.touched(KeyHash::of(key.key()), || shared.now());
-    let Some(value) = Cached::from_reply(key.read, reply) else {
-        if is_elsewhere(shared, reply) {
-            return bypass(fill);
-        }
-        // An error (WRONGTYPE, NOPERM): the same bytes in both protocols.
-        return fill.landed.waiters.iter().for_each(|waiter| waiter.to.reply(reply.clone()));
+    let value = match Cached::from_reply(key.read, reply) {
+        Ok(value) => value,
+        Err(error) if is_elsewhere(shared, &error) => return bypass(),
+        // WRONGTYPE, NOPERM: the same bytes in both protocols.
+        Err(error) => return landed.waiters.iter().for_each(|waiter| waiter.to.reply(error.clone())),
     };
+    // It may have to be opened once more.
+    let envelope = value.bytes().filter(|stored| is_suspect(stored)).and_then(|_| value.reply());
     let decoded = match key.read {
-        Read::Get => shared.decode(key.database, key.key(), value, fill.pttl, &learned),
-        Read::Request => Ok(Decoded::plain(value, fill.pttl)),
+        Read::Get => shared.decode(key.database, key.key(), value, pttl, &learned),
+        Read::Request => Ok(Decoded::plain(value, pttl)),
     };
-    match decoded {
-        Ok(decoded) => {
+    match (decoded, envelope) {
+        (Ok(decoded), _) => {
             if key.read == Read::Get && !decoded.value.exists() && shared.keyspaces().source(key.key()).is_some() {
-                return load(shared, fill.landed, decoded.stale.as_ref());
+                return load(shared, landed, decoded.stale.as_ref());
             }
             let value = decoded.value.held(copy);
-            drop(fill.reply);
-            if fill.keep {
-                keep(shared, fill.landed.key, &fill.landed.token, decoded);
+            drop(held);
+            if may_keep {
+                keep(shared, landed.key, &landed.token, decoded);
             }
-            fill.landed.waiters.iter().for_each(|waiter| waiter.answer(&value));
+            landed.waiters.iter().for_each(|waiter| waiter.answer(&value));
         }
-        Err(wants) if learned.is_empty() => shared.learn(key.database, wants, Then::Fill(Box::new(fill))),
-        Err(_) => bypass(fill),
+        (Err(wants), Some(reply)) if learned.is_empty() => {
+            let (database, reply) = (key.database, (reply, held));
+            shared.learn(database, wants, Then::Fill(Box::new(FillLanded { landed, keep: may_keep, reply, pttl })));
+        }
+        (Err(_), _) => bypass(),
     }
 }
 

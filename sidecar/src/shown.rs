@@ -128,7 +128,7 @@ struct Place {
 #[derive(Debug)]
 pub(crate) struct RelayedStrings {
     pub(crate) held: HeldReply,
-    pub(crate) shows: SmallVec<[Shown; 1]>,
+    pub(crate) shows: Vec<Shown>,
     pub(crate) database: u32,
     pub(crate) protocol: Protocol,
     /// The node behind whose pushes it is to be handed on.
@@ -167,7 +167,7 @@ impl RelayedStrings {
     /// The reply to a command that did not go over a relay; `left`: what its key had left to live, where it shows what that had.
     pub(crate) fn of_a_write(
         held: HeldReply,
-        shows: SmallVec<[Shown; 1]>,
+        shows: Vec<Shown>,
         database: u32,
         protocol: Protocol,
         left: Option<i64>,

@@ -58,7 +58,7 @@ pub(crate) struct Effect {
     /// It is the EXEC of an app's own transaction: what is done in the same step is queued in there.
     pub(crate) is_exec: bool,
     /// The string values that its reply shows.
-    pub(crate) shows: SmallVec<[Shown; 1]>,
+    pub(crate) shows: Vec<Shown>,
 }
 
 /// A generation's key, what it is to be, and for how long.
@@ -228,7 +228,10 @@ impl Handler for Upstream {
             Tag::Relay(relay) if relay.reply.as_ref().is_some_and(|reply| reply.starts_with(b"-")) => {}
             Tag::Relay(relay) if frame.len() < COUNTED => relay.reply = Some(frame),
             Tag::Relay(relay) => relay.reply = Some(self.shared.in_flight(frame)),
-            Tag::Fill(fill) if index == 0 => fill.reply = Some(self.shared.in_flight(frame)),
+            Tag::Fill(fill) if index == 0 => {
+                let held = self.shared.cache.hold(frame.len());
+                fill.reply = Some((frame, held));
+            }
             Tag::Fill(fill) => fill.pttl = integer(&frame),
             Tag::FillMany(many) if index == 0 => many.reply = Some(self.shared.in_flight(frame)),
             Tag::FillMany(many) => many.pttls.push(integer(&frame)),

@@ -42,8 +42,10 @@ const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 const READ_CHUNK: usize = 16 << 10;
 /// The largest buffer of what was sent that is kept.
 const MOST_KEPT: usize = 512 << 10;
-/// The longest frame that is copied out of what was read.
-const COPIED: usize = 512;
+/// The longest frame that is copied out of what was read: what is handed on is an allocation of its own, or static.
+pub const COPIED: usize = 512;
+/// Replies that most requests have; nothing is allocated for them.
+const USUAL: [&[u8]; 6] = [b"+OK\r\n", b":-1\r\n", b":1\r\n", b":0\r\n", b":-2\r\n", b"_\r\n"];
 
 /// How a lane's connections are set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -436,14 +438,14 @@ impl<T> Connection<T> {
                 let mut bytes = self.split(frame.len);
                 handler.buffers(0);
                 if frame.kind == FrameKind::Attribute {
-                    self.attribute.unsplit(bytes);
+                    self.attribute.extend_from_slice(&bytes);
                     continue;
                 }
                 if !self.attribute.is_empty() {
-                    let reply = std::mem::replace(&mut bytes, std::mem::take(&mut self.attribute));
-                    bytes.unsplit(reply);
+                    let mut whole = std::mem::take(&mut self.attribute);
+                    whole.extend_from_slice(&bytes);
+                    bytes = whole.freeze();
                 }
-                let bytes = bytes.freeze();
                 match self.waiting.front_mut() {
                     Some(first) if frame.kind != FrameKind::Push || handler.is_answer(&first.tag, &bytes) => {
                         let index = first.seen;
@@ -477,12 +479,14 @@ impl<T> Connection<T> {
     }
 
     /// Takes a frame out of what was read. A short one is copied, and leaves the buffer to what comes next.
-    fn split(&mut self, length: usize) -> BytesMut {
+    fn split(&mut self, length: usize) -> Bytes {
         if length > COPIED {
             self.is_lent = true;
-            return self.input.split_to(length);
+            return self.input.split_to(length).freeze();
         }
-        let frame = BytesMut::from(&self.input[..length]);
+        let frame = &self.input[..length];
+        let usual = USUAL.iter().find(|usual| **usual == frame);
+        let frame = usual.map_or_else(|| Bytes::copy_from_slice(frame), |usual| Bytes::from_static(usual));
         self.input.advance(length);
         frame
     }

@@ -30,7 +30,7 @@ pub mod writes;
 pub use breaker::Breaker;
 pub use handshake::{ConnectError, Role, ServerInfo};
 pub use l3::{Driver, RedisNames, RedisRemote};
-pub use lane::{Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};
+pub use lane::{COPIED, Handler, Lane, LaneHandle, LaneState, Loss, Request, Setup, lane};
 pub use sentinel::{SentinelWatch, Sentinels, Verdict};
 pub use socket::Socket;
 pub use target::{Credential, Endpoint, Login, Mode, Target, Tracking};

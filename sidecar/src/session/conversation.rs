@@ -78,11 +78,11 @@ pub(crate) enum Pending {
     Storing,
     /// EXEC: what its reply has to be looked at for.
     Executing(Box<Outcome>),
-    /// A read that fills the tiers: the request, should it have to be asked elsewhere, and the copy whose currency
-    /// could not be proved.
-    Filling { request: Bytes, effect: Effect, unproven: Option<Cached> },
+    /// A read that fills the tiers: the request, should it have to be asked elsewhere, the key that it reads, and the copy
+    /// whose currency could not be proved.
+    Filling { request: Bytes, key: KeyHash, unproven: Option<Cached> },
     /// The same of several keys at one moment.
-    FillingMany { request: Bytes, effect: Effect },
+    FillingMany { request: Bytes, effect: Box<Effect> },
 }
 
 /// Which requests get no reply, by `CLIENT REPLY`. What comes unasked goes out all the same, as in Redis.
@@ -413,10 +413,9 @@ impl Conversation {
             _ => bytes,
         };
         self.has_invalidated(seq, !failed);
-        match self.replies.complete(seq, bytes.clone()) {
-            Some(Pending::Filling { effect, .. } | Pending::FillingMany { effect, .. }) => {
-                self.under_way.remove(&effect.keys);
-            }
+        match self.replies.complete(seq, bytes) {
+            Some(Pending::Filling { key, .. }) => self.under_way.remove(&[key]),
+            Some(Pending::FillingMany { effect, .. }) => self.under_way.remove(&effect.keys),
             Some(Pending::Selecting(previous)) if failed => self.client.set_database(previous),
             _ => {}
         }

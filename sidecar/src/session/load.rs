@@ -43,11 +43,11 @@ impl Conversation {
         let pending = match (row.name, effect.keys.as_slice()) {
             ("get", [key]) => {
                 self.under_way.add(*key, &request);
-                Pending::Filling { request: request.clone(), effect, unproven: None }
+                Pending::Filling { request: request.clone(), key: *key, unproven: None }
             }
             (_, keys) => {
                 self.under_way.add_many(keys);
-                Pending::FillingMany { request: request.clone(), effect }
+                Pending::FillingMany { request: request.clone(), effect: Box::new(effect) }
             }
         };
         let place = self.expect(pending);

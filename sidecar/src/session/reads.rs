@@ -29,8 +29,7 @@ use crate::{
     nodes::{Node, Tracked},
     probe::probe_if_due,
     shared::L3,
-    shown::Shown,
-    upstream::{Effect, Tag, integer},
+    upstream::{Tag, integer},
 };
 
 /// Where a miss is read.
@@ -189,12 +188,9 @@ impl Conversation {
         let shared = self.worker.shared.clone();
         // In front of the fill: what it brings can then be served at once.
         probe_if_due(&shared, node, tracked, self.now);
-        let shown = (name.read == Read::Get).then(|| Shown::value_of(args.get(1)));
-        let effect =
-            Effect { keys: SmallVec::from_slice(&[key]), shows: shown.into_iter().collect(), ..Effect::default() };
         let request = args.to_bytes();
         self.under_way.add(key, &request);
-        let pending = Pending::Filling { request: request.clone(), effect, unproven: missed.unproven };
+        let pending = Pending::Filling { request: request.clone(), key, unproven: missed.unproven };
         self.stream = Stream::Tracked(self.client.database);
         let waiter = self.waiter(pending);
         let wanted = caddy_engine::Wanted { source: tracked.source, key_hash: key, hash: name.tier_hash(), key: &name };
@@ -262,7 +258,7 @@ impl Conversation {
         let (mut reply, mut pttl) = (Vec::new(), Vec::new());
         store.execute(self.client.database, self.client.protocol, &[b"GET", key], &mut reply);
         store.execute(self.client.database, self.client.protocol, &[b"PTTL", key], &mut pttl);
-        if let Some(value) = Cached::from_reply(Read::Get, &reply) {
+        if let Ok(value) = Cached::from_reply(Read::Get, Bytes::copy_from_slice(&reply)) {
             let (database, pttl) = (self.client.database, integer(&pttl));
             let decoded = shared.decode_embedded(database, key, value, pttl);
             let protocol = self.client.protocol;

@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use caddy_engine::KeyHash;
 use caddy_remote::{LaneHandle, Request};
+use caddy_resp::Value;
+use smallvec::SmallVec;
 
 use super::{
     args::Args,
@@ -44,6 +46,18 @@ pub(super) fn effect(row: &Row, args: Args<'_>) -> Effect {
     }
     let positions = row.keys(args.len(), |index| args.get(index));
     effect.keys.extend(positions.iter().map(|position| KeyHash::of(args.get(*position))));
+    effect
+}
+
+/// The same for a read of one key that was to be a fill.
+fn effect_of_read(request: &[u8], key: KeyHash) -> Effect {
+    let mut effect = Effect { keys: SmallVec::from_slice(&[key]), is_read: true, ..Effect::default() };
+    if let Ok((request, _)) = Value::decode(request)
+        && let Some([name, key]) = request.as_elements()
+        && name.as_bytes().is_some_and(|name| name.eq_ignore_ascii_case(b"GET"))
+    {
+        effect.shows.extend(key.as_bytes().map(Shown::value_of));
+    }
     effect
 }
 
@@ -152,10 +166,14 @@ impl Conversation {
     /// A fill failed: the read goes over the relay, unless the rules for unproven copies say otherwise.
     pub(super) fn bypass(&mut self, place: Place) {
         let (request, effect, unproven) = match self.replies.pending_mut(place.seq) {
-            Some(Pending::Filling { request, effect, unproven }) => {
-                (std::mem::take(request), std::mem::take(effect), unproven.take())
+            Some(Pending::Filling { request, key, unproven }) => {
+                let request = std::mem::take(request);
+                let effect = effect_of_read(&request, *key);
+                (request, effect, unproven.take())
             }
-            Some(Pending::FillingMany { request, effect }) => (std::mem::take(request), std::mem::take(effect), None),
+            Some(Pending::FillingMany { request, effect }) => {
+                (std::mem::take(request), std::mem::take(&mut **effect), None)
+            }
             Some(Pending::Gathering(gathering)) => {
                 let Some((request, effect)) = gathering.fallback(place.part) else { return };
                 (request, effect, None)

@@ -94,7 +94,7 @@ impl Conversation {
         self.stream = Stream::Tracked(self.client.database);
         self.under_way.add_many(&whole.keys);
         let pending = if lanes.len() == 1 {
-            Pending::FillingMany { request: args.to_bytes(), effect: whole }
+            Pending::FillingMany { request: args.to_bytes(), effect: Box::new(whole) }
         } else {
             let fallback = |group: &Group<'_>| (group.request(args.get(0)), effect_of_part(&whole, &group.keys));
             let fallbacks = lanes.iter().map(|(group, ..)| fallback(group)).collect();

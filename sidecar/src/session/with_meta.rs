@@ -294,7 +294,7 @@ fn meta_embedded(shared: &Arc<Shared>, database: u32, key: &[u8]) -> Result<Meta
     let (mut reply, mut pttl) = (Vec::new(), Vec::new());
     store.execute(database, Protocol::Resp3, &[b"GET", key], &mut reply);
     store.execute(database, Protocol::Resp3, &[b"PTTL", key], &mut pttl);
-    let Some(value) = Cached::from_reply(Read::Get, &reply) else { return Err(reply) };
+    let value = Cached::from_reply(Read::Get, Bytes::copy_from_slice(&reply)).map_err(|error| error.to_vec())?;
     let pttl = crate::upstream::integer(&pttl).unwrap_or(-2);
     let present = Value::decode(&reply).ok().and_then(|(value, _)| value.as_bytes().map(<[u8]>::to_vec));
     let decoded = shared.decode_embedded(database, key, value, Some(pttl));
