@@ -193,11 +193,13 @@ impl<K: Hold, V: Hold> L2<K, V> {
                     }
                     return Ok(());
                 }
-                Err(Refusal::NotYet) => {
+                Err(refusal) => {
                     drop(shard);
                     drop(left);
+                    if refusal != Refusal::NotYet {
+                        return Err(refusal);
+                    }
                 }
-                Err(refusal) => return Err(refusal),
             }
         }
     }

@@ -350,3 +350,50 @@ fn an_entry_counts_until_nobody_points_to_it_any_more() {
     f.fill("other", "v", HOUR).unwrap();
     assert!(bytes() < 20_000, "{}", bytes());
 }
+
+/// A value that looks into its cache as it is dropped.
+struct Returning {
+    cache: Arc<std::sync::OnceLock<Arc<Cache<u64, Returning>>>>,
+    bytes: usize,
+    looked: std::sync::mpsc::Sender<()>,
+}
+
+impl crate::Weigh for Returning {
+    fn heap_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        if let Some(cache) = self.cache.get() {
+            cache.find(KeyHash::of(b"k").tier(0), &1, Moment::ZERO);
+            let _ = self.looked.send(());
+        }
+    }
+}
+
+#[test]
+fn what_has_left_is_dropped_without_a_lock_also_where_a_newcomer_is_refused() {
+    let (looked, looks) = std::sync::mpsc::channel();
+    // A thread of its own: whoever waits for a lock that it holds itself waits for ever.
+    std::thread::spawn(move || {
+        let l2 = L2Config { max_bytes: 1 << 20, shards: 1, ..L2Config::default() };
+        let cache = Cache::<u64, Returning>::new(CacheConfig { l2, ..CacheConfig::default() });
+        let (source, now, own) = (cache.kernel().register(SourceKind::Local).unwrap(), Moment::ZERO, Arc::default());
+        let fill = |key: u64, bytes| {
+            let hash = KeyHash::of(&key.to_le_bytes());
+            let token = cache.kernel().begin_fill(source, hash, now);
+            let value = Returning { cache: Arc::clone(&own), bytes, looked: looked.clone() };
+            cache.fill(&token, hash.tier(0), key, value, Moment::NEVER, now).map(|entry| (hash, entry))
+        };
+        let (hash, entry) = fill(1, 100).unwrap();
+        assert!(cache.remove(hash.tier(0), &1), "it leaves, and somebody points to it still");
+        drop(entry);
+        assert!(own.set(cache.clone()).is_ok());
+        assert!(matches!(fill(2, 2 << 20), Err(FillRefused::TooLarge)));
+    });
+    for who in ["what has left", "the newcomer"] {
+        looks.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|error| panic!("{who}: {error}"));
+    }
+}
