@@ -25,7 +25,7 @@ const KEYS: usize = 40;
 /// Keys that each pod writes: more than its queue holds.
 const WRITTEN: usize = 500;
 const ROOM: i64 = 300;
-/// A PostgreSQL that has just begun may be too slow for a try or two, with the longest pause, of 30 s, behind each.
+/// A PostgreSQL that has just begun may be too slow for a try or two, which have 30 s each.
 const RECOVERY: Duration = Duration::from_secs(110);
 /// Calls of a sidecar at a time.
 const CALLS: usize = 8;

@@ -22,7 +22,7 @@ pub struct BehindConfig {
     pub max_attempts: u32,
     /// Pause before the first retry; each further one is twice as long.
     pub first_retry: Duration,
-    /// The longest of these pauses.
+    /// The longest of these pauses: so late a store that answers again is found at most.
     pub last_retry: Duration,
 }
 
@@ -37,7 +37,7 @@ impl Default for BehindConfig {
             max_wait: Duration::from_secs(1),
             max_attempts: 5,
             first_retry: Duration::from_millis(100),
-            last_retry: Duration::from_secs(30),
+            last_retry: Duration::from_secs(5),
         }
     }
 }
