@@ -37,8 +37,9 @@ pub struct L2Config {
     pub max_bytes: usize,
     /// Bound on the number of entries; `usize::MAX` when bytes alone decide.
     pub max_entries: usize,
-    /// Locks and tables it is divided into, rounded up to a power of two, and to one for each GiB. Each has its share of
-    /// the budget and of the entries, 16 million at most, and no entry can be larger than a share.
+    /// Locks and tables it is divided into, rounded up to a power of two, and to one for each GiB unless so few entries are
+    /// allowed that fewer do. Each has its share of the budget and of the entries, 16 million at most, and no entry can be
+    /// larger than a share.
     pub shards: usize,
     /// Which entry leaves when it is full.
     pub policy: PolicyKind,
@@ -82,7 +83,10 @@ const LOOKS: usize = 2;
 
 impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn new(config: &L2Config) -> Self {
-        let count = config.shards.max(config.max_bytes / SHARE_MAX).clamp(1, 1 << 10).next_power_of_two();
+        // Few entries need no more shards, however large they may be: the fewer there are in each, the worse the choice of who
+        // leaves.
+        let needed = (config.max_bytes / SHARE_MAX).min(config.max_entries / index::MAX_PLACES);
+        let count = config.shards.max(needed).clamp(1, 1 << 10).next_power_of_two();
         let entries = if config.max_entries == usize::MAX { usize::MAX } else { config.max_entries.div_ceil(count) };
         let duel = Arc::new(Duel::new(config.max_bytes));
         let duels = config.policy == PolicyKind::Adaptive;

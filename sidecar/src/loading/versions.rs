@@ -23,7 +23,7 @@ pub(super) struct Versions {
     places: Mutex<Vec<Option<Named>>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Named {
     digest: [u64; 2],
     version: Bytes,
@@ -45,9 +45,9 @@ impl Versions {
 
     /// What the store calls it, if that is known.
     pub(super) fn of(&self, key: &[u8], value: &[u8]) -> Option<Bytes> {
-        let places = self.places.lock();
-        let named = places.get(self.place(key))?.as_ref()?;
-        (named.digest == self.digest(key, value)).then(|| named.version.clone())
+        let named = self.places.lock().get(self.place(key)).cloned().flatten()?;
+        // Without the lock: the value may be long.
+        (named.digest == self.digest(key, value)).then_some(named.version)
     }
 
     fn place(&self, key: &[u8]) -> usize {

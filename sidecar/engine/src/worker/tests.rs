@@ -351,6 +351,15 @@ fn an_entry_counts_until_nobody_points_to_it_any_more() {
     assert!(bytes() < 20_000, "{}", bytes());
 }
 
+#[test]
+fn the_bound_on_entries_holds_whatever_bytes_are_allowed() {
+    for max_bytes in [1 << 20, 64 << 30, usize::MAX] {
+        let f = fixture(L2Config { max_bytes, max_entries: 16, shards: 2, ..L2Config::default() });
+        (0..200).for_each(|number| f.fill(&number.to_string(), "v", HOUR).unwrap());
+        assert_eq!(f.cache.stats().l2_entries, 16, "{max_bytes} bytes");
+    }
+}
+
 /// A value that looks into its cache as it is dropped.
 struct Returning {
     cache: Arc<std::sync::OnceLock<Arc<Cache<u64, Returning>>>>,
