@@ -36,6 +36,7 @@ struct State {
     /// What writes were called, by path.
     names: HashMap<String, Vec<String>>,
     cache_control: Option<String>,
+    encoding: Option<String>,
     tls: Option<TlsAcceptor>,
     /// Paths whose next request is answered late, with what was there when it came.
     late: HashSet<String>,
@@ -117,6 +118,11 @@ impl Origin {
     /// What it says of all values from now on; `None`: nothing.
     pub fn cache_control(&self, text: Option<&str>) {
         self.state.lock().cache_control = text.map(str::to_owned);
+    }
+
+    /// How it says from now on that all values are packed; `None`: not at all.
+    pub fn content_encoding(&self, text: Option<&str>) {
+        self.state.lock().encoding = text.map(str::to_owned);
     }
 
     /// Whether the next request for a path is to be held.
@@ -268,6 +274,9 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
                 let mut builder = Response::builder().header(header::ETAG, etag);
                 if let Some(text) = &state.cache_control {
                     builder = builder.header(header::CACHE_CONTROL, text);
+                }
+                if let Some(text) = &state.encoding {
+                    builder = builder.header(header::CONTENT_ENCODING, text);
                 }
                 let (code, body) =
                     if known { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, value.clone()) };

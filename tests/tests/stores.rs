@@ -262,6 +262,22 @@ async fn an_unchanged_value_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_packed_value_is_refused() {
+    let origin = Origin::start().await.unwrap();
+    let store = http(&origin);
+    let key = bytes("k");
+    store.store_many(&[(key.clone(), bytes("one"))]).await.unwrap();
+    let load = async || store.load_many(std::slice::from_ref(&key)).await;
+    for identity in [None, Some("identity"), Some("Identity")] {
+        origin.content_encoding(identity);
+        assert_eq!(load().await.unwrap().remove(0).unwrap().value, bytes("one"));
+    }
+    origin.content_encoding(Some("gzip"));
+    let refused = load().await.unwrap_err().to_string();
+    assert!(refused.contains("Content-Encoding gzip") && refused.contains("'identity'"), "{refused}");
+}
+
+#[tokio::test]
 async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
     let origin = Origin::start().await.unwrap();
     let store = http(&origin);
