@@ -362,7 +362,7 @@ fn the_bound_on_entries_holds_whatever_bytes_are_allowed() {
 
 /// A value that looks into its cache as it is dropped.
 struct Returning {
-    cache: Arc<std::sync::OnceLock<Arc<Cache<u64, Returning>>>>,
+    cache: Arc<std::sync::OnceLock<Arc<Cache<u64, Self>>>>,
     bytes: usize,
     looked: std::sync::mpsc::Sender<()>,
 }
