@@ -4,8 +4,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use caddy_contract::{Coherence, Consistency, Redis, RedisMode, SentinelTls};
 use caddy_remote::{Credential, Endpoint, Login, Mode, SentinelWatch, Sentinels, Target, Tls, TlsOptions, Tracking};
+use tokio::runtime::Handle;
 
-/// What to connect to, and the Sentinels that know where it is. Of a cluster: the first seed.
+/// What to connect to, and the Sentinels that know where it is. Of a cluster: the first seed. Timers run on the runtime of
+/// the caller.
 pub(crate) fn target(
     redis: &Redis,
     consistency: &Consistency,
@@ -35,6 +37,7 @@ pub(crate) fn target(
         tls: tls.clone(),
         connect_timeout: redis.connect_timeout,
         response_timeout: redis.timeout,
+        timers: Handle::try_current().ok(),
         ..Target::new(first.clone())
     };
     let (RedisMode::Sentinel, Some(sentinel)) = (redis.mode, &redis.sentinel) else { return (target, None) };

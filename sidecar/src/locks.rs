@@ -51,7 +51,7 @@ pub(crate) struct Locks {
     /// Begins the name of every connection as an owner.
     prefix: String,
     lane: Mutex<Option<LockLane>>,
-    started: AtomicBool,
+    connected: AtomicBool,
 }
 
 const NO_API_SERVER: &str = "BACKEND lease is not available: this sidecar has no access to an API server";
@@ -136,12 +136,21 @@ impl Locks {
             leases.watch(sessions.clone());
         }
         let prefix = format!("conn:{host}/{id}:");
-        Self { client, leases, backend, sessions, prefix, lane: Mutex::new(lane), started: AtomicBool::new(false) }
+        Self { client, leases, backend, sessions, prefix, lane: Mutex::new(lane), connected: AtomicBool::new(false) }
     }
 
-    /// Runs what keeps the locks, once, on the thread that calls first.
-    pub(crate) fn start(&self, shared: &Arc<Shared>, supervisor: &Supervisor) {
-        if self.started.swap(true, Ordering::Relaxed) {
+    /// Runs what renews the locks, ends them and breaks deadlocks: not where requests are served, since it sets timers.
+    pub(crate) fn keep(&self, supervisor: &Supervisor) {
+        let client = self.client.clone();
+        supervisor.spawn_vital("locks", async move { client.run().await });
+        if let Some(leases) = self.leases.clone() {
+            supervisor.spawn_vital("locks in Leases", async move { leases.run().await });
+        }
+    }
+
+    /// Connects, once, on the thread that calls first.
+    pub(crate) fn connect(&self, shared: &Arc<Shared>, supervisor: &Supervisor) {
+        if self.connected.swap(true, Ordering::Relaxed) {
             return;
         }
         if let Some(lane) = self.lane.lock().take() {
@@ -150,11 +159,6 @@ impl Locks {
         let is_cluster = matches!(&shared.l3, L3::Redis(redis) if redis.cluster().is_some());
         if is_cluster && let Backend::Redis(backend) = &self.backend {
             supervisor.spawn_vital("node of the locks", follow(shared.clone(), backend.clone(), supervisor.clone()));
-        }
-        let client = self.client.clone();
-        supervisor.spawn_vital("locks", async move { client.run().await });
-        if let Some(leases) = self.leases.clone() {
-            supervisor.spawn_vital("locks in Leases", async move { leases.run().await });
         }
     }
 

@@ -130,6 +130,7 @@ async fn control(start: Start, supervisor: Supervisor) -> Result<(), ServeError>
     supervisor.spawn_vital("negative filters", absence::run(shared.clone()));
     supervisor.spawn_vital("warming", warm::run(shared.clone()));
     supervisor.spawn_vital("events", events::run(shared.clone()));
+    shared.locks.keep(&supervisor);
     let coordination = Running::start(&shared, &supervisor);
     announce(&start, &shared, admin_address);
 
@@ -303,8 +304,8 @@ async fn work(
     let worker = Worker::new(shared.clone(), hub, supervisor.clone());
     let mut lanes = Hub::new(additions);
     supervisor.spawn_vital("upstream connections", async move { std::future::poll_fn(|cx| lanes.poll(cx)).await });
-    // One worker has them; the first to come takes them.
-    shared.locks.start(&shared, &supervisor);
+    // One worker has their connection; the first to come takes it.
+    shared.locks.connect(&shared, &supervisor);
     let maintained = worker.clone();
     supervisor.spawn_vital("maintenance", async move { maintain(&maintained, &maintenance).await });
     loop {

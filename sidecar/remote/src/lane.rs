@@ -24,6 +24,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use caddy_resp::{FrameKind, Protocol, ReplyScanner};
 use tokio::{
     io::{AsyncReadExt, AsyncWrite},
+    runtime::Handle,
     sync::mpsc,
     time::{Instant, Sleep, sleep, sleep_until},
 };
@@ -318,7 +319,7 @@ impl<H: Handler> Lane<H> {
                         self.target.breaker.answered();
                         Over::Lost("Sentinel names another primary".into())
                     } else {
-                        ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout, &self.target.breaker))
+                        ready!(connection.poll(cx, &mut self.inbox, &mut self.handler, timeout, &self.target))
                     };
                     let Phase::Ready(connection) = std::mem::replace(&mut self.phase, Phase::Idle) else { continue };
                     self.enter(Phase::Idle);
@@ -399,10 +400,10 @@ impl<T> Connection<T> {
         inbox: &mut mpsc::UnboundedReceiver<Request<T>>,
         handler: &mut H,
         timeout: Option<Duration>,
-        breaker: &Breaker,
+        target: &Target,
     ) -> Poll<Over> {
         // Reading comes first: what the server said is applied before anything new is asked.
-        if let Err(reason) = self.poll_read(cx, handler, breaker) {
+        if let Err(reason) = self.poll_read(cx, handler, &target.breaker) {
             return Poll::Ready(Over::Lost(reason));
         }
         let mut closed = false;
@@ -422,7 +423,7 @@ impl<T> Connection<T> {
             return Poll::Ready(Over::Unused);
         }
         match timeout {
-            Some(timeout) => self.poll_timer(cx, timeout),
+            Some(timeout) => self.poll_timer(cx, timeout, target.timers.as_ref()),
             None => Poll::Pending,
         }
     }
@@ -519,9 +520,9 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The timer is set when nothing else is and looked at again when it fires, not set for each request: an earlier end
-    /// than the thread sleeps for wakes it. With none that runs, a thread sleeps without asking for the time.
-    fn poll_timer(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<Over> {
+    /// The timer is set when there is none and looked at again when it fires, not set for each request: an earlier end
+    /// than the thread of `timers` sleeps for wakes that.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, timeout: Duration, timers: Option<&Handle>) -> Poll<Over> {
         loop {
             if let Some(timer) = &mut self.timer {
                 ready!(timer.as_mut().poll(cx));
@@ -532,6 +533,7 @@ impl<T> Connection<T> {
             if Instant::now() >= due {
                 return Poll::Ready(Over::Lost(format!("no answer within {} ms", timeout.as_millis()).into()));
             }
+            let _there = timers.map(Handle::enter);
             self.timer = Some(Box::pin(sleep_until(due)));
         }
     }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::runtime::Handle;
+
 use crate::{ConnectError, Tls, breaker::Breaker, sentinel::Sentinels};
 
 /// The address of one Redis server.
@@ -154,6 +156,9 @@ pub struct Target {
     pub response_timeout: Duration,
     /// What all connections to it know together; whatever has another address has another one.
     pub breaker: Arc<Breaker>,
+    /// Where its connections' timers run; `None`: on their own threads. A thread on which one runs goes to sleep with a
+    /// timeout, and pays for a timer of the kernel's each time.
+    pub timers: Option<Handle>,
 }
 
 impl Target {
@@ -170,6 +175,7 @@ impl Target {
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
             breaker: Arc::default(),
+            timers: None,
         }
     }
 
