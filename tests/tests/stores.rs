@@ -117,6 +117,42 @@ async fn a_database_that_comes_back_is_used_again() {
 }
 
 #[tokio::test]
+async fn a_value_that_is_too_large_is_refused_and_one_that_is_far_too_large_not_even_read() {
+    let mut server = PostgresServer::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (ca, authority) = (folder.path().join("ca.crt"), Authority::create().unwrap());
+    authority.write(&ca).unwrap();
+    let files = authority.issue(&folder.path().join("server"), &["127.0.0.1"]).unwrap();
+    server.execute(TABLE).unwrap();
+    server.execute("INSERT INTO users VALUES ('fits', '12345'), ('large', '123456')").unwrap();
+    server.execute("INSERT INTO users SELECT 'huge', decode(repeat('ff', 64 << 20), 'hex')").unwrap();
+    for is_secure in [false, true] {
+        let tls = is_secure.then(|| TlsOptions { ca_file: Some(ca.clone()), ..TlsOptions::default() });
+        if is_secure {
+            server.execute("CREATE ROLE app LOGIN; GRANT SELECT ON users TO app").unwrap();
+            server.require_tls(&files).unwrap();
+        }
+        let url = if is_secure { server.url_of("app") } else { server.url() };
+        let store = PostgresStore::new(PostgresConfig {
+            url,
+            tls,
+            max_value_bytes: 5,
+            max_connections: 1,
+            store: None,
+            delete: None,
+            ..users(&server)
+        });
+        let store = store.unwrap();
+        for (key, words) in [("large", "the value of large has more than 5 bytes"), ("huge", "a row has 67108")] {
+            let error = store.load_many(&[bytes(key)]).await.unwrap_err();
+            assert!(!error.is_transient() && error.to_string().contains(words), "{error}");
+            assert!(error.to_string().contains("maxValueBytes"), "{error}");
+            assert_eq!(values(store.load_many(&[bytes("fits")]).await.unwrap()), [Some("12345".to_owned())], "{key}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_statement_is_given_up_and_its_answer_is_nobody_elses() {
     let server = PostgresServer::start().unwrap();
     let slow = "SELECT key, key FROM (SELECT unnest($1::text[]) AS key) AS keys, \
@@ -143,6 +179,7 @@ async fn the_password_comes_from_its_file_as_it_is_now() {
     let store = PostgresStore::new(PostgresConfig {
         password_file: Some(file.clone()),
         timeout: Duration::from_secs(5),
+        store: Some("SELECT unnest($1::text[]), unnest($2::text[])".into()),
         ..PostgresConfig::new(server.url_of("app"), "SELECT key, key FROM unnest($1::text[]) AS key")
     })
     .unwrap();
@@ -152,8 +189,43 @@ async fn the_password_comes_from_its_file_as_it_is_now() {
     server.restart().unwrap();
     let error = store.load_many(&key).await.unwrap_err();
     assert!(!error.is_transient() && error.to_string().contains("password"), "{error}");
+    // It says nothing about what is written, which is not to be put aside.
+    let error = store.store_many(&entries(&[("a", "1")])).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("password"), "{error}");
     std::fs::write(&file, "second").unwrap();
+    store.store_many(&entries(&[("a", "1")])).await.unwrap();
     store.load_many(&key).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_is_refused_for_what_it_writes_and_for_nothing_else() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    server.execute("ALTER TABLE users ADD CHECK (value <> 'poison')").unwrap();
+    let store = PostgresStore::new(users(&server)).unwrap();
+    let write = async |value: &str| store.store_many(&entries(&[("a", value)])).await;
+    write("1").await.unwrap();
+    let error = write("poison").await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("check constraint"), "{error}");
+    // A table that is not there just now.
+    server.execute("ALTER TABLE users RENAME TO others").unwrap();
+    let error = write("4").await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("does not exist"), "{error}");
+    server.execute("ALTER TABLE others RENAME TO users").unwrap();
+    write("5").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_a_replica_is_not_written_to_by_the_same_connection_again() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    // Sessions that begin now say what those of a replica do.
+    server.execute("ALTER DATABASE postgres SET default_transaction_read_only = on").unwrap();
+    let store = PostgresStore::new(PostgresConfig { max_connections: 1, ..users(&server) }).unwrap();
+    let error = store.store_many(&entries(&[("a", "1")])).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("read-only transaction"), "{error}");
+    server.execute("BEGIN READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT").unwrap();
+    store.store_many(&entries(&[("a", "1")])).await.unwrap();
 }
 
 #[tokio::test]
@@ -289,6 +361,7 @@ async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
             "/cache/twice" if count.load(Ordering::Relaxed) < 3 => Some(503),
             "/cache/always" => Some(500),
             "/cache/forbidden" => Some(403),
+            "/cache/unknown" => Some(401),
             "/cache/moved" => Some(302),
             _ => None,
         }
@@ -305,6 +378,11 @@ async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
         let (failed, times) = load(key).await;
         let error = failed.unwrap_err();
         assert!(!error.is_transient() && times == 1 && error.to_string().contains(hint), "{error}");
+    }
+    // A token that is about to rotate says nothing about what is written.
+    for (key, is_transient) in [("forbidden", false), ("unknown", true)] {
+        let error = store.store_many(&entries(&[(key, "v")])).await.unwrap_err();
+        assert!(error.is_transient() == is_transient && error.to_string().contains("headers"), "{error}");
     }
 }
 

@@ -64,7 +64,7 @@ pub struct HttpStore {
     /// Pause before the first repetition, 1ms to 24h; twice as long each time.
     #[serde(default = "backoff")]
     pub backoff: Period,
-    /// The largest body that is taken.
+    /// The largest value that is loaded or written; a larger one is an error.
     #[serde(default = "max_value_bytes")]
     pub max_value_bytes: Size,
     /// Whom to trust and what to show, for `https://`; absent: the authorities of the sidecar's image.
@@ -120,6 +120,9 @@ pub struct PostgresStore {
     /// Deadline of a call, the wait for a connection included; 10ms to 24h.
     #[serde(default = "timeout")]
     pub timeout: Period,
+    /// The largest value that is loaded or written; a larger one is an error.
+    #[serde(default = "max_value_bytes")]
+    pub max_value_bytes: Size,
 }
 
 // === defaults ===

@@ -27,7 +27,8 @@ pub enum StoreError {
         /// What went wrong.
         reason: Arc<str>,
     },
-    /// It refused, and will again: the request, the rights or the configuration are wrong.
+    /// It refused, and will again: the request, the rights or the configuration are wrong. Of a write: it refused what was
+    /// written, or one value of it; what would be wrong with all that is written fails as [`Unavailable`](Self::Unavailable).
     #[error("the store refused: {reason}")]
     Refused {
         /// Its words.
@@ -45,6 +46,16 @@ impl StoreError {
     /// Whether asking again may help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
+    }
+
+    /// The same, as something that may pass: whatever was asked for would have failed.
+    #[must_use]
+    pub fn as_passing(self) -> Self {
+        match self {
+            Self::Refused { reason } | Self::Malformed { reason } | Self::Unavailable { reason } => {
+                Self::Unavailable { reason }
+            }
+        }
     }
 }
 

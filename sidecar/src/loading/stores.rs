@@ -215,6 +215,11 @@ impl Store {
         }
     }
 
+    /// The largest value that it gives, and is given: what could not be loaded again is not written either.
+    pub(crate) fn max_value_bytes(&self) -> usize {
+        self.settings.max_value_bytes().as_usize()
+    }
+
     /// Whether it is being left alone.
     pub(crate) fn is_left_alone(&self) -> bool {
         self.state.lock().breaker.is_open()
@@ -428,6 +433,7 @@ fn postgres_config(postgres: &PostgresSettings) -> PostgresConfig {
         delete: postgres.delete.clone(),
         max_connections: postgres.max_connections,
         timeout: postgres.timeout,
+        max_value_bytes: postgres.max_value_bytes.as_usize(),
         ..PostgresConfig::new(postgres.url.clone(), postgres.load.clone())
     }
 }

@@ -83,6 +83,15 @@ impl Conversation {
         if !refusal.is_empty() {
             return Some(self.refuse_store_write(&source, args, &refusal));
         }
+        if let Wanted::Writes(write) = &wanted
+            && write.longest() > source.store.max_value_bytes()
+        {
+            let (store, most) = (&source.store.name, source.store.max_value_bytes());
+            self.reply_error(&format!(
+                "STOREERR store '{store}' takes values of up to {most} bytes (maxValueBytes); nothing was written"
+            ));
+            return Some(Flow::Done);
+        }
         Some(match &source.behind {
             Some(behind) => {
                 let Wanted::Writes(write) = wanted else { return None };

@@ -1,7 +1,10 @@
 //! What is written behind: which commands, in which order, and what happens when the store is down, slow or refuses.
 
 use anyhow::{Result, ensure};
-use caddy_tests::world::Client;
+use caddy_tests::{
+    e2e::eventually,
+    world::{Client, SOON},
+};
 
 use super::world::{World, client, stat, stat_becomes};
 
@@ -40,6 +43,10 @@ fn every_write_of_a_whole_value_reaches_the_table() -> Result<()> {
         let found = app.ask(refused)?;
         ensure!(found.contains("WriteBehind"), "{refused}: {found}");
     }
+    // What could not be loaded again is not written.
+    let found = app.ask(&format!("SET user:large {}", "x".repeat((1 << 20) + 1)))?;
+    ensure!(found.contains("1048576 bytes (maxValueBytes)"), "{found}");
+    ensure!(app.ask("GET user:large")? == "(nil)");
     ensure!(app.ask("MULTI")? == "OK");
     let found = app.ask("SET user:a 15")?;
     ensure!(found.contains("MULTI"), "{found}");
@@ -188,6 +195,23 @@ fn poison_rows_become_dead_letters_and_do_not_hold_up_others() -> Result<()> {
     stat_becomes(&mut app, "behind_records", 0)?;
     ensure!(world.rows()?.len() == 50);
     Ok(())
+}
+
+#[test]
+fn what_is_wrong_with_the_store_and_not_with_a_row_makes_no_dead_letters() -> Result<()> {
+    let world = World::start()?;
+    let sidecar = world.sidecar("strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxAttempts: 1}")?;
+    let mut app = client(&sidecar)?;
+    world.postgres.execute("ALTER TABLE users RENAME TO moved")?;
+    app.ask("MSET user:a 1 user:b 2")?;
+    eventually("it was tried more than once", SOON, || {
+        let failures = stat(&mut app, "behind_failures")?;
+        ensure!(failures > 2, "{failures}");
+        Ok(())
+    })?;
+    ensure!(stat(&mut app, "behind_dead_letters")? == 0);
+    world.postgres.execute("ALTER TABLE moved RENAME TO users")?;
+    world.rows_become(&["user:a=1", "user:b=2"])
 }
 
 #[test]

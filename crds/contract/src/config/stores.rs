@@ -48,7 +48,7 @@ pub struct HttpStore {
     pub retries: u32,
     /// Pause before the first.
     pub backoff: Duration,
-    /// The largest body that is taken.
+    /// The largest value that is taken.
     pub max_value_bytes: ByteSize,
     /// For `https://`.
     pub tls: Option<Tls>,
@@ -73,9 +73,19 @@ pub struct PostgresStore {
     pub max_connections: usize,
     /// Deadline of a call.
     pub timeout: Duration,
+    /// The largest value that is taken.
+    pub max_value_bytes: ByteSize,
 }
 
 impl Store {
+    /// The largest value that it gives, and is given.
+    pub fn max_value_bytes(&self) -> ByteSize {
+        match &self.kind {
+            StoreKind::Http(store) => store.max_value_bytes,
+            StoreKind::Postgres(store) => store.max_value_bytes,
+        }
+    }
+
     /// Whether values can be written to it.
     pub fn is_writable(&self) -> bool {
         match &self.kind {
@@ -180,6 +190,7 @@ impl Reader {
             delete: named(&raw.delete),
             max_connections: self.within(&format!("{path}.maxConnections"), raw.max_connections, 1, 1000) as usize,
             timeout: self.time(&format!("{path}.timeout"), &raw.timeout, 10),
+            max_value_bytes: self.size_from(&format!("{path}.maxValueBytes"), &raw.max_value_bytes, ByteSize::new(1)),
         }
     }
 

@@ -88,6 +88,9 @@ pub struct RawPostgresStore {
     pub max_connections: u32,
     /// Deadline of a call, the wait for a connection included.
     pub timeout: String,
+    /// The largest value that is taken.
+    #[serde(deserialize_with = "text")]
+    pub max_value_bytes: String,
 }
 
 // === defaults ===
@@ -136,6 +139,7 @@ impl Default for RawPostgresStore {
             delete: String::new(),
             max_connections: 4,
             timeout: "1s".into(),
+            max_value_bytes: "1Mi".into(),
         }
     }
 }

@@ -51,6 +51,7 @@ fn raw_postgres(postgres: &PostgresStore, directory: &str) -> RawPostgresStore {
         delete: postgres.delete.clone().unwrap_or_default(),
         max_connections: postgres.max_connections.unsigned_abs(),
         timeout: postgres.timeout.0.clone(),
+        max_value_bytes: postgres.max_value_bytes.0.clone(),
     }
 }
 

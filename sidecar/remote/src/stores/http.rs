@@ -6,7 +6,7 @@
 //! | 404, 410 | there is no such value |
 //! | 304 | unchanged (only where an `ETag` was sent) |
 //! | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, then [`StoreError::Unavailable`] |
-//! | anything else, redirects too | [`StoreError::Refused`] |
+//! | anything else, redirects too | [`StoreError::Refused`]; 401 and 407 to a write, like certificates that do not fit, are none of its value: `Unavailable` |
 //!
 //! Many keys are that many requests, at most [`HttpConfig::concurrency`] at a time. `PUT` and `DELETE` are sent again
 //! after an unclear answer: they are idempotent, as HTTP defines them.
@@ -176,7 +176,9 @@ impl HttpStore {
                 Ok(Ok(answer)) => (format!("it answered {}", answer.status), retry_after(&answer.headers)),
                 Ok(Err(Failed::TooLarge)) => {
                     let max = self.config.max_value_bytes;
-                    return Err(StoreError::Refused { reason: format!("the value has more than {max} bytes").into() });
+                    return Err(StoreError::Refused {
+                        reason: format!("the value has more than {max} bytes (maxValueBytes)").into(),
+                    });
                 }
                 Ok(Err(Failed::Tls(error))) => return Err(StoreError::Refused { reason: error.to_string().into() }),
                 Ok(Err(Failed::Transport(reason))) => (reason, None),
@@ -193,15 +195,24 @@ impl HttpStore {
 
     async fn ask_once(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failed> {
         let transport = |error: &dyn std::error::Error| Failed::Transport(with_causes(error));
+        let is_load = request.method() == Method::GET;
         let response = self.transport.send(request).await.map_err(|error| match error {
             TransportError::Tls(error) => Failed::Tls(error),
             TransportError::Http(error) => transport(&error),
         })?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, self.config.max_value_bytes).collect().await.map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() { Failed::TooLarge } else { transport(&*error) }
-        })?;
-        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+        let body = match Limited::new(body, self.config.max_value_bytes).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                if is_load {
+                    return Err(Failed::TooLarge);
+                }
+                // Of a write only the status is looked at.
+                Bytes::new()
+            }
+            Err(error) => return Err(transport(&*error)),
+        };
+        Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
     async fn load(&self, key: &[u8]) -> Result<Option<Stored<StoreValue>>, StoreError> {
@@ -217,9 +228,15 @@ impl HttpStore {
         if let Some(name) = name.and_then(|name| HeaderValue::from_str(name).ok()) {
             request.headers_mut().insert(IDEMPOTENCY_KEY, name);
         }
-        let answer = self.ask(request).await?;
+        // Without an answer nothing is said about what is written.
+        let answer = self.ask(request).await.map_err(StoreError::as_passing)?;
         let gone = deletes && matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::GONE);
-        if answer.status.is_success() || gone { Ok(()) } else { Err(answer.refusal()) }
+        if answer.status.is_success() || gone {
+            return Ok(());
+        }
+        // Who is not known would not be with another value either: a token may be about to rotate.
+        let is_unknown = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED);
+        Err(if is_unknown { answer.refusal().as_passing() } else { answer.refusal() })
     }
 }
 

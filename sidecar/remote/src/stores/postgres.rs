@@ -8,8 +8,10 @@
 //!
 //! Keys may be `text` or `bytea`, values also `json` and `jsonb`; what the statements say is checked when a connection is
 //! made. Many keys are one statement, so a batch costs one round trip and is stored whole or not at all
-//! (5,000 rows at a time). A load is asked once more when its connection turns out to be dead; a write never is.
+//! (5,000 rows at a time). A load is asked once more when its connection turns out to be dead; a write never is. A value
+//! that is larger than it may be is refused; of one that is far larger no more than its length is read.
 
+mod bounded;
 mod values;
 
 use std::collections::HashMap;
@@ -21,7 +23,7 @@ use caddy_engine::store::{BackingStore, StoreError, StoreFuture, Stored};
 use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
 use thiserror::Error;
 use tokio_postgres::{
-    Client, NoTls, Row, Statement,
+    Client, NoTls, Row, Socket, Statement,
     config::SslMode,
     error::SqlState,
     tls::MakeTlsConnect,
@@ -29,6 +31,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use self::bounded::{Bound, Plain, Secured};
 use self::values::{Column, VALUES, array_of};
 use super::http::last_of_each;
 use super::{StoreKey, StoreValue};
@@ -36,6 +39,9 @@ use crate::tls::{Tls, TlsError, TlsOptions};
 
 /// Rows of one statement.
 const ROWS: usize = 5_000;
+/// What a row, or anything else that the server says, may have beside a value.
+const BESIDE: usize = 1 << 20;
+const TOO_LARGE: &str = " (maxValueBytes)";
 
 /// Where the database is and what to say to it.
 #[derive(Debug, Clone)]
@@ -56,10 +62,12 @@ pub struct PostgresConfig {
     pub max_connections: usize,
     /// How long a call may take, waiting for a connection included.
     pub timeout: Duration,
+    /// The largest value that is taken.
+    pub max_value_bytes: usize,
 }
 
 impl PostgresConfig {
-    /// A read-only store with 4 connections and a timeout of 1 s.
+    /// A read-only store with 4 connections, a timeout of 1 s and values of up to 1 MiB.
     pub fn new(url: impl Into<String>, load: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -70,6 +78,7 @@ impl PostgresConfig {
             delete: None,
             max_connections: 4,
             timeout: Duration::from_secs(1),
+            max_value_bytes: 1 << 20,
         }
     }
 }
@@ -114,6 +123,7 @@ impl PostgresStore {
             load: config.load,
             store: config.store,
             delete: config.delete,
+            max_value_bytes: config.max_value_bytes,
         };
         let timeout = Some(config.timeout);
         let pool = Pool::builder(connector)
@@ -127,31 +137,50 @@ impl PostgresStore {
 
     /// Runs `work` on a connection; one that did not finish in time, or that nobody waits for any more, is closed: the next
     /// answer on it would be this one's.
-    async fn on<T>(&self, work: impl AsyncFnOnce(&Connected) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn on<T>(
+        &self,
+        connected: Result<Object<Connector>, StoreError>,
+        work: impl AsyncFnOnce(&Connected) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let mut busy = Busy(None);
-        let connected = &*busy.0.insert(self.pool.get().await.map_err(no_connection)?);
+        let connected = &*busy.0.insert(connected?);
         if let Ok(done) = tokio::time::timeout(self.timeout, work(connected)).await {
-            // Back into the pool.
-            busy.0 = None;
+            // Back into the pool, if that is where it can be of use: another server may be the primary now.
+            if !done.as_ref().is_err_and(StoreError::is_transient) {
+                busy.0 = None;
+            }
             return done;
         }
         Err(StoreError::Unavailable { reason: format!("no answer within {} ms", self.timeout.as_millis()).into() })
+    }
+
+    async fn connection(&self) -> Result<Object<Connector>, StoreError> {
+        self.pool.get().await.map_err(no_connection)
+    }
+
+    /// The same for a write: without a connection nothing is said about what is written.
+    async fn connection_to_write(&self) -> Result<Object<Connector>, StoreError> {
+        self.connection().await.map_err(StoreError::as_passing)
     }
 
     async fn load(&self, keys: &[StoreKey]) -> Result<Vec<Option<Stored<StoreValue>>>, StoreError> {
         let mut found = HashMap::with_capacity(keys.len());
         for keys in keys.chunks(ROWS) {
             let rows = self
-                .on(async |connected| {
+                .on(self.connection().await, async |connected| {
                     let keys = keys.iter().filter(|key| connected.keys.can_be(key));
                     let keys: Vec<Column<'_>> = keys.map(|key| Column(key)).collect();
-                    connected.client.query(&connected.load, &[&keys]).await.map_err(|error| failed(&error))
+                    connected.client.query(&connected.load, &[&keys]).await.map_err(|error| connected.failed(&error))
                 })
                 .await?;
             for row in &rows {
-                if let Some((key, loaded)) = read(row)? {
-                    found.insert(key, loaded);
+                let Some((key, loaded)) = read(row)? else { continue };
+                let most = self.pool.manager().max_value_bytes;
+                if loaded.value.len() > most {
+                    let reason = format!("the value of {} has more than {most} bytes", key.escape_ascii());
+                    return Err(StoreError::Refused { reason: (reason + TOO_LARGE).into() });
                 }
+                found.insert(key, loaded);
             }
         }
         // A key may be asked for twice.
@@ -217,7 +246,7 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
     fn store_named<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)], names: &'a [String]) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             for rows in last_of_each(entries).chunks(ROWS) {
-                self.on(async |connected| {
+                self.on(self.connection_to_write().await, async |connected| {
                     let Some(store) = &connected.store else { return Err(read_only("store")) };
                     for at in rows {
                         connected.keys.check(&entries[*at].0)?;
@@ -227,7 +256,7 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
                     let names: Vec<_> = rows.iter().map(|at| names.get(*at)).collect();
                     let all: [&(dyn ToSql + Sync); 3] = [&keys, &values, &names];
                     let parameters = &all[..store.params().len()];
-                    connected.client.execute(store, parameters).await.map(drop).map_err(|error| failed(&error))
+                    connected.client.execute(store, parameters).await.map(drop).map_err(|error| not_written(&error))
                 })
                 .await?;
             }
@@ -239,14 +268,14 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
         Box::pin(async move {
             let all: Vec<_> = (0..keys.len()).collect();
             for rows in all.chunks(ROWS) {
-                self.on(async |connected| {
+                self.on(self.connection_to_write().await, async |connected| {
                     let Some(delete) = &connected.delete else { return Err(read_only("delete")) };
                     let rows = || rows.iter().filter(|at| connected.keys.can_be(&keys[**at]));
                     let keys: Vec<_> = rows().map(|at| Column(&keys[*at])).collect();
                     let names: Vec<_> = rows().map(|at| names.get(*at)).collect();
                     let all: [&(dyn ToSql + Sync); 2] = [&keys, &names];
                     let parameters = &all[..delete.params().len()];
-                    connected.client.execute(delete, parameters).await.map(drop).map_err(|error| failed(&error))
+                    connected.client.execute(delete, parameters).await.map(drop).map_err(|error| not_written(&error))
                 })
                 .await?;
             }
@@ -270,12 +299,14 @@ struct Connector {
     load: String,
     store: Option<String>,
     delete: Option<String>,
+    max_value_bytes: usize,
 }
 
 /// A connection with its statements.
 #[derive(Debug)]
 struct Connected {
     client: Client,
+    bound: Bound,
     keys: Keys,
     load: Statement,
     store: Option<Statement>,
@@ -325,12 +356,24 @@ enum ConnectError {
     Types { statement: &'static str, wanted: &'static str, has: String },
 }
 
+impl Connected {
+    /// Why a call has failed, if it was not for the server.
+    fn failed(&self, error: &tokio_postgres::Error) -> StoreError {
+        match self.bound.exceeded() {
+            Some(bytes) => StoreError::Refused {
+                reason: format!("a row has {bytes} bytes, which is more than a value may have{TOO_LARGE}").into(),
+            },
+            None => failed(error),
+        }
+    }
+}
+
 impl managed::Manager for Connector {
     type Type = Connected;
     type Error = ConnectError;
 
     async fn create(&self) -> Result<Connected, ConnectError> {
-        let client = self.connect().await?;
+        let (client, bound) = self.connect().await?;
         let load = prepare(&client, "load", &self.load).await?;
         let keys = match load.params() {
             [keys] if array_of(keys, Keys::Text.types()) => Keys::Text,
@@ -349,7 +392,7 @@ impl managed::Manager for Connector {
                 ));
             }
         }
-        let mut connected = Connected { client, keys, load, store: None, delete: None };
+        let mut connected = Connected { client, bound, keys, load, store: None, delete: None };
         if let Some(text) = &self.store {
             let store = prepare(&connected.client, "store", text).await?;
             match store.params() {
@@ -391,23 +434,35 @@ impl managed::Manager for Connector {
 }
 
 impl Connector {
-    async fn connect(&self) -> Result<Client, ConnectError> {
+    async fn connect(&self) -> Result<(Client, Bound), ConnectError> {
         let mut target = self.target.clone();
         if let Some(path) = &self.password_file {
             let text = tokio::fs::read(path).await;
             let text = text.map_err(|error| ConnectError::Password { path: path.clone(), error })?;
             target.password(text.trim_ascii_end());
         }
-        if let Some(tls) = &self.tls {
+        let bound = Bound::new(self.max_value_bytes.saturating_add(BESIDE));
+        let client = if let Some(tls) = &self.tls {
             let tls = WithName { made: MakeRustlsConnect::new((*tls.config()?).clone()), tls };
-            let (client, connection) = target.connect(tls).await.map_err(ConnectError::Connect)?;
-            drive(connection);
-            return Ok(client);
-        }
-        let (client, connection) = target.connect(NoTls).await.map_err(ConnectError::Connect)?;
-        drive(connection);
-        Ok(client)
+            connect(&target, Secured(tls, bound.clone())).await?
+        } else if bounded::can_be_bounded(&target) {
+            Plain::prepare(&mut target);
+            connect(&target, Plain(bound.clone())).await?
+        } else {
+            connect(&target, NoTls).await?
+        };
+        Ok((client, bound))
     }
+}
+
+async fn connect<T>(target: &tokio_postgres::Config, tls: T) -> Result<Client, ConnectError>
+where
+    T: MakeTlsConnect<Socket>,
+    T::Stream: Send + 'static,
+{
+    let (client, connection) = target.connect(tls).await.map_err(ConnectError::Connect)?;
+    drive(connection);
+    Ok(client)
 }
 
 /// TLS with a server whose certificate is for the name that the configuration says.
@@ -479,6 +534,16 @@ fn no_connection(error: PoolError<ConnectError>) -> StoreError {
 fn failed(error: &tokio_postgres::Error) -> StoreError {
     let reason = with_cause(error).into();
     if is_passing(error) { StoreError::Unavailable { reason } } else { StoreError::Refused { reason } }
+}
+
+/// Why a write has failed: refused is what was written, not whoever writes it, or where, or how. Rights may be about a row.
+fn not_written(error: &tokio_postgres::Error) -> StoreError {
+    let is_about_rows = error.code().is_some_and(|state| {
+        let class = &state.code()[..2];
+        *state == SqlState::INSUFFICIENT_PRIVILEGE || !matches!(class, "25" | "28" | "3D" | "42")
+    });
+    let failed = failed(error);
+    if is_about_rows { failed } else { failed.as_passing() }
 }
 
 /// Whether the same may succeed later: the connection, the server's resources, or another transaction were in the way.

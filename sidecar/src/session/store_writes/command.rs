@@ -185,6 +185,11 @@ impl StoreWrite {
         Self { when: self.when, writes: places.iter().filter_map(|place| self.writes.get(*place).cloned()).collect() }
     }
 
+    /// Bytes of the longest value.
+    pub(crate) fn longest(&self) -> usize {
+        self.writes.iter().filter_map(|(_, write)| write.value()).map(Bytes::len).max().unwrap_or(0)
+    }
+
     /// Of what it writes.
     pub(crate) fn keys(&self) -> SmallVec<[&[u8]; 1]> {
         self.writes.iter().map(|(key, _)| &key[..]).collect()
