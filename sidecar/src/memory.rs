@@ -1,8 +1,11 @@
 //! Keeps the process within the memory that its cgroup gives it: L2 shrinks before the kernel would kill.
 //!
 //! Owns what is read of the cgroup (v2, or v1) and the budget that L2 has at the moment: what the configuration says, less
-//! while memory is short. Never grows above the configuration, and does nothing where no limit is set. What cannot be
-//! read counts as no limit; nothing here fails. It allocates nothing once it runs.
+//! while memory is short, and what is freed goes [back to the kernel](trim) then. Never grows above the configuration, and
+//! does nothing where no limit is set. What cannot be read counts as no limit; nothing here fails. It allocates nothing
+//! once it runs.
+
+mod trim;
 
 use std::{
     fs::{self, File},
@@ -16,11 +19,13 @@ use std::{
 };
 
 use caddy_contract::{Budget, ByteSize};
+use caddy_engine::Moment;
 
 use crate::shared::Shared;
 
-/// How often it is looked: where half of the limit or more is in use, where less is, and where there is no limit (one may
-/// be set while we run).
+/// How often it is looked: where memory is nearly short, where half of the limit or more is in use, where less is, and where
+/// there is no limit (one may be set while we run). What comes in meanwhile must not be much.
+const NARROW: Duration = Duration::from_millis(50);
 const INTERVAL: Duration = Duration::from_millis(250);
 const ROOMY: Duration = Duration::from_secs(1);
 const UNLIMITED: Duration = Duration::from_secs(5);
@@ -30,6 +35,8 @@ const LOW: u64 = 72;
 /// Above this share of time in which somebody waited for memory (`some avg10` of PSI, in percent) L2 shrinks too, if more
 /// than `LOW` is in use.
 const PRESSURE: u64 = 10;
+/// Giving memory back holds up whoever allocates: it takes one part in so many of the time, at most.
+const TRIM_SHARE: u32 = 20;
 /// L2 shrinks and grows in steps of this part of what is configured, and keeps a quarter whatever happens.
 const STEP: u64 = 32;
 const LEAST: u64 = 4;
@@ -49,10 +56,20 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     let Some(cgroup) = Cgroup::own() else { return std::future::pending().await };
     // Another one is for new pods, whose limit goes with it.
     let of = shared.config().l2.max_bytes;
+    let mut trim_from = Moment::ZERO;
     loop {
         let mut pause = UNLIMITED;
-        if let Some(seen) = cgroup.look() {
-            pause = if seen.used < seen.limit / 2 { ROOMY } else { INTERVAL };
+        let mut looked = cgroup.look();
+        if looked.is_some_and(Seen::is_high) && shared.now() >= trim_from {
+            // What is freed already need not be freed of L2.
+            let begun = shared.now();
+            trim::give_back();
+            let ended = shared.now();
+            trim_from = ended + ended.since(begun) * TRIM_SHARE;
+            looked = cgroup.look();
+        }
+        if let Some(seen) = looked {
+            pause = seen.pause();
             shared.memory.limit.store(seen.limit, Ordering::Relaxed);
             shared.memory.used.store(seen.used, Ordering::Relaxed);
             let configured = budget(of, Some(seen.limit));
@@ -96,16 +113,34 @@ struct Seen {
     pressure: u64,
 }
 
+impl Seen {
+    /// So many percent of the limit.
+    fn at(self, percent: u64) -> u64 {
+        self.limit / 100 * percent
+    }
+
+    fn pause(self) -> Duration {
+        match self.used {
+            used if used < self.at(50) => ROOMY,
+            used if used < self.at(LOW) => INTERVAL,
+            _ => NARROW,
+        }
+    }
+
+    fn is_high(self) -> bool {
+        self.used > self.at(HIGH)
+    }
+}
+
 /// The budget of L2 from now on, which holds `entries` bytes and may hold `now`.
 fn next_budget(seen: Seen, entries: u64, now: u64, configured: u64) -> u64 {
-    let at = |percent: u64| seen.limit / 100 * percent;
     // The limit may have become smaller, and a share of it with it.
     let now = now.min(configured);
     let step = configured / STEP;
-    if seen.used > at(HIGH) || seen.pressure > PRESSURE && seen.used > at(LOW) {
+    if seen.is_high() || seen.pressure > PRESSURE && seen.used > seen.at(LOW) {
         // A budget that is not filled gives nothing back by becoming smaller.
         now.min(entries).saturating_sub(step).max(configured / LEAST).min(now)
-    } else if seen.used < at(LOW) {
+    } else if seen.used < seen.at(LOW) {
         (now + step).min(configured)
     } else {
         now
