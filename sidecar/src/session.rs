@@ -60,7 +60,7 @@ use self::{
     client::{Client, Shown},
     conversation::{Conversation, Flow},
 };
-use crate::{mailbox::Delivery, shared::Shared, worker::Worker};
+use crate::{mailbox::Delivery, shared::Shared, upstream::COUNTED, worker::Worker};
 
 /// Bytes of requests that are read while the session waits for what may never come.
 const READ_AHEAD: usize = 64 << 10;
@@ -85,6 +85,8 @@ pub(crate) struct Session {
     held: bool,
     /// The app closed its end.
     at_end: bool,
+    /// Replies behind one that is not there yet, or that the app has no room for: they count against the budget of L2.
+    queued: Option<Box<Held>>,
     /// While the app does not read.
     stuck: Option<Box<Stuck>>,
     /// Looked at while the app sends nothing, if there is a bound on that.
@@ -173,6 +175,7 @@ impl Session {
             pushed: 0,
             held: false,
             at_end: false,
+            queued: None,
             stuck: None,
             idle: limits.idle_timeout.map(|time| Box::new(Idle { timer: Box::pin(sleep(time)), time, runs: false })),
             ending: None,
@@ -212,6 +215,7 @@ impl Session {
             // The way of a hit: whatever was there is read and answered, so another round would find nothing.
             let settled = input == Input::Drained && !received && self.conversation.replies.is_empty();
             if settled || !progress {
+                self.count_queued();
                 self.poll_patience(cx)?;
                 return self.poll_idle(nothing_due, cx);
             }
@@ -260,7 +264,7 @@ impl Session {
         !self.held
             && !self.conversation.closing
             && self.conversation.replies.len() < self.bounds.pipeline
-            && self.conversation.out.len() - self.written < self.bounds.output
+            && self.conversation.replies.bytes() + self.conversation.out.len() - self.written < self.bounds.output
     }
 
     /// Whether to read what is not taken yet: while the app waits for a lock or an element, its end has to be noticed. Who is
@@ -400,6 +404,15 @@ impl Session {
         Ok(progress)
     }
 
+    /// In whole steps: what few and short replies cost is not worth counting.
+    fn count_queued(&mut self) {
+        let bytes = self.conversation.replies.bytes() / COUNTED * COUNTED;
+        if bytes != self.queued.as_ref().map_or(0, |held| held.bytes()) {
+            self.queued = None;
+            self.queued = (bytes > 0).then(|| Box::new(self.worker.shared.cache.hold(bytes)));
+        }
+    }
+
     /// An app that sends nothing for longer than it may is closed, as by Redis's `timeout`: not while it waits for an
     /// answer, and not while it has state on a connection of its own.
     fn poll_idle(&mut self, nothing_due: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -462,6 +475,6 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         let size = size_of::<Session>();
-        assert!(size <= 696, "{size} bytes: what is seldom there belongs in a box");
+        assert!(size <= 704, "{size} bytes: what is seldom there belongs in a box");
     }
 }

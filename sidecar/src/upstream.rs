@@ -33,9 +33,9 @@ use crate::{
     shown::{Lives, RelayedStrings, Shown},
 };
 
-/// A relayed reply as long as this counts against the budget of L2 until it is in its session's output; as many shorter ones
-/// as a session may have under way are little.
-const COUNTED: usize = 16 << 10;
+/// A relayed reply as long as this counts against the budget of L2 until it is in its session's output. Shorter ones count only
+/// if they are still in its queue when the session has done what it could.
+pub(crate) const COUNTED: usize = 16 << 10;
 
 /// What a reply says about local copies, applied before the reply is handed on.
 #[expect(clippy::struct_excessive_bools, reason = "a command may do any of these, each by itself")]

@@ -35,7 +35,7 @@ use crate::{
     commands::{self, Class, Pin, Row, Strings},
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Place},
-    upstream::Effect,
+    upstream::{COUNTED, Effect},
     worker::Worker,
 };
 
@@ -413,7 +413,15 @@ impl Conversation {
             _ => bytes,
         };
         self.has_invalidated(seq, !failed);
-        match self.replies.complete(seq, bytes) {
+        let is_counted = match self.replies.pending_mut(seq) {
+            Some(Pending::Filling { .. } | Pending::FillingMany { .. }) => true,
+            // What is made here of several, or of one.
+            Some(Pending::Gathering(_) | Pending::Scanning { .. } | Pending::Executing(_) | Pending::Info) => false,
+            _ => bytes.len() >= COUNTED,
+        };
+        let pending =
+            if is_counted { self.replies.complete_with_counted(seq, bytes) } else { self.replies.complete(seq, bytes) };
+        match pending {
             Some(Pending::Filling { key, .. }) => self.under_way.remove(&[key]),
             Some(Pending::FillingMany { effect, .. }) => self.under_way.remove(&effect.keys),
             Some(Pending::Selecting(previous)) if failed => self.client.set_database(previous),

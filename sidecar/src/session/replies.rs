@@ -1,6 +1,7 @@
 //! Replies in the order of their requests, whatever order they become known in.
 //!
-//! While nothing is waited for, replies go straight to the output and this queue stays empty: that is the hit path.
+//! While nothing is waited for, replies go straight to the output and this queue stays empty: that is the hit path. Knows how
+//! many bytes wait here that are in nobody else's sum, so that whoever owns it can bound and count them.
 
 use std::collections::VecDeque;
 
@@ -15,6 +16,8 @@ pub(crate) struct Replies<P> {
     waiting: usize,
     /// How many there were lately, before all had left: room for as many is made at once.
     usual: usize,
+    /// The sum of `own` of all slots.
+    bytes: usize,
 }
 
 /// Room for more is made when it is needed.
@@ -22,16 +25,24 @@ const MOST_AT_ONCE: usize = 64;
 
 #[derive(Debug)]
 enum Slot<P> {
-    Ready(Bytes),
+    Ready {
+        bytes: Bytes,
+        /// How many of them count here, and nowhere else.
+        own: usize,
+    },
     /// What the session has to remember of the request until its reply is there.
     Waiting(P),
     /// The same of a request whose reply the app does not want.
     Unwanted(P),
 }
 
+impl<P> Slot<P> {
+    const NOTHING: Self = Self::Ready { bytes: Bytes::new(), own: 0 };
+}
+
 impl<P> Replies<P> {
     pub(crate) fn new() -> Self {
-        Self { first: 0, slots: VecDeque::new(), waiting: 0, usual: 1 }
+        Self { first: 0, slots: VecDeque::new(), waiting: 0, usual: 1, bytes: 0 }
     }
 
     /// How many requests have no reply yet.
@@ -53,9 +64,12 @@ impl<P> Replies<P> {
     pub(crate) fn silence_from(&mut self, seq: u64) {
         let from = usize::try_from(seq.saturating_sub(self.first)).unwrap_or(usize::MAX);
         for slot in self.slots.iter_mut().skip(from) {
-            *slot = match std::mem::replace(slot, Slot::Ready(Bytes::new())) {
+            *slot = match std::mem::replace(slot, Slot::NOTHING) {
                 Slot::Waiting(pending) => Slot::Unwanted(pending),
-                Slot::Ready(_) => Slot::Ready(Bytes::new()),
+                Slot::Ready { own, .. } => {
+                    self.bytes -= own;
+                    Slot::NOTHING
+                }
                 unwanted @ Slot::Unwanted(_) => unwanted,
             };
         }
@@ -73,32 +87,49 @@ impl<P> Replies<P> {
 
     /// A reply that is known, behind others that are not.
     pub(crate) fn append(&mut self, bytes: Bytes) {
-        self.slots.push_back(Slot::Ready(bytes));
+        let own = bytes.len();
+        self.bytes += own;
+        self.slots.push_back(Slot::Ready { bytes, own });
     }
 
     /// What came unasked: behind the replies that are known, in front of those still waited for, as the server sent it.
     pub(crate) fn interject(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        let known = self.slots.iter().take_while(|slot| matches!(slot, Slot::Ready(_))).count();
+        let known = self.slots.iter().take_while(|slot| matches!(slot, Slot::Ready { .. })).count();
         match known.checked_sub(1).and_then(|last| self.slots.get_mut(last)) {
-            Some(Slot::Ready(before)) => *before = [before, bytes].concat().into(),
+            Some(Slot::Ready { bytes: before, own }) => {
+                *before = [before, bytes].concat().into();
+                self.bytes += bytes.len();
+                *own += bytes.len();
+            }
             _ => out.extend_from_slice(bytes),
         }
     }
 
     /// The reply for `seq`; gives back what was remembered of the request.
     pub(crate) fn complete(&mut self, seq: u64, bytes: Bytes) -> Option<P> {
+        let own = bytes.len();
+        self.put(seq, bytes, own)
+    }
+
+    /// The same of bytes that are in another sum already, or others have too.
+    pub(crate) fn complete_with_counted(&mut self, seq: u64, bytes: Bytes) -> Option<P> {
+        self.put(seq, bytes, 0)
+    }
+
+    fn put(&mut self, seq: u64, bytes: Bytes, own: usize) -> Option<P> {
         let slot = self.slots.get_mut(usize::try_from(seq.checked_sub(self.first)?).ok()?)?;
-        match std::mem::replace(slot, Slot::Ready(bytes)) {
+        match std::mem::replace(slot, Slot::Ready { bytes, own }) {
             Slot::Waiting(pending) => {
                 self.waiting -= 1;
+                self.bytes += own;
                 Some(pending)
             }
             Slot::Unwanted(pending) => {
                 self.waiting -= 1;
-                *slot = Slot::Ready(Bytes::new());
+                *slot = Slot::NOTHING;
                 Some(pending)
             }
-            ready @ Slot::Ready(_) => {
+            ready @ Slot::Ready { .. } => {
                 *slot = ready;
                 None
             }
@@ -109,7 +140,7 @@ impl<P> Replies<P> {
     pub(crate) fn pending_mut(&mut self, seq: u64) -> Option<&mut P> {
         match self.slots.get_mut(usize::try_from(seq.checked_sub(self.first)?).ok()?)? {
             Slot::Waiting(pending) | Slot::Unwanted(pending) => Some(pending),
-            Slot::Ready(_) => None,
+            Slot::Ready { .. } => None,
         }
     }
 
@@ -117,7 +148,7 @@ impl<P> Replies<P> {
     pub(crate) fn last_pending(&self) -> Option<&P> {
         match self.slots.back()? {
             Slot::Waiting(pending) | Slot::Unwanted(pending) => Some(pending),
-            Slot::Ready(_) => None,
+            Slot::Ready { .. } => None,
         }
     }
 
@@ -125,7 +156,7 @@ impl<P> Replies<P> {
     pub(crate) fn pending(&self) -> impl Iterator<Item = &P> {
         self.slots.iter().filter_map(|slot| match slot {
             Slot::Waiting(pending) | Slot::Unwanted(pending) => Some(pending),
-            Slot::Ready(_) => None,
+            Slot::Ready { .. } => None,
         })
     }
 
@@ -134,14 +165,20 @@ impl<P> Replies<P> {
         self.slots.len()
     }
 
+    /// Bytes of replies that are held back and count nowhere else.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Moves replies that are due into `out` while it is shorter than `limit`. Those that stay share the bytes of their
     /// copies, so that many replies of one large value are not as large as they look.
     pub(crate) fn drain_into(&mut self, out: &mut Vec<u8>, limit: usize) {
         let before = self.slots.len();
         while out.len() < limit
-            && let Some(Slot::Ready(bytes)) = self.slots.front()
+            && let Some(Slot::Ready { bytes, own }) = self.slots.front()
         {
             out.extend_from_slice(bytes);
+            self.bytes -= own;
             self.slots.pop_front();
             self.first += 1;
         }
@@ -215,6 +252,27 @@ mod tests {
         }
         replies.drain_into(&mut out, usize::MAX);
         assert_eq!((out.as_slice(), replies.waiting()), (&b"13"[..], 0));
+    }
+
+    #[test]
+    fn bytes_that_wait_are_counted_once() {
+        let mut replies = Replies::new();
+        let mut out = Vec::new();
+        let (one, two, three) = (replies.expect(()), replies.expect(()), replies.expect(()));
+        replies.append(Bytes::from_static(b"four"));
+        replies.complete(two, Bytes::from_static(b"two"));
+        replies.complete_with_counted(three, Bytes::from_static(b"three"));
+        replies.complete(two, Bytes::from_static(b"again"));
+        assert_eq!(replies.bytes(), 7);
+        replies.silence_from(three);
+        assert_eq!(replies.bytes(), 3);
+        replies.complete(one, Bytes::from_static(b"one"));
+        replies.interject(b"!", &mut out);
+        assert_eq!(replies.bytes(), 7);
+        replies.drain_into(&mut out, 1);
+        assert_eq!((out.as_slice(), replies.bytes()), (&b"one"[..], 4));
+        replies.drain_into(&mut out, usize::MAX);
+        assert_eq!((out.as_slice(), replies.bytes()), (&b"onetwo!"[..], 0));
     }
 
     #[test]

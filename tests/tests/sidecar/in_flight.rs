@@ -33,9 +33,14 @@ fn within_budget(sidecar: &Sidecar, at_least: u64, what: &str) -> Result<()> {
 }
 
 fn start(redis: &RedisServer) -> Result<(Proxy, Sidecar, Wire)> {
+    start_with(redis, "{}")
+}
+
+fn start_with(redis: &RedisServer, limits: &str) -> Result<(Proxy, Sidecar, Wire)> {
     let proxy = Proxy::start(redis.socket())?;
     let l2 = format!("l2: {{maxBytes: {BUDGET}, compression: {{algorithm: None}}}}");
-    let sidecar = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).section(&l2).start()?;
+    let options = SidecarOptions::redis(proxy.socket()).max_staleness(LONG).section(&l2);
+    let sidecar = options.section(&format!("limits: {limits}")).start()?;
     let mut client = sidecar.connect()?;
     client.set_deadline(SOON)?;
     Ok((proxy, sidecar, client))
@@ -137,6 +142,57 @@ fn entries_make_way_for_replies_that_an_app_does_not_read() -> Result<()> {
     within_budget(&sidecar, 1 << 20, "the app does not read")?;
     for _ in 0..ASKED {
         ensure!(app.reply()?.len() as u64 == REPLY, "the value");
+    }
+    nothing_is_in_flight(&sidecar)
+}
+
+#[test]
+fn entries_make_way_for_many_short_replies_that_are_only_relayed() -> Result<()> {
+    const ASKED: usize = 200;
+    const SHORT: usize = 15_000;
+    let redis = RedisServer::start()?;
+    let (proxy, sidecar, mut client) = start_with(&redis, "{outputBufferBytes: 64Ki}")?;
+    fill(&redis, &mut client)?;
+    redis.connect()?.request(&["SETRANGE", "short", &(SHORT - 1).to_string(), "x"])?;
+    ensure!(client.request(&["DEL", "none"])? == b":0\r\n", "the relay is connected");
+
+    let mut app = sidecar.connect()?;
+    app.set_deadline(SOON)?;
+    proxy.stall(Class::Relay, Direction::ToClient);
+    let (mut batch, asked) = (Vec::new(), [b"GETEX".as_slice(), b"short"]);
+    (0..ASKED).for_each(|_| caddy_resp::encode::command(&mut batch, asked));
+    app.send_raw(&batch)?;
+    proxy.wait_for_replies(Class::Relay, ASKED)?;
+    proxy.pass(Class::Relay, Direction::ToClient);
+    // But for the output's 64 KiB, and what the socket takes.
+    within_budget(&sidecar, 2 << 20, "the app does not read")?;
+    for _ in 0..ASKED {
+        ensure!(app.reply()?.len() == SHORT + 10, "the value");
+    }
+    nothing_is_in_flight(&sidecar)
+}
+
+#[test]
+fn copies_that_answer_behind_a_read_that_waits_are_bounded() -> Result<()> {
+    const ASKED: usize = 64;
+    const OUTPUT: u64 = 1 << 20;
+    let redis = RedisServer::start()?;
+    let (proxy, sidecar, mut client) = start_with(&redis, "{outputBufferBytes: 1Mi}")?;
+    redis.connect()?.request(&["SETRANGE", "large", &(LARGE - 1).to_string(), "x"])?;
+    ensure!(client.request(&["GET", "large"])?.len() as u64 == REPLY, "the value");
+
+    proxy.stall(Class::Tracked, Direction::ToClient);
+    let mut batch = Vec::new();
+    caddy_resp::encode::command(&mut batch, [b"GET".as_slice(), b"slow"]);
+    (0..ASKED).for_each(|_| caddy_resp::encode::command(&mut batch, [b"GET".as_slice(), b"large"]));
+    client.send_raw(&batch)?;
+    within_budget(&sidecar, OUTPUT, "they wait")?;
+    let (in_flight, _) = bytes(&sidecar)?;
+    ensure!(in_flight <= OUTPUT + REPLY, "{in_flight} bytes in flight: no more is taken than the output may have");
+    proxy.pass(Class::Tracked, Direction::ToClient);
+    ensure!(client.reply()? == b"$-1\r\n", "the slow one comes first");
+    for _ in 0..ASKED {
+        ensure!(client.reply()?.len() as u64 == REPLY, "the value");
     }
     nothing_is_in_flight(&sidecar)
 }
