@@ -55,10 +55,22 @@ pub(crate) struct Effect {
     pub(crate) renews: Option<Box<Renewal>>,
     /// It may end generations: what is written behind it is bound to those that it leaves, and so waits for its answer.
     pub(crate) ends_groups: bool,
-    /// It is the EXEC of an app's own transaction: what is done in the same step is queued in there.
-    pub(crate) is_exec: bool,
+    /// How what ends in the same step goes along.
+    pub(crate) along: Along,
     /// The string values that its reply shows.
     pub(crate) shows: Vec<Shown>,
+}
+
+/// Where what ends with a command is executed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Along {
+    /// In a transaction around the command.
+    #[default]
+    Around,
+    /// In the app's own transaction, of which the command is the EXEC.
+    Within,
+    /// Behind it, before it is answered: the command may wait, and in a transaction it would not.
+    Behind,
 }
 
 /// A generation's key, what it is to be, and for how long.
@@ -145,6 +157,8 @@ pub(crate) struct Relay {
     pub(crate) to: ReplyTo,
     pub(crate) effect: Effect,
     pub(crate) reply: Option<Bytes>,
+    /// Which of the replies is the app's, if not the last.
+    pub(crate) answer: Option<u16>,
     pub(crate) database: u32,
     pub(crate) protocol: Protocol,
     /// In a cluster: what to send elsewhere, and how often that was done.
@@ -224,6 +238,7 @@ impl Handler for Upstream {
 
     fn reply(&mut self, tag: &mut Tag, index: u16, frame: Bytes) {
         match tag {
+            Tag::Relay(relay) if relay.answer.is_some_and(|answer| answer != index) => {}
             // An error of what had to go before it is more than the reply to the last.
             Tag::Relay(relay) if relay.reply.as_ref().is_some_and(|reply| reply.starts_with(b"-")) => {}
             Tag::Relay(relay) if frame.len() < COUNTED => relay.reply = Some(frame),
@@ -416,14 +431,14 @@ impl Upstream {
     }
 
     fn finish_relay(&self, relay: Relay, outcome: Result<(), Loss>) {
-        let Relay { to, mut effect, reply, database, protocol, request } = relay;
+        let Relay { to, mut effect, reply, answer: _, database, protocol, request } = relay;
         // Whatever the answer is, also a loss: the command may have been executed. A read that showed nothing leaves copies as
         // good as they were.
         if outcome.is_ok() || !effect.is_read {
             effect.apply(&self.shared);
         }
         let bytes = match (outcome, reply) {
-            (Ok(()), Some(reply)) if effect.has_more() => session::load::unwrapped(&reply, effect.is_exec),
+            (Ok(()), Some(reply)) if effect.has_more() => session::load::unwrapped(&reply, effect.along),
             (Ok(()), Some(reply)) => reply,
             (Err(loss), _) => error_reply(&loss),
             (Ok(()), None) => Bytes::from_static(b"-ERR the relay ended without a reply\r\n"),

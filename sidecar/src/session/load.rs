@@ -12,17 +12,18 @@ use caddy_resp::{Value, encode};
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, Stream},
-    relaying::effect,
+    relaying::{Asking, effect},
 };
 use crate::{
     cache::Waiter,
-    commands::{self, Row},
+    commands::{self, Class, Pin, Row},
+    errands::ASKING,
     generations::of_parent,
     guards::{Guard, hold},
     loading::{Asker, Miss, Several},
     mailbox::{Place, ReplyTo},
     shared::L3,
-    upstream::Effect,
+    upstream::{Along, Effect},
 };
 
 impl Conversation {
@@ -93,6 +94,9 @@ impl Conversation {
         if row.effect != commands::Effect::WritesKeys {
             return effect;
         }
+        if row.class_of(args.len(), |index| args.get(index)) == Class::Pinned(Pin::Blocking) {
+            effect.along = Along::Behind;
+        }
         let keyspaces = shared.keyspaces();
         let leases = keyspaces.loads() || !shared.ranges.is_without_tokens(shared, self.now);
         if !leases && !keyspaces.parents() {
@@ -127,43 +131,75 @@ impl Conversation {
 const RENEW: &str = "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) \
      if #KEYS == 1 then return 0 end return redis.call('DEL', unpack(KEYS, 2))";
 
-/// The bytes of a request that ends leases in the same step, and how many replies they have: a transaction around a single
-/// command, or one command more in the app's own.
-pub(super) fn with_ended_leases(effect: &Effect, request: Bytes) -> (Bytes, u16) {
+/// What is sent of a request: with what ends in the same step, and what a redirection asks for.
+pub(super) struct Wrapped {
+    pub(super) bytes: Bytes,
+    pub(super) replies: u16,
+    /// Which of the replies is the app's, if not the last.
+    pub(super) answer: Option<u16>,
+}
+
+/// The bytes of a request that ends leases in the same step: a transaction around a single command, one command more in
+/// the app's own, or one behind a command that waits.
+pub(super) fn with_ended_leases(effect: &Effect, request: Bytes, asking: Asking) -> Wrapped {
+    let is_asking = asking == Asking::Yes;
+    // Contiguous: it counts for the next command of the connection, or for a transaction.
+    let ask: &[u8] = if is_asking { ASKING } else { b"" };
+    let asks = u16::from(is_asking);
     if !effect.has_more() {
-        return (request, 1);
+        let bytes = if is_asking { [ask, &request].concat().into() } else { request };
+        return Wrapped { bytes, replies: 1 + asks, answer: None };
     }
-    let mut out = Vec::with_capacity(request.len() + 64 * effect.leases.len() + 64);
-    if !effect.is_exec {
-        encode::command(&mut out, [b"MULTI"]);
+    let mut out = Vec::with_capacity(request.len() + 64 * effect.leases.len() + 128);
+    out.extend_from_slice(ask);
+    match effect.along {
+        Along::Around => {
+            encode::command(&mut out, [b"MULTI"]);
+            end(effect, &mut out);
+            out.extend_from_slice(&request);
+            encode::command(&mut out, [b"EXEC"]);
+            Wrapped { bytes: out.into(), replies: 4 + asks, answer: None }
+        }
+        Along::Within => {
+            end(effect, &mut out);
+            out.extend_from_slice(&request);
+            Wrapped { bytes: out.into(), replies: 2 + asks, answer: None }
+        }
+        Along::Behind => {
+            out.extend_from_slice(&request);
+            out.extend_from_slice(ask);
+            end(effect, &mut out);
+            Wrapped { bytes: out.into(), replies: 2 + 2 * asks, answer: Some(asks) }
+        }
     }
+}
+
+/// The command that ends it.
+fn end(effect: &Effect, out: &mut Vec<u8>) {
     let ended = effect.leases.iter().map(|(_, name)| &name[..]);
     match &effect.renews {
-        None => encode::command(&mut out, std::iter::once(&b"DEL"[..]).chain(ended).collect::<Vec<_>>()),
+        None => encode::command(out, std::iter::once(&b"DEL"[..]).chain(ended).collect::<Vec<_>>()),
         Some(renewal) => {
             let (count, life) = (effect.leases.len() + 1, renewal.life.as_millis().max(1));
             let (count, life) = (count.to_string(), life.to_string());
             let mut words: Vec<&[u8]> = vec![b"EVAL", RENEW.as_bytes(), count.as_bytes(), &renewal.key];
             words.extend(ended);
             words.extend([&renewal.value[..], life.as_bytes()]);
-            encode::command(&mut out, words);
+            encode::command(out, words);
         }
     }
-    out.extend_from_slice(&request);
-    if effect.is_exec {
-        return (out.into(), 2);
-    }
-    encode::command(&mut out, [b"EXEC"]);
-    (out.into(), 4)
 }
 
 /// What the app is answered of the last reply to such a request: without what DEL answered. An error, or nothing since a
 /// watched key changed, as it is.
-pub(crate) fn unwrapped(reply: &Bytes, is_exec: bool) -> Bytes {
+pub(crate) fn unwrapped(reply: &Bytes, along: Along) -> Bytes {
+    if along == Along::Behind {
+        return reply.clone();
+    }
     let is_array = reply.first() == Some(&b'*') && !reply.starts_with(b"*-");
     let Some(first) = reply.iter().position(|byte| *byte == b'\n').filter(|_| is_array) else { return reply.clone() };
     let (header, rest) = (&reply[1..first - 1], first + 1);
-    if !is_exec {
+    if along == Along::Around {
         let number = reply[rest..].iter().position(|byte| *byte == b'\n');
         return number.map_or_else(|| reply.clone(), |end| reply.slice(rest + end + 1..));
     }
@@ -177,16 +213,20 @@ pub(crate) fn unwrapped(reply: &Bytes, is_exec: bool) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        Along::{Around, Behind, Within},
+        *,
+    };
 
     #[test]
     fn an_app_sees_the_reply_to_its_own_command() {
-        let seen = |reply: &'static [u8], is_exec| unwrapped(&Bytes::from_static(reply), is_exec);
-        assert_eq!(seen(b"*2\r\n:1\r\n+OK\r\n", false), &b"+OK\r\n"[..]);
-        assert_eq!(seen(b"*2\r\n:0\r\n$3\r\na\n:\r\n", false), &b"$3\r\na\n:\r\n"[..]);
-        assert_eq!(seen(b"-EXECABORT no\r\n", false), &b"-EXECABORT no\r\n"[..]);
-        assert_eq!(seen(b"*3\r\n:7\r\n+OK\r\n:12\r\n", true), &b"*2\r\n:7\r\n+OK\r\n"[..]);
-        assert_eq!(seen(b"*-1\r\n", true), &b"*-1\r\n"[..]);
-        assert_eq!(seen(b"_\r\n", true), &b"_\r\n"[..]);
+        let seen = |reply: &'static [u8], along| unwrapped(&Bytes::from_static(reply), along);
+        assert_eq!(seen(b"*2\r\n:1\r\n+OK\r\n", Around), &b"+OK\r\n"[..]);
+        assert_eq!(seen(b"*2\r\n:0\r\n$3\r\na\n:\r\n", Around), &b"$3\r\na\n:\r\n"[..]);
+        assert_eq!(seen(b"-EXECABORT no\r\n", Around), &b"-EXECABORT no\r\n"[..]);
+        assert_eq!(seen(b"*3\r\n:7\r\n+OK\r\n:12\r\n", Within), &b"*2\r\n:7\r\n+OK\r\n"[..]);
+        assert_eq!(seen(b"*-1\r\n", Within), &b"*-1\r\n"[..]);
+        assert_eq!(seen(b"_\r\n", Within), &b"_\r\n"[..]);
+        assert_eq!(seen(b"*2\r\n$1\r\nq\r\n$1\r\na\r\n", Behind), &b"*2\r\n$1\r\nq\r\n$1\r\na\r\n"[..]);
     }
 }

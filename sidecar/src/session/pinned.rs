@@ -305,7 +305,7 @@ impl Conversation {
         let effect = if hold(Guard::BumpPinned) {
             effect
         } else {
-            Effect { leases: effect.leases, is_exec: effect.is_exec, ..Effect::default() }
+            Effect { leases: effect.leases, along: effect.along, ..Effect::default() }
         };
         if let Some(pinned) = &mut self.pinned {
             pinned.sent += 1;

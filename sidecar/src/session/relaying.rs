@@ -12,12 +12,11 @@ use smallvec::SmallVec;
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, Stream},
-    load,
+    load::{self, Wrapped},
     routing::{self, Home},
 };
 use crate::{
     commands::{self, Row},
-    errands::ASKING,
     guards::{Guard, hold},
     mailbox::{Delivery, Place, ReplyTo},
     shared::L3,
@@ -149,15 +148,10 @@ impl Conversation {
         let is_cluster = matches!(&self.worker.shared.l3, L3::Redis(redis) if redis.cluster().is_some());
         let to = ReplyTo { mailbox: self.mailbox.clone(), place };
         let request = is_cluster.then(|| (bytes.clone(), hops));
-        let (bytes, replies) = load::with_ended_leases(&effect, bytes);
+        let Wrapped { bytes, replies, answer } = load::with_ended_leases(&effect, bytes, asking);
         let (database, protocol) = (self.client.database, self.client.protocol);
-        let tag = Tag::Relay(Relay { to, effect, reply: None, database, protocol, request });
-        let request = match asking {
-            Asking::No => Request { bytes, replies, tag },
-            // Contiguous: it counts for the next command of the connection, or for a transaction.
-            Asking::Yes => Request { bytes: [ASKING, &bytes].concat().into(), replies: replies + 1, tag },
-        };
-        if lane.submit(request).is_err() {
+        let tag = Tag::Relay(Relay { to, effect, reply: None, answer, database, protocol, request });
+        if lane.submit(Request { bytes, replies, tag }).is_err() {
             let reply = Bytes::from_static(b"-NOTREADY the sidecar is shutting down\r\n");
             self.mailbox.deliver(Delivery::Reply { place, bytes: reply });
         }

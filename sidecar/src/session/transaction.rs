@@ -19,7 +19,7 @@ use super::{
 use crate::{
     commands::{self, Class, Pin, Row},
     shared::L3,
-    upstream::{Effect, Tag},
+    upstream::{Along, Effect, Tag},
     worker::PinnedLane,
 };
 
@@ -146,7 +146,7 @@ impl Conversation {
         match (row.name, &mut pinned.transaction) {
             ("exec", transaction) => {
                 let Transaction { mut effect, tracks, outcome, .. } = transaction.take().unwrap_or_default();
-                effect.is_exec = true;
+                effect.along = Along::Within;
                 if tracks {
                     pinned.fate = Fate::Kept;
                 }

@@ -158,7 +158,7 @@ impl Conversation {
         let to = ReplyTo { mailbox: self.mailbox.clone(), place };
         self.stream = Stream::Pinned;
         let (database, protocol) = (self.client.database, self.client.protocol);
-        let tag = Tag::Relay(Relay { to, effect, reply: None, request: None, database, protocol });
+        let tag = Tag::Relay(Relay { to, effect, reply: None, answer: None, request: None, database, protocol });
         // A lane that has ended has told the session so.
         let _ = lane.submit(Request { bytes: bytes.into(), replies: 3, tag });
     }

@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use caddy_tests::{
     e2e::eventually,
+    guard_scenarios::token,
     redis::{self, RedisServer},
-    sidecar::Sidecar,
-    world::SOON,
+    sidecar::{Sidecar, SidecarOptions},
+    world::{Client, SOON},
 };
 
 use crate::session;
@@ -96,5 +97,49 @@ fn who_is_gone_waits_for_nothing() -> Result<()> {
     redis.command(&["RPUSH", "list", "for somebody who is there"])?;
     let left = redis.command(&["LLEN", "list"])?;
     ensure!(left == b":1\r\n", "what was pushed went to somebody who was gone: {}", left.escape_ascii());
+    Ok(())
+}
+
+/// What a write ends in the same step (the generation of a parent, fill leases) takes a transaction, in which nothing
+/// waits: behind a command that does, it is ended when that has got something, and before the app is answered.
+#[test]
+fn a_command_waits_also_where_it_ends_something() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let rules = "keyspaces: [{name: lists, match: \"list*\", parents: true}]";
+    let sidecar = SidecarOptions::redis(redis.socket()).section(rules).start()?;
+    let (mut app, mut other) = (session(&sidecar)?, session(&sidecar)?);
+    let mut foreign = Client(redis.connect()?);
+    ensure!(foreign.ask("XGROUP CREATE list:s g $ MKSTREAM")? == "OK");
+    for (list, waits, push, got) in [
+        ("list:a", "BLPOP none list:a 0", "RPUSH list:a x", "[list:a, x]"),
+        ("list:b", "BLMOVE list:b away LEFT LEFT 0", "RPUSH list:b x", "x"),
+        ("list:z", "BZPOPMIN list:z 0", "ZADD list:z 1 m", "[list:z, m, 1]"),
+        (
+            "list:s",
+            "XREADGROUP GROUP g c BLOCK 0 STREAMS list:s >",
+            "XADD list:s 1-1 f v",
+            "[[list:s, [[1-1, [f, v]]]]]",
+        ),
+    ] {
+        ensure!(other.ask(&format!("CACHE.SET child v DEPENDS 1 {list}"))? == "OK", "{list}");
+        app.send(waits)?;
+        waiting(&redis, 1)?;
+        ensure!(other.ask("GET child")? == "v", "{waits}: nothing has changed yet");
+        ensure!(!foreign.ask(push)?.contains("error"), "{push}");
+        let reply = app.reply()?;
+        ensure!(reply == got, "{waits}: {reply}");
+        ensure!(other.ask("GET child")? == "(nil)", "{waits}: what depends on the key is gone");
+    }
+    // Within the app's own transaction nothing waits, as in Redis.
+    let answers = app.pipeline(&["MULTI", "BLPOP list:a 0", "EXEC"])?;
+    ensure!(answers[2] == "[(nil)]", "{answers:?}");
+
+    let permit = token(&mut other, &["list:t"])?;
+    app.send("BRPOP list:t 0")?;
+    waiting(&redis, 1)?;
+    foreign.ask("RPUSH list:t x")?;
+    ensure!(app.reply()? == "[list:t, x]");
+    let reply = other.ask(&format!("CACHE.SET list:t late TOKEN {permit}"))?;
+    ensure!(reply.starts_with("(error) STALE"), "a fill from before the key was there: {reply}");
     Ok(())
 }
