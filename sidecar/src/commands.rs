@@ -6,6 +6,7 @@
 //! values and never talks to anybody. A name that it lacks is what the server says of it ([`Learned`]); one that neither
 //! knows is relayed behind a barrier, which is right for every command that runs on one connection and answers once.
 
+mod catalogue;
 mod categories;
 mod keys;
 mod learned;
@@ -14,6 +15,8 @@ mod permissions;
 mod specs;
 mod table;
 
+pub use catalogue::About;
+pub(crate) use catalogue::{Question, keys as catalogued_keys};
 pub(crate) use keys::trailing_options;
 pub use keys::{KeyPositions, Positions};
 pub use learned::{Interner, Learned};
@@ -154,6 +157,8 @@ pub struct Row {
     pub subcommands: &'static [Self],
     /// The first server version that has it, `7.0` for that and all before; `caddy` for our own.
     pub since: &'static str,
+    /// What clients are shown of it, if it is our own; servers have theirs.
+    pub about: &'static About,
 }
 
 impl Row {
@@ -209,6 +214,7 @@ const fn row(name: &'static str, arity: i8, keys: Positions, effect: Effect) -> 
         strings: Strings::Other,
         subcommands: &[],
         since: "7.0",
+        about: &About("", ""),
     }
 }
 
@@ -278,5 +284,9 @@ impl Row {
 
     const fn since(self, since: &'static str) -> Self {
         Self { since, ..self }
+    }
+
+    const fn about(self, about: &'static About) -> Self {
+        Self { about, ..self }
     }
 }

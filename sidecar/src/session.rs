@@ -9,6 +9,7 @@
 
 pub(crate) mod args;
 mod caching;
+mod catalogue;
 pub(crate) mod client;
 mod conditional;
 mod conversation;

@@ -375,12 +375,14 @@ impl Shared {
 
     // === INFO ===
 
-    /// Redis's reply to INFO with our section behind it.
-    pub(crate) fn with_info_section(&self, reply: &[u8]) -> Bytes {
+    /// Redis's reply to INFO as apps get it; `ours`: with our section behind it.
+    pub(crate) fn info(&self, reply: &[u8], ours: bool) -> Bytes {
         let Ok((value, _)) = caddy_resp::Value::decode(reply) else { return Bytes::copy_from_slice(reply) };
         let Some(text) = value.as_bytes() else { return Bytes::copy_from_slice(reply) };
         let mut all = self.as_one_server(text);
-        all.extend_from_slice(self.info_section().as_bytes());
+        if ours {
+            all.extend_from_slice(self.info_section().as_bytes());
+        }
         let mut out = Vec::with_capacity(all.len() + 32);
         // RESP3's INFO is verbatim text, RESP2's a bulk.
         let protocol = if reply.starts_with(b"=") { Protocol::Resp3 } else { Protocol::Resp2 };

@@ -93,11 +93,15 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
 
 * `AUTH`, also within `HELLO`, is about the socket's own users (`auth` in the [configuration](configuration.md)); without any it is
   accepted and changes nothing. Towards Redis the sidecar's user is what the app gets.
-* `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket; `INFO` has a `# Caddy` section at
-  its end; `HELLO` lists no modules.
+* `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket (`LIST` by `ID`, or by `TYPE`, of which all
+  are `normal`); `INFO` has a `# Caddy` section at its end, unless other sections are asked for; `HELLO` lists no modules.
+* `COMMAND` lists the sidecar's own commands, too, in front of any Redis, but not within `MULTI`; `COMMAND DOCS` describes them in the group `caddy`.
+* A request of more than `limits.maxFrameBytes` (64 MiB), a session behind `limits.maxPipeline`, and what else the
+  [limits](configuration.md) bound, is refused, held back or ended here, where Redis has bounds of its own (512 MiB per argument).
 * `HELLO` with arguments is an error while the session watches keys, and after it subscribed or tracked; `RESET` ends all of that.
 * Within `MULTI`, `HELLO` takes the protocol only, subscriptions take one channel each and RESP2 (Redis's own reply to `EXEC` cannot
-  be read otherwise), and `CLIENT REPLY` is refused; `EXEC` then aborts.
+  be read otherwise), and `CLIENT REPLY` is refused; `EXEC` then aborts. A RESP3 subscriber that publishes to its own channel within `MULTI` is
+  disconnected where Redis puts the message into the reply to `EXEC` (7.0 does); what it queued was executed.
 * `WAIT` and `WAITAOF` are about all that the session wrote, over whichever connection: in front of them the sidecar writes the key
   `caddy:wait` and deletes it, which its user has to be allowed. If a connection to Redis was lost since the session last wrote, they
   are an error: what was written may be lost, too. Within `MULTI` they do not wait, and count the replicas of that connection.
@@ -176,7 +180,10 @@ fn answered(class: Class) -> (&'static str, &'static str) {
         ),
         Class::Lock => ("sidecar (lock)", "the sidecar's locks, which live in Redis; see [locks](locks.md)"),
         Class::Cache => ("sidecar (L3)", "the sidecar, by a command of its own to Redis"),
-        Class::Session => ("session", "the session, or Redis on its behalf: it is about the app's own connection"),
+        Class::Session => (
+            "session",
+            "the session, or Redis on its behalf: it is about the app's own connection, or about what there is here",
+        ),
         Class::Refused(_) => ("refused", "nobody: an error says what to do instead"),
         Class::CrossProtocol => ("closed", "nobody: it is HTTP, and the connection is closed"),
     }

@@ -10,7 +10,7 @@ use caddy_resp::{Protocol, Value};
 
 use smallvec::SmallVec;
 
-use super::{Class, Effect, Pin, Positions, Row, Spread, Strings, lookup, specs::KeySpec};
+use super::{About, Class, Effect, Pin, Positions, Row, Spread, Strings, lookup, specs::KeySpec};
 
 /// Rows that one process learns at most, all servers and versions together; further commands stay unknown.
 const MAX_ROWS: usize = 4096;
@@ -159,6 +159,7 @@ fn row(fields: &[Value<'_>]) -> Option<Row> {
         strings: Strings::Other,
         subcommands: &[],
         since: "",
+        about: &About("", ""),
     })
 }
 

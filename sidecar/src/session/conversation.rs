@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     cache::Cached,
-    commands::{self, Class, Pin, Row, Strings},
+    commands::{self, Class, Pin, Question, Row, Strings},
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Place},
     upstream::{COUNTED, Effect},
@@ -59,8 +59,10 @@ pub(crate) enum Pending {
     WaitingForReplicas,
     /// The app gets this instead of the reply.
     Refused(Bytes),
-    /// INFO: our own section goes behind it.
-    Info,
+    /// INFO: of a cluster it becomes that of one server, and if it is asked for, our own section goes behind it.
+    Info { ours: bool },
+    /// COMMAND: our own commands go into it.
+    AboutCommands(Box<Question>),
     /// Which patterns are in force is looked at, in front of a request.
     Looking,
     /// A key is cleared, in front of a request.
@@ -399,7 +401,10 @@ impl Conversation {
     pub(super) fn complete(&mut self, seq: u64, bytes: Bytes) {
         let failed = bytes.first() == Some(&b'-');
         let bytes = match self.replies.pending_mut(seq) {
-            Some(Pending::Info) if !failed => self.worker.shared.with_info_section(&bytes),
+            Some(Pending::Info { ours }) if !failed => self.worker.shared.info(&bytes, *ours),
+            Some(Pending::AboutCommands(question)) if !failed => {
+                question.answer(&bytes, self.client.protocol).map_or(bytes, Bytes::from)
+            }
             Some(Pending::Refused(refusal)) => std::mem::take(refusal),
             Some(Pending::Looking | Pending::Clearing(_)) => return self.complete_silently(seq, &bytes),
             Some(Pending::Executing(outcome)) if !failed => {
@@ -416,7 +421,13 @@ impl Conversation {
         let is_counted = match self.replies.pending_mut(seq) {
             Some(Pending::Filling { .. } | Pending::FillingMany { .. }) => true,
             // What is made here of several, or of one.
-            Some(Pending::Gathering(_) | Pending::Scanning { .. } | Pending::Executing(_) | Pending::Info) => false,
+            Some(
+                Pending::Gathering(_)
+                | Pending::Scanning { .. }
+                | Pending::Executing(_)
+                | Pending::Info { .. }
+                | Pending::AboutCommands(_),
+            ) => false,
             _ => bytes.len() >= COUNTED,
         };
         let pending =

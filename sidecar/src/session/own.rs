@@ -17,6 +17,9 @@ use crate::{
 /// Longest name a client may give itself; Redis has no bound, and would keep what ever somebody sends.
 const MAX_NAME: usize = 1024;
 
+/// The sections of INFO that ours stands behind.
+const OUR_SECTIONS: [&[u8]; 4] = [b"caddy", b"default", b"all", b"everything"];
+
 impl Conversation {
     /// A command of the class `Session`.
     pub(super) fn own_command(&mut self, row: &'static Row, args: Args<'_>) -> Flow {
@@ -32,7 +35,12 @@ impl Conversation {
                 self.closing = true;
             }
             "reset" => self.reset(),
-            "info" => return self.relay(row, args, effect(row, args), Pending::Info),
+            "info" => {
+                let ours = |section: &[u8]| OUR_SECTIONS.iter().any(|ours| section.eq_ignore_ascii_case(ours));
+                let pending = Pending::Info { ours: args.len() == 1 || args.from(1).any(ours) };
+                return self.relay(row, args, effect(row, args), pending);
+            }
+            "command" => return self.about_commands(row, args),
             name if name.starts_with("cache.") => self.cache_command(name, args),
             _ => return self.relay(row, args, effect(row, args), Pending::Relayed),
         }
@@ -158,10 +166,15 @@ impl Conversation {
                 let line = self.client.shown().line(now);
                 self.reply_text(&line);
             }
-            b"list" => {
-                let lines: String = shared.sessions().iter().map(|shown| shown.line(now)).collect();
-                self.reply_text(&lines);
-            }
+            b"list" => match listed(args) {
+                Ok(is_listed) => {
+                    let sessions = shared.sessions();
+                    let sessions = sessions.iter().filter(|shown| is_listed(shown.id));
+                    let lines: String = sessions.map(|shown| shown.line(now)).collect();
+                    self.reply_text(&lines);
+                }
+                Err(fault) => self.reply_error(&fault),
+            },
             // Hints to a server about one of its connections: this one is ours.
             b"no-evict" | b"no-touch" if args.is(2, "ON") || args.is(2, "OFF") => self.reply_ok(),
             b"tracking" | b"caching" => return self.pin(row, args),
@@ -207,6 +220,30 @@ fn fault_of(name: &[u8]) -> Option<&'static str> {
 
 fn is_name(name: &[u8]) -> bool {
     name.len() <= MAX_NAME && name.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+/// Which sessions `CLIENT LIST [TYPE type] [ID id…]` is about. All are normal ones.
+fn listed(args: Args<'_>) -> Result<impl Fn(u64) -> bool, String> {
+    let mut ids = None;
+    let mut any = true;
+    match args.len() {
+        2 => {}
+        4 if args.is(2, "TYPE") => {
+            let kind = String::from_utf8_lossy(args.get(3)).to_ascii_lowercase();
+            any = match kind.as_str() {
+                "normal" => true,
+                "master" | "replica" | "slave" | "pubsub" => false,
+                _ => return Err(format!("ERR Unknown client type '{}'", String::from_utf8_lossy(args.get(3)))),
+            };
+        }
+        4.. if args.is(2, "ID") => {
+            let id = |arg: &[u8]| caddy_resp::parse_i64(arg).and_then(|id| u64::try_from(id).ok());
+            let named: Option<Vec<u64>> = args.from(3).map(id).collect();
+            ids = Some(named.ok_or("ERR Invalid client ID")?);
+        }
+        _ => return Err("ERR syntax error".to_owned()),
+    }
+    Ok(move |id| any && ids.as_ref().is_none_or(|ids| ids.contains(&id)))
 }
 
 /// What Redis answers to HELLO, with the server that is behind us.

@@ -14,7 +14,7 @@ use caddy_resp::{Protocol, encode};
 
 use super::{
     args::Args,
-    conversation::{Conversation, Flow, Pending, Stream, wrong_number},
+    conversation::{Conversation, Flow, Hush, Pending, Stream, wrong_number},
     guard::full_name,
     relaying::effect,
     routing::Home,
@@ -376,6 +376,10 @@ impl Conversation {
                 None => {}
             }
             pinned.subscribed_resp2 &= pinned.confirming > 0 || pinned.subscriptions > 0;
+        }
+        // Not unasked: the reply to a subscriber's PING, or to a subscription that is refused.
+        if self.hush == Hush::Always && (bytes.starts_with(PONG) || bytes.starts_with(b"-")) {
+            return;
         }
         self.replies.interject(bytes, &mut self.out);
     }

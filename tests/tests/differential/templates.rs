@@ -369,7 +369,7 @@ pub(crate) const TEMPLATES: &[(usize, &[&str])] = &[
             "PUBSUB NUMSUB a b",
             "PUBSUB NUMPAT",
             "CONFIG GET maxmemory",
-            "COMMAND COUNT",
+            "COMMAND LIST FILTERBY MODULE nope",
             "COMMAND GETKEYS MSET a 1 b 2",
             "COMMAND INFO get nope",
             "ACL WHOAMI",

@@ -39,6 +39,10 @@ const EXCHANGES: &[&[&str]] = &[
     &["CLIENT REPLY SKIP", "CLIENT REPLY SKIP", "GET a", "GET a"],
     &["CLIENT REPLY SKIP", "MULTI", "GET a", "EXEC", "PING"],
     &["CLIENT REPLY foo", "CLIENT REPLY", "CLIENT REPLY ON x", "PING"],
+    &["CLIENT REPLY OFF", "SUBSCRIBE a", "PING", "UNSUBSCRIBE a", "CLIENT REPLY ON", "PING"],
+    // Who asks for others.
+    &["CLIENT LIST TYPE foo", "CLIENT LIST TYPE replica", "CLIENT LIST ID 99999 99998", "CLIENT LIST ID x", "PING"],
+    &["CLIENT LIST FOO", "CLIENT LIST TYPE", "CLIENT LIST ID", "INFO nosuch", "PING"],
     // What RESP3 has.
     &["HELLO 3\\", " SETNAME x y", "DEBUG PROTOCOL attrib", "DEBUG PROTOCOL null", "PING"],
     &["CLIENT NO-EVICT on", "DEBUG PROTOCOL attrib", "DEBUG PROTOCOL verbatim", "DEBUG PROTOCOL true", "PING"],

@@ -1,6 +1,7 @@
 //! The sidecar as a process: what it does with bad input, with a Redis that is missing or unwilling, and when it ends.
 
 mod auth;
+mod catalogue;
 mod channels;
 mod clients;
 mod compression;

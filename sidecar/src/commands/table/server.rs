@@ -1,7 +1,7 @@
 //! Connections, pub/sub, scripts as such, and the server itself.
 
 use crate::commands::{
-    Class, Effect, Merge, OURS, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown, write,
+    About, Class, Effect, Merge, OURS, Pin, Positions, Row, Spread, container, flush, harmless, read, unknown, write,
 };
 
 const MONITOR: &str = "MONITOR would show what one sidecar relays, not what Redis executes: run it on Redis directly";
@@ -21,13 +21,30 @@ const fn lock(name: &'static str, arity: i8) -> Row {
 
 /// What `CACHE.INVALIDATE` takes.
 const INVALIDATE: &[Row] = &[
-    caching(write("key", -3, Positions::UpToOptions)),
-    caching(write("cascade", -3, Positions::UpToOptions)),
-    caching(write("tag", -3, Positions::None)),
-    caching(write("keyspace", -3, Positions::None)),
-    caching(write("all", -2, Positions::None)),
-    caching(unknown("pattern", -3)),
-    caching(unknown("regex", -3)),
+    caching(write("key", -3, Positions::UpToOptions)).about(&About(
+        "key [key ...] [MODE REMOVE|EXPIRE] [REASON text]",
+        "Removes keys, or makes them stale, for everybody",
+    )),
+    caching(write("cascade", -3, Positions::UpToOptions)).about(&About(
+        "key [key ...] [MODE REMOVE|EXPIRE] [REASON text]",
+        "Invalidates keys and all that depends on them",
+    )),
+    caching(write("tag", -3, Positions::None)).about(&About(
+        "tag [tag ...] [MODE REMOVE|EXPIRE] [REASON text]",
+        "Invalidates all that carries one of the tags",
+    )),
+    caching(write("keyspace", -3, Positions::None))
+        .about(&About("name [MODE REMOVE|EXPIRE] [REASON text]", "Invalidates a keyspace")),
+    caching(write("all", -2, Positions::None)).about(&About(
+        "[MODE REMOVE|EXPIRE] [REASON text]",
+        "Invalidates everything that the sidecars of this domain wrote",
+    )),
+    caching(unknown("pattern", -3))
+        .about(&About("glob [MODE REMOVE] [REASON text]", "Removes all keys that match a glob")),
+    caching(unknown("regex", -3)).about(&About(
+        "expression [expression ...] [MODE REMOVE] [REASON text]",
+        "Removes all keys that match a regular expression",
+    )),
 ];
 
 /// What Redis has no command for.
@@ -43,22 +60,47 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     // Answered here
     harmless("ping", -1).class(Class::Local),
     harmless("echo", 2).class(Class::Local),
-    read("cache.why", 2, Positions::ONE).effect(Effect::Harmless).class(Class::Local).since(OURS),
-    harmless("cache.stats", -1).class(Class::Local).since(OURS),
-    harmless("cache.hot", -1).class(Class::Local).since(OURS),
-    harmless("cache.deadletters", -2).class(Class::Local).since(OURS),
-    caching(container("cache.invalidate", -2, INVALIDATE)),
-    caching(harmless("cache.invalidations", 1)),
-    caching(write("cache.set", -3, Positions::ONE)),
-    caching(read("cache.get", -2, Positions::ONE)),
-    caching(read("cache.touch", 2, Positions::ONE)),
-    caching(read("cache.warm", -2, Positions::ALL).effect(Effect::Harmless)),
-    lock("lock.acquire", -2),
-    lock("lock.renew", -3),
-    lock("lock.release", -3),
-    lock("lock.info", -2),
-    lock("lock.list", -1),
-    lock("lock.graph", 1),
+    read("cache.why", 2, Positions::ONE)
+        .effect(Effect::Harmless)
+        .class(Class::Local)
+        .since(OURS)
+        .about(&About("key", "Says whether the next GET is answered from a copy, and why or why not")),
+    harmless("cache.stats", -1).class(Class::Local).since(OURS).about(&About(
+        "[keyspace]",
+        "Says what the tiers hold and have done, or what became of the reads of a keyspace",
+    )),
+    harmless("cache.hot", -1)
+        .class(Class::Local)
+        .since(OURS)
+        .about(&About("[count]", "Lists the reads that are made most in this sidecar")),
+    harmless("cache.deadletters", -2).class(Class::Local).since(OURS).about(&About(
+        "keyspace [REPLAY [key ...]|DISCARD key ...]",
+        "Lists the writes that a store refuses, offers them again, or gives them up",
+    )),
+    caching(container("cache.invalidate", -2, INVALIDATE))
+        .about(&About("", "Invalidates keys, groups of them, or what matches a pattern, for everybody")),
+    caching(harmless("cache.invalidations", 1)).about(&About("", "Lists the patterns that Redis is still swept for")),
+    caching(write("cache.set", -3, Positions::ONE)).about(&About(
+        "key value [PX ms] [STALE ms] [TAGS n tag ...] [DEPENDS n key ...] [TOKEN t] [FENCE lock token] [NX|XX]",
+        "Writes a value with what it depends on, also under a fill token or a fence",
+    )),
+    caching(read("cache.get", -2, Positions::ONE)).about(&About(
+        "key [WITHMETA [LEASE ms] [TAGS n tag ...] [DEPENDS n key ...]]",
+        "Reads a value, or what is known of it, and if it is missing a token to fill it",
+    )),
+    caching(read("cache.touch", 2, Positions::ONE)).about(&About("key", "As TOUCH")),
+    caching(read("cache.warm", -2, Positions::ALL).effect(Effect::Harmless))
+        .about(&About("key [key ...]", "Reads keys into the tiers, as GET would")),
+    lock("lock.acquire", -2).about(&About(
+        "name [SHARED|EXCLUSIVE] [OWNER id] [LEASE ms] [WAIT ms] [BACKEND redis|lease]",
+        "Takes a lock, and answers its fencing token",
+    )),
+    lock("lock.renew", -3)
+        .about(&About("name token [LEASE ms] [OWNER id] [BACKEND redis|lease]", "Prolongs the lease of a lock")),
+    lock("lock.release", -3).about(&About("name token [OWNER id] [BACKEND redis|lease]", "Gives a lock back")),
+    lock("lock.info", -2).about(&About("name [BACKEND redis|lease]", "Says who holds a lock, and who waits for it")),
+    lock("lock.list", -1).about(&About("[pattern]", "Lists the locks in use")),
+    lock("lock.graph", 1).about(&About("", "Says who waits for whom")),
     // The app's connection
     session("auth", -2),
     session("hello", -1),
@@ -149,18 +191,19 @@ pub(in crate::commands) const SERVER: &[Row] = &[
     container("cluster", -2, CLUSTER),
     // About the server
     Row {
+        class: Class::Session,
         effect: Effect::Harmless,
         ..container(
             "command",
             -1,
             &[
-                harmless("count", 2),
-                harmless("docs", -2),
-                harmless("getkeys", -3),
-                harmless("getkeysandflags", -3),
+                session("count", 2),
+                session("docs", -2),
+                session("getkeys", -3),
+                session("getkeysandflags", -3),
                 harmless("help", 2),
-                harmless("info", -2),
-                harmless("list", -2),
+                session("info", -2),
+                session("list", -2),
             ],
         )
     },
