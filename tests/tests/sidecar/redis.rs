@@ -46,7 +46,7 @@ fn what_redis_does_when_its_memory_is_full_is_asked_and_told() -> Result<()> {
     let sidecar = Sidecar::start(&redis)?;
     let mut client = session(&sidecar)?;
     eventually("INFO says it", SOON, || {
-        let info = client.ask("INFO server")?;
+        let info = client.ask("INFO caddy")?;
         ensure!(info.contains("caddy_l3_eviction:allkeys-lru"), "{info}");
         ensure!(sidecar.log().contains("the server evicts keys when its memory is full"), "{}", sidecar.log());
         Ok(())
@@ -68,7 +68,7 @@ fn what_endangers_copies_is_asked_at_the_start_and_warned_of() -> Result<()> {
         let sidecar = options.start()?;
         let mut client = session(&sidecar)?;
         eventually("INFO says it", SOON, || {
-            let info = client.ask("INFO server")?;
+            let info = client.ask("INFO caddy")?;
             ensure!(info.contains(&format!("caddy_l3_tracking_table:{table}")), "{user}: {info}");
             ensure!(info.contains(&format!("caddy_l3_swapdb:{swapdb}")), "{user}: {info}");
             ensure!(info.contains("caddy_l3_eviction:none"), "{user}: {info}");
@@ -157,7 +157,7 @@ fn without_the_right_to_track_nothing_is_cached_and_everything_says_so() -> Resu
     ensure!(sidecar.metric("caddy_hits_total")? == 0 && sidecar.metric("caddy_fills_total")? == 0, "nothing is cached");
     let why = client.why("k", "coherence")?;
     ensure!(why.contains("refused CLIENT TRACKING") && why.contains("+client"), "CACHE.WHY says {why}");
-    let info = client.ask("INFO server")?;
+    let info = client.ask("INFO caddy")?;
     ensure!(info.contains("caddy_coherent:0") && info.contains("refused CLIENT TRACKING"), "INFO says {info}");
     ensure!(sidecar.metric("caddy_coherent")? == 0 && sidecar.metric("caddy_l3_reachable")? == 1, "so do the metrics");
     ensure!(sidecar.log().contains("refused CLIENT TRACKING"), "so does the log: {}", sidecar.log());
