@@ -238,6 +238,10 @@ fn what_is_unchanged_is_not_sent_again() -> Result<()> {
     loaded.origin.set("/user%3A1", "Ada Lovelace");
     ensure!(renew(&mut client)? == "Ada Lovelace");
     ensure!((loaded.origin.requests(), loaded.origin.unchanged()) == (7, 3), "all of it is asked for");
+    // Nor is what an app has written.
+    ensure!(client.ask("SET user:1 other")? == "OK");
+    ensure!(renew(&mut client)? == "Ada Lovelace");
+    ensure!((loaded.origin.requests(), loaded.origin.unchanged()) == (8, 3), "all of it is asked for again");
     Ok(())
 }
 

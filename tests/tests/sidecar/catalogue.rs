@@ -61,8 +61,11 @@ fn command_tells_of_the_sidecars_own_commands_too() -> Result<()> {
 
         let docs = asked(&mut app, "COMMAND DOCS get lock.acquire nosuch cache.invalidate")?;
         let docs = String::from_utf8_lossy(&docs).into_owned();
-        for part in ["fencing token\r\n", "cache.invalidate|tag\r\n", "Get the value of a key\r\n"] {
-            ensure!(docs.contains(part) || part.starts_with("Get"), "{part} is missing in {docs}");
+        let theirs = asked(&mut direct, "COMMAND DOCS get")?;
+        let theirs = String::from_utf8_lossy(&theirs).into_owned();
+        let (_, theirs) = theirs.split_once("\r\n").context("the server's documentation")?;
+        for part in ["fencing token\r\n", "cache.invalidate|tag\r\n", theirs] {
+            ensure!(docs.contains(part) && !part.is_empty(), "{part} is missing in {docs}");
         }
         Value::decode(docs.as_bytes()).context("DOCS cannot be read")?;
         Value::decode(&asked(&mut app, "COMMAND DOCS")?).context("DOCS of all cannot be read")?;
@@ -96,6 +99,8 @@ fn client_list_and_info_show_what_is_asked_for() -> Result<()> {
     let (mine, theirs) = (app.ask("CLIENT ID")?, other.ask("CLIENT ID")?);
     let list = app.ask(&format!("CLIENT LIST ID {theirs}"))?;
     ensure!(list.contains(&format!("id={theirs} ")) && !list.contains(&format!("id={mine} ")), "{list}");
+    let refused = app.ask("CLIENT LIST ID x")?;
+    ensure!(refused.contains("Invalid client ID"), "{refused}");
     let list = app.ask("CLIENT LIST TYPE normal")?;
     ensure!(list.contains(&format!("id={theirs} ")) && list.contains(&format!("id={mine} ")), "{list}");
     for (line, is_there) in
