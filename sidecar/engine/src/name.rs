@@ -24,6 +24,11 @@ use crate::hash::KeyHash;
 ///
 /// assert_eq!(UserId(7).key_hash(), "user:7".key_hash());
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no name in L3: `Name` is not implemented for it",
+    label = "what bytes does L3 know it by?",
+    note = "implement `caddy_engine::Name`: equal keys have one name, different keys different ones"
+)]
 pub trait Name {
     /// Calls `then` with the name.
     fn with_name<T>(&self, then: impl FnOnce(&[u8]) -> T) -> T;
