@@ -212,6 +212,11 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         (self.inner.cache.kernel(), self.inner.source, self.inner.timer.now())
     }
 
+    /// The time it goes by.
+    pub(crate) fn timer(&self) -> &Arc<dyn Timer> {
+        &self.inner.timer
+    }
+
     /// What it was made from.
     pub fn config(&self) -> &TierConfig {
         &self.inner.config

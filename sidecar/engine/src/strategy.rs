@@ -5,6 +5,9 @@
 
 pub mod behind;
 mod caches;
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod caches_tests;
 mod through;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]

@@ -40,7 +40,7 @@ pub enum StrategyType {
 pub struct StrategyConfig {
     /// At which part of its life a value that is read is loaded anew, percent; at 100 never.
     pub refresh_at_percent: u32,
-    /// Refreshes that may wait for their turn; what is asked for beyond that is asked for again by the next read.
+    /// Refreshes that may be asked for and not done yet; what is asked for beyond that is asked for again by the next read.
     pub max_refreshes_waiting: usize,
     /// Refreshes at a time.
     pub max_refreshes: usize,
@@ -166,9 +166,11 @@ async fn load_one<K: CacheKey, V: CacheValue>(store: &dyn BackingStore<K, V>, ke
 pub struct RefreshAheadCache<K: CacheKey, V: CacheValue> {
     through: ReadThroughCache<K, V>,
     config: StrategyConfig,
-    queue: mpsc::Sender<K>,
+    /// Without a bound of its own: what is in it is in `asked`.
+    queue: mpsc::UnboundedSender<K>,
+    /// Hashes of the keys whose refresh waits or is under way.
     asked: Arc<Mutex<HashSet<u64>>>,
-    waiting: Arc<Mutex<Option<mpsc::Receiver<K>>>>,
+    waiting: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<K>>>,
 }
 
 impl<K: CacheKey, V: CacheValue> Clone for RefreshAheadCache<K, V> {
@@ -192,13 +194,13 @@ impl<K: CacheKey, V: CacheValue> std::fmt::Debug for RefreshAheadCache<K, V> {
 impl<K: CacheKey, V: CacheValue> RefreshAheadCache<K, V> {
     /// `cache` in front of `store`; [`run`](Self::run) has to be polled for anything to be refreshed.
     pub fn new(cache: MultiTierCache<K, V>, store: Arc<dyn BackingStore<K, V>>, config: StrategyConfig) -> Self {
-        let (queue, waiting) = mpsc::channel(config.max_refreshes_waiting);
+        let (queue, waiting) = mpsc::unbounded();
         Self {
             through: ReadThroughCache::new(cache, store),
             config,
             queue,
             asked: Arc::default(),
-            waiting: Arc::new(Mutex::new(Some(waiting))),
+            waiting: Arc::new(tokio::sync::Mutex::new(waiting)),
         }
     }
 
@@ -232,26 +234,40 @@ impl<K: CacheKey, V: CacheValue> RefreshAheadCache<K, V> {
         Q: Name + ToOwned<Owned = K> + ?Sized,
     {
         let hash = key.key_hash().raw();
-        if self.asked.lock().insert(hash) && self.queue.clone().try_send(key.to_owned()).is_err() {
-            self.asked.lock().remove(&hash);
+        let mut asked = self.asked.lock();
+        if asked.len() < self.config.max_refreshes_waiting && asked.insert(hash) {
+            // The other end is held here too.
+            let _ = self.queue.unbounded_send(key.to_owned());
         }
     }
 
-    /// Refreshes what reads ask for, while it is polled. For one task; a second one ends at once.
+    /// Refreshes what reads ask for, while it is polled; never done. For one task: a second one takes over when the first is
+    /// dropped.
     pub async fn run(&self) {
-        let Some(waiting) = self.waiting.lock().take() else { return };
+        let mut waiting = self.waiting.lock().await;
         let most = self.config.max_refreshes.max(1);
-        waiting
-            .for_each_concurrent(most, async |key: K| {
-                self.refresh(&key).await;
-                self.asked.lock().remove(&key.key_hash().raw());
-            })
-            .await;
+        let refresh = async |key: K| {
+            let _asked = Asked { all: &self.asked, hash: key.key_hash().raw() };
+            self.refresh(&key).await;
+        };
+        waiting.by_ref().for_each_concurrent(most, refresh).await;
     }
 
     async fn refresh(&self, key: &K) {
         // A failure is counted; the next read asks again.
         let store = self.through.store.clone();
         let _ = self.cache().reload(key, async || load_one(&*store, key.clone()).await).await;
+    }
+}
+
+/// A refresh under way. However it ends, the next read may ask again.
+struct Asked<'a> {
+    all: &'a Mutex<HashSet<u64>>,
+    hash: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.hash);
     }
 }

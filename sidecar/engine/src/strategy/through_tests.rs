@@ -18,6 +18,7 @@ struct Counting {
     values: InMemoryStore<String, String>,
     loads: AtomicUsize,
     down: AtomicBool,
+    hangs: AtomicBool,
 }
 
 impl BackingStore<String, String> for Counting {
@@ -25,6 +26,9 @@ impl BackingStore<String, String> for Counting {
         self.loads.fetch_add(1, Ordering::Relaxed);
         if self.down.load(Ordering::Relaxed) {
             return async { Err(StoreError::Unavailable { reason: "down".into() }) }.boxed();
+        }
+        if self.hangs.load(Ordering::Relaxed) {
+            return std::future::pending().boxed();
         }
         self.values.load_many(keys)
     }
@@ -137,4 +141,52 @@ async fn a_refresh_that_fails_leaves_what_there_is() {
     f.store.down.store(false, Ordering::Relaxed);
     assert!(poll!(&mut run).is_pending());
     assert_eq!(f.cache.stats().load_failures, 1);
+}
+
+#[tokio::test]
+async fn no_more_refreshes_are_asked_for_than_allowed() {
+    let f = fixture();
+    let config = StrategyConfig { max_refreshes_waiting: 2, ..StrategyConfig::default() };
+    let ahead = RefreshAheadCache::new(f.cache.clone(), f.store.clone(), config);
+    let keys = ["a", "b", "c", "d", "e"];
+    for key in keys {
+        f.put(key, "1").await;
+        ahead.get(key).await.unwrap();
+    }
+    f.timer.advance(9 * SECOND);
+    for key in keys {
+        ahead.get(key).await.unwrap();
+    }
+    let run = ahead.run();
+    pin_mut!(run);
+    assert!(poll!(&mut run).is_pending());
+    assert_eq!(f.loads(), 5 + 2);
+    for key in keys {
+        ahead.get(key).await.unwrap();
+    }
+    assert!(poll!(&mut run).is_pending());
+    assert_eq!(f.loads(), 5 + 4, "the next reads ask again");
+}
+
+#[tokio::test]
+async fn who_refreshes_may_be_replaced_in_the_middle_of_it() {
+    let f = fixture();
+    let ahead = RefreshAheadCache::new(f.cache.clone(), f.store.clone(), StrategyConfig::default());
+    f.put("a", "1").await;
+    ahead.get("a").await.unwrap();
+    f.timer.advance(9 * SECOND);
+    f.store.hangs.store(true, Ordering::Relaxed);
+    ahead.get("a").await.unwrap();
+    {
+        let first = ahead.run();
+        pin_mut!(first);
+        assert!(poll!(&mut first).is_pending());
+        assert_eq!(f.loads(), 2);
+    }
+    f.store.hangs.store(false, Ordering::Relaxed);
+    let second = ahead.run();
+    pin_mut!(second);
+    ahead.get("a").await.unwrap();
+    assert!(poll!(&mut second).is_pending());
+    assert_eq!(f.loads(), 3);
 }

@@ -57,13 +57,13 @@ where
     K: Eq + Hash + Clone + Weigh + Send + Sync + 'static,
     V: Clone + Weigh + Send + Sync + 'static,
 {
-    /// Room for writes of these weights ([`Record::weight`]) together, if there is some now.
+    /// Room for writes of these weights ([`Record::weight`](super::Record::weight)) together, if there is some now.
     pub fn reserve(&self, records: usize, bytes: usize) -> Option<Room<K, V>> {
         let mut state = self.inner.state.lock();
         (!state.is_sealed && state.queue.reserve(records, bytes)).then(|| Room { of: self.clone(), records, bytes })
     }
 
-    /// Waits for room, for [`BehindConfig::max_wait`] at most.
+    /// Waits for room, for [`max_wait`](super::BehindConfig::max_wait) at most.
     pub async fn room(&self, records: usize, bytes: usize) -> Result<Room<K, V>, BehindError> {
         if let Some(room) = self.reserve(records, bytes) {
             return Ok(room);

@@ -53,7 +53,12 @@ pub enum BehindError {
     Unkept(#[from] JournalError),
 }
 
-/// See the [module](self). A handle: clones are the same.
+/// Takes writes, keeps them in a [`Journal`] if there is one, and brings them to a store in batches while
+/// [`run`](Self::run) is polled. A handle: clones are the same.
+///
+/// A write is acknowledged when the journal has it; one that the journal could not keep, when the store has it; without a
+/// journal, at once. Who finds no room waits for it, up to a deadline, and is then refused *before* anything was written. As a
+/// [`BackingStore`] it shows loaders what is on its way.
 pub struct WriteBehind<K, V> {
     pub(super) inner: Arc<Inner<K, V>>,
 }
