@@ -2,7 +2,7 @@
 //!
 //! Owns one [`GenerationCell`] per generation in use and source: what was read of it last, and under which stamp. An entry
 //! carries a [`Dependency`] per generation, the cell with the value that was seen *before* the entry was computed, and is
-//! valid only while each of them is in force: a load of the cell and those that [`Kernel::is_fresh`] makes for any copy. A
+//! valid only while each of them is in force: a load of the cell and those that the kernel makes for any copy. A
 //! push or an own renewal of the generation's key is a bump like any other: the cell is *unknown* then, not changed, and
 //! entries are valid again when a re-read finds the same value. Absent means invalid.
 //!

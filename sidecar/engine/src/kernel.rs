@@ -86,8 +86,8 @@ impl Sent {
 /// The state of the world that a copy belongs to: valid while nothing of it has moved.
 ///
 /// Every entry has one, so it is short: the low bits of both counters. They cannot come round to a living copy, since
-/// each counter makes the other move long before (see [`Kernel::bump`] and [`count_flush`](Kernel::count_flush)): a copy
-/// whose counter has gone once around is dead by the other one.
+/// each counter makes the other move long before ([`Kernel::bump`], [`Kernel::flush`]): a copy whose counter has gone once
+/// around is dead by the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Basis {
     stamp: u32,

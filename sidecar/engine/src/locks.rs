@@ -1,6 +1,6 @@
 //! Locks for the processes of a cluster: exclusive and shared, fair, reentrant, leased, with fencing tokens.
 //!
-//! What a lock *is* lies behind a [`LockBackend`]: [`InProcess`] here, Redis in `caddy-remote`'s users. What it means to
+//! What a lock *is* lies behind a [`LockBackend`]: [`InProcess`] here, `RedisLocks` in `caddy-remote`. What it means to
 //! hold one is [`LockClient`]'s: it asks, waits, counts reentrant holds, renews leases, and says so when a lock was lost.
 //! [`DistributedMutex`] and [`DistributedRwLock`] are its guarded faces, [`DeadlockDetector`] finds owners that wait for
 //! each other in a circle.

@@ -12,6 +12,135 @@
 //!   still has the right to, and reports a good answer ([`Sending::proved`]).
 //! * [`Remote::store`] stores only under the [`Claim`] that is still the key's own, and only if the key is as it was when
 //!   the claim was granted. Every write, removal and expiry through the same L3 ends the claim, in the same step.
+//!
+//! # An L3 of one's own
+//!
+//! A table to which everybody writes through this process, so that every write is known here at once
+//! ([`SourceKind::Local`]); it keeps what it has until that is overwritten.
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::sync::{Arc, Mutex};
+//! use std::time::{Duration, Instant};
+//! use caddy_engine::remote::{Claim, Coherence, Fetched, Lifetime, LoadLease, Remote, RemoteFuture};
+//! use caddy_engine::{FlushCause, MultiTierCache, SourceKind, TierConfig};
+//!
+//! #[derive(Default)]
+//! struct Table(Mutex<Content>);
+//!
+//! #[derive(Default)]
+//! struct Content {
+//!     rows: HashMap<String, String>,
+//!     leases: HashMap<String, (u128, Instant)>,
+//!     last_lease: u128,
+//!     caches: Vec<Coherence>,
+//! }
+//!
+//! impl Content {
+//!     /// One step, under the lock: the change, the end of the key's lease, and the death of every copy. `None` removes.
+//!     fn put(&mut self, key: &str, value: Option<String>) -> bool {
+//!         let old = match value {
+//!             Some(value) => self.rows.insert(key.to_owned(), value),
+//!             None => self.rows.remove(key),
+//!         };
+//!         self.leases.remove(key);
+//!         self.caches.iter().for_each(|cache| cache.bump(key.as_bytes()));
+//!         old.is_some()
+//!     }
+//! }
+//!
+//! impl Remote<String, String> for Table {
+//!     fn kind(&self) -> SourceKind { SourceKind::Local }
+//!
+//!     fn attach(&self, coherence: Coherence) { self.0.lock().unwrap().caches.push(coherence); }
+//!
+//!     fn read<'a>(&'a self, key: &'a String) -> RemoteFuture<'a, Option<Fetched<String>>> {
+//!         Box::pin(async {
+//!             let value = self.0.lock().unwrap().rows.get(key).cloned();
+//!             Ok(value.map(|value| Fetched { value, fresh_for: None, stale_for: Duration::ZERO }))
+//!         })
+//!     }
+//!
+//!     fn write<'a>(&'a self, key: &'a String, value: &'a String, lifetime: Lifetime) -> RemoteFuture<'a, ()> {
+//!         Box::pin(async move {
+//!             let kept = (lifetime.ttl != Some(Duration::ZERO)).then(|| value.clone());
+//!             self.0.lock().unwrap().put(key, kept);
+//!             Ok(())
+//!         })
+//!     }
+//!
+//!     fn remove<'a>(&'a self, key: &'a String) -> RemoteFuture<'a, bool> {
+//!         Box::pin(async { Ok(self.0.lock().unwrap().put(key, None)) })
+//!     }
+//!
+//!     fn expire<'a>(&'a self, key: &'a String) -> RemoteFuture<'a, bool> { self.remove(key) }
+//!
+//!     fn clear(&self) -> RemoteFuture<'_, ()> {
+//!         Box::pin(async {
+//!             let mut table = self.0.lock().unwrap();
+//!             table.rows.clear();
+//!             table.leases.clear();
+//!             table.caches.iter().for_each(|cache| cache.flush(FlushCause::Overwritten));
+//!             Ok(())
+//!         })
+//!     }
+//!
+//!     fn claim<'a>(&'a self, key: &'a String, span: Duration) -> RemoteFuture<'a, Claim> {
+//!         Box::pin(async move {
+//!             let (now, mut table) = (Instant::now(), self.0.lock().unwrap());
+//!             if table.leases.get(key).is_some_and(|(_, until)| now < *until) {
+//!                 return Ok(Claim::Held);
+//!             }
+//!             table.last_lease += 1;
+//!             let id = table.last_lease;
+//!             table.leases.insert(key.clone(), (id, now + span));
+//!             let present = table.rows.get(key).map(|row| row.clone().into());
+//!             Ok(Claim::Granted(LoadLease { id, present }))
+//!         })
+//!     }
+//!
+//!     fn store<'a>(
+//!         &'a self,
+//!         key: &'a String,
+//!         value: &'a String,
+//!         _: Lifetime,
+//!         lease: &'a LoadLease,
+//!     ) -> RemoteFuture<'a, bool> {
+//!         Box::pin(async {
+//!             let mut table = self.0.lock().unwrap();
+//!             // Whatever changes the row ends the lease: that it is there says that the row is as it was.
+//!             let is_valid = table.leases.get(key).is_some_and(|(id, until)| *id == lease.id && Instant::now() < *until);
+//!             if is_valid {
+//!                 table.put(key, Some(value.clone()));
+//!             }
+//!             Ok(is_valid)
+//!         })
+//!     }
+//!
+//!     fn release(&self, key: &String, lease: &LoadLease) {
+//!         let mut table = self.0.lock().unwrap();
+//!         if table.leases.get(key).is_some_and(|(id, _)| *id == lease.id) {
+//!             table.leases.remove(key);
+//!         }
+//!     }
+//! }
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! let table = Arc::new(Table::default());
+//! let (ours, theirs) = (
+//!     MultiTierCache::new(TierConfig::default(), table.clone()),
+//!     MultiTierCache::new(TierConfig::default(), table),
+//! );
+//! ours.insert("user:1".into(), "Ada".into()).await?;
+//! assert_eq!(theirs.get("user:1").await?.as_deref(), Some("Ada"));
+//! ours.insert("user:1".into(), "Grace".into()).await?;
+//! assert_eq!(theirs.get("user:1").await?.as_deref(), Some("Grace"));
+//! let loaded = theirs.get_or_load("user:2", async || Ok::<_, std::io::Error>("Alan".to_owned())).await?;
+//! assert_eq!(ours.get("user:2").await?, Some(loaded.value));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod in_process;
 

@@ -2,7 +2,7 @@
 //!
 //! Each operation is one script, so that a lock is never half taken; the scripts read Redis's own clock. All keys of a
 //! domain's locks begin with `caddy:{<domain>}:locks` and lie in one slot, with the epoch that every script checks: no
-//! token is issued under an epoch that this connection has not confirmed (see [`epoch`]). Who lets go hands the lock to the
+//! token is issued under an epoch that this connection has not confirmed (see `locks/epoch.rs`). Who lets go hands the lock to the
 //! next waiter in the same step, and a message on that one's channel tells it; who missed it asks again within a second.
 //!
 //! In a cluster they are wherever that slot is: whoever made the locks says so, and a slot that moves is a new epoch, since

@@ -23,8 +23,11 @@ pub(crate) fn fmt(place: &Place) -> Result {
     loud(&mut cargo(place, &["fmt", "--all", "--check"]))
 }
 
+/// The packages whose documentation is read by those who build on them.
+const LIBRARIES: [&str; 5] = ["caddy-engine", "caddy-remote", "caddy-resp", "caddy-lease", "caddy-contract"];
+
 /// clippy over everything, warnings as errors; also over what only a feature builds: the scheduler under the kernel, and the
-/// build with droppable guards.
+/// build with droppable guards. rustdoc likewise over the libraries: what it links to is there, for a reader from outside too.
 pub(crate) fn lint(place: &Place) -> Result {
     let parts: [&[&str]; 3] = [
         &["--workspace", "--all-targets"],
@@ -34,7 +37,10 @@ pub(crate) fn lint(place: &Place) -> Result {
     parts.iter().try_for_each(|part| {
         let mut command = cargo(place, &["clippy", "--locked", "--quiet"]);
         loud(command.args(*part).args(["--", "-D", "warnings"]))
-    })
+    })?;
+    let mut command = cargo(place, &["doc", "--locked", "--quiet", "--no-deps"]);
+    command.args(LIBRARIES.iter().flat_map(|library| ["-p", library]));
+    loud(command.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// Writes the generated CRD files anew: the plain one and the chart's.

@@ -41,7 +41,9 @@ pub enum TrainingError {
     #[error("this keyspace collects no samples: configure training for it")]
     NotConfigured,
     /// Too little was seen.
-    #[error("{samples} samples of {MIN_SAMPLES} that training needs: try again when more values were written")]
+    #[error(
+        "{samples} samples of {MIN_SAMPLES} that training needs: try again when more values were written (those below `min_bytes_with_dictionary` are not sampled)"
+    )]
     TooFewSamples {
         /// How many there are.
         samples: usize,

@@ -83,7 +83,10 @@ pub trait LockListener: Send + Sync {
     fn epoch(&self, epoch: u64);
 }
 
-/// See the module.
+/// What locks lie in: the operations that a [`LockClient`](super::LockClient) needs, each of them idempotent.
+///
+/// A backend decides who holds what; it keeps the queue of each lock, ends leases by its own clock, and issues tokens. A
+/// request whose answer is lost may be repeated, or taken back by [`cancel`](Self::cancel): a [`Ticket`] names it.
 pub trait LockBackend<K>: Send + Sync {
     /// Who is told of wake-ups; once, before anything else.
     fn attach(&self, listener: Weak<dyn LockListener>);

@@ -59,7 +59,11 @@ pub(crate) enum News {
     Abandoned,
 }
 
-/// See the module.
+/// One party to the locks of a backend, usually one per process: takes, waits, counts, lets go, and while
+/// [`run`](Self::run) is polled renews what it holds and looks for deadlocks.
+///
+/// [`DistributedMutex`](super::DistributedMutex) and [`DistributedRwLock`](super::DistributedRwLock) are its guarded faces. It
+/// never believes to hold a lock longer than the backend keeps it: each holding counts from before its request was sent.
 pub struct LockClient<K> {
     pub(super) backend: Arc<dyn LockBackend<K>>,
     pub(super) timer: Arc<dyn Timer>,

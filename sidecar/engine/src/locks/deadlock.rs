@@ -67,7 +67,46 @@ impl<K> fmt::Display for Deadlock<K> {
     }
 }
 
-/// See the module.
+/// Finds owners that wait for each other in a circle, and fails the one that came last.
+///
+/// [`LockClient::run`](super::LockClient::run) does it every
+/// [`deadlock_check`](super::LockConfig::deadlock_check), on one client of a backend at a time; by hand it is
+/// [`check`](Self::check). No false alarm: a cycle counts when two readings in a row show every one of its waits.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use caddy_engine::TokioTimer;
+/// use caddy_engine::locks::{DistributedMutex, InProcess, LockClient, LockConfig, LockError, Owner};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// let timer = Arc::new(TokioTimer);
+/// let config = LockConfig {
+///     deadlock_check: Duration::from_millis(10),
+///     timeout: Duration::from_secs(60),
+///     ..LockConfig::default()
+/// };
+/// let client = LockClient::new(InProcess::new(timer.clone()), timer, config, "doc");
+/// let lock = |name: &str| DistributedMutex::new(client.clone(), name.to_owned());
+/// let (orders, stock) = (lock("orders"), lock("stock"));
+/// let (ada, alan) = (Owner::new("ada"), Owner::new("alan"));
+///
+/// let work = async {
+///     let (first, second) = (orders.lock(&ada).await?, stock.lock(&alan).await?);
+///     // Each wants what the other has. Alan came last: he is told, and lets go.
+///     let both = tokio::join!(stock.lock(&ada), async {
+///         let refused = orders.lock(&alan).await;
+///         second.unlock().await?;
+///         refused
+///     });
+///     assert!(both.0.is_ok() && matches!(both.1, Err(LockError::Deadlock(_))));
+///     first.unlock().await
+/// };
+/// tokio::select! {
+///     done = work => done,
+///     () = client.run() => unreachable!("it is never done"), // a task of its own in real life
+/// }
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct DeadlockDetector<K>(PhantomData<K>);
 

@@ -19,13 +19,13 @@ pub enum CacheTier {
 /// Entries and bytes of one tier; see [`MultiTierCache::tier_sizes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierSizes {
-    /// Entries in all threads' L1s. An entry that two threads read counts twice.
+    /// Entries in all threads' L1s. An entry that two threads read counts twice; a dead one, until its thread comes by.
     pub l1_entries: u64,
     /// Bytes of those entries; they are L2's, not further ones.
     pub l1_bytes: u64,
     /// Entries in L2.
     pub l2_entries: usize,
-    /// Bytes of L2: keys, values and metadata.
+    /// Bytes of L2: keys, values and metadata, with those of dead entries that an L1 still points to.
     pub l2_bytes: usize,
     /// Entries in L3, if it can tell.
     pub l3_entries: Option<usize>,

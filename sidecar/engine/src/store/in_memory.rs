@@ -6,7 +6,7 @@ use std::hash::Hash;
 use super::{BackingStore, StoreFuture, Stored};
 use crate::sync::Mutex;
 
-/// See the [module](self). Every call is one step: nobody sees half of it.
+/// A [`BackingStore`] in this process, for tests, examples, and data that is computed rather than kept. Every call is one step: nobody sees half of it.
 #[derive(Debug)]
 pub struct InMemoryStore<K, V> {
     values: Mutex<HashMap<K, V>>,

@@ -1,15 +1,6 @@
-//! A store behind HTTP: `GET`, `PUT` and `DELETE` of one URL per key.
+//! A store behind HTTP: what each answer means, and which request is sent again. [`HttpStore`] says it.
 //!
-//! | answer | means |
-//! |---|---|
-//! | 200 | the value is the body; `Cache-Control` says for how long, `ETag` names its state; not with a `Content-Encoding` |
-//! | 404, 410 | there is no such value |
-//! | 304 | unchanged (only where an `ETag` was sent) |
-//! | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, then [`StoreError::Unavailable`] |
-//! | anything else, redirects too | [`StoreError::Refused`]; 401 and 407 to a write, like certificates that do not fit, are none of its value: `Unavailable` |
-//!
-//! Many keys are that many requests, at most [`HttpConfig::concurrency`] at a time. `PUT` and `DELETE` are sent again
-//! after an unclear answer: they are idempotent, as HTTP defines them.
+//! Keeps nothing but connections, and knows no cache. Fails with [`StoreError`].
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,8 +24,8 @@ use super::{
 };
 use crate::tls::{TlsError, TlsOptions};
 
-/// The place of the key in [`HttpConfig::url`].
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The place of the key in [`HttpConfig::url`].
 const PLACEHOLDER: &str = "{key}";
 /// All but RFC 3986's unreserved characters: a key with a slash is still one segment.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -103,7 +94,18 @@ pub enum HttpConfigError {
     Tls(#[from] TlsError),
 }
 
-/// See the [module](self).
+/// A store behind HTTP: `GET`, `PUT` and `DELETE` of one URL per key.
+///
+/// | answer | means |
+/// |---|---|
+/// | 200 | the value is the body; `Cache-Control` says for how long, `ETag` names its state; not with a `Content-Encoding` |
+/// | 404, 410 | there is no such value |
+/// | 304 | unchanged (only where an `ETag` was sent) |
+/// | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, then [`StoreError::Unavailable`] |
+/// | anything else, redirects too | [`StoreError::Refused`]; 401 and 407 to a write, like certificates that do not fit, are none of its value: `Unavailable` |
+///
+/// Many keys are that many requests, at most [`HttpConfig::concurrency`] at a time. `PUT` and `DELETE` are sent again
+/// after an unclear answer: they are idempotent, as HTTP defines them.
 #[derive(Debug)]
 pub struct HttpStore {
     transport: Transport,

@@ -1,15 +1,8 @@
-//! A store in PostgreSQL: three statements of the app's own, prepared on every connection.
+//! A store in PostgreSQL: three statements of the app's own, prepared on every connection. [`PostgresConfig`] says what each
+//! has to be.
 //!
-//! * `load` has one parameter, an array of keys, and returns key, value and, if it likes, milliseconds of freshness:
-//!   `SELECT key, value FROM users WHERE key = ANY($1)`.
-//! * `store` has two, arrays of keys and of their values:
-//!   `INSERT INTO users SELECT * FROM unnest($1::text[], $2::bytea[]) ON CONFLICT (key) DO UPDATE SET value = excluded.value`.
-//! * `delete` has one: `DELETE FROM users WHERE key = ANY($1)`.
-//!
-//! Keys may be `text` or `bytea`, values also `json` and `jsonb`; what the statements say is checked when a connection is
-//! made. Many keys are one statement, so a batch costs one round trip and is stored whole or not at all
-//! (5,000 rows at a time). A load is asked once more when its connection turns out to be dead; a write never is. A value
-//! that is larger than it may be is refused; of one that is far larger no more than its length is read.
+//! Many keys are one statement, so a batch costs one round trip and is stored whole or not at all. A load is asked once more
+//! when its connection turns out to be dead; a write never is. Fails with [`StoreError`].
 
 mod bounded;
 mod values;
@@ -52,11 +45,13 @@ pub struct PostgresConfig {
     pub password_file: Option<PathBuf>,
     /// Given: nothing is sent without TLS.
     pub tls: Option<TlsOptions>,
-    /// See the [module](self).
+    /// Has one parameter, an array of keys, and returns key, value and, if it likes, milliseconds of freshness:
+    /// `SELECT key, value FROM users WHERE key = ANY($1)`.
     pub load: String,
-    /// See the [module](self); without it the store is read-only.
+    /// Has two parameters, arrays of keys and of their values; without it the store is read-only:
+    /// `INSERT INTO users SELECT * FROM unnest($1::text[], $2::bytea[]) ON CONFLICT (key) DO UPDATE SET value = excluded.value`.
     pub store: Option<String>,
-    /// See the [module](self).
+    /// Has one parameter, an array of keys: `DELETE FROM users WHERE key = ANY($1)`.
     pub delete: Option<String>,
     /// Connections at a time.
     pub max_connections: usize,
@@ -94,7 +89,12 @@ pub enum PostgresConfigError {
     NoConnections,
 }
 
-/// See the [module](self).
+/// A store in PostgreSQL: three statements of the app's own ([`PostgresConfig`]), prepared on every connection.
+///
+/// Keys may be `text` or `bytea`, values also `json` and `jsonb`; what the statements say is checked when a connection is
+/// made. Many keys are one statement, so a batch costs one round trip and is stored whole or not at all
+/// (5,000 rows at a time). A load is asked once more when its connection turns out to be dead; a write never is. A value
+/// that is larger than it may be is refused; of one that is far larger no more than its length is read.
 #[derive(Debug)]
 pub struct PostgresStore {
     pool: Pool<Connector>,
