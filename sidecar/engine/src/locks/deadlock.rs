@@ -4,11 +4,16 @@
 //! it. An owner is one thread of control and goes on only when all it waits for is gone, so a cycle of such waits is a
 //! deadlock, and there is none without a cycle (Coffman et al. 1971; the AND model of Knapp 1987).
 //!
-//! No false alarm: a cycle counts when two readings in a row show every one of its waits, each by the same ticket and the
-//! same token or ticket before it. All of them then existed together between the two readings. Cycles through holders
-//! alone are looked for first: a waiter that merely stands between is not the one to fail.
+//! No false alarm: of two readings in a row only the waits that both show count, each by the same ticket and the same
+//! token or ticket before it. All of them existed together between the two readings, so what is a cycle among them was
+//! one, and what only one reading shows hides none. Cycles through holders alone are looked for first: a waiter that
+//! merely stands between is not the one to fail.
 
-use std::{collections::HashMap, fmt, marker::PhantomData};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    marker::PhantomData,
+};
 
 use super::{BackendError, FencingToken, LockBackend, LockKey, LockMode, LockStatus, Owner, Ticket};
 
@@ -49,11 +54,6 @@ impl<K: LockKey> Deadlock<K> {
     /// Whom to fail: the one that came last.
     pub fn youngest(&self) -> Option<&Wait<K>> {
         self.waits.iter().max_by_key(|wait| wait.arrival)
-    }
-
-    /// Whether another reading shows every one of its waits.
-    fn is_in(&self, waits: &HashMap<&Owner, Vec<&Wait<K>>>) -> bool {
-        self.waits.iter().all(|wait| waits.get(&wait.owner).is_some_and(|waits| waits.contains(&wait)))
     }
 }
 
@@ -113,13 +113,13 @@ pub struct DeadlockDetector<K>(PhantomData<K>);
 impl<K: LockKey> DeadlockDetector<K> {
     /// Reads the backend's queues twice and breaks each cycle that both readings show; how many it broke.
     pub async fn check(backend: &dyn LockBackend<K>) -> Result<usize, BackendError> {
-        let found = Self::find(&backend.contended().await?);
-        if found.is_empty() {
+        let first = backend.contended().await?;
+        if Self::find(&first).is_empty() {
             return Ok(0);
         }
-        let confirmed = Self::confirm(found, &backend.contended().await?);
+        let second = backend.contended().await?;
         let mut broken = 0;
-        for deadlock in confirmed {
+        for deadlock in Self::confirm(&first, &second) {
             let Some(victim) = deadlock.youngest() else { continue };
             let expelled = backend.break_deadlock(&victim.name, &victim.ticket, &deadlock.to_string()).await?;
             broken += usize::from(expelled);
@@ -129,8 +129,12 @@ impl<K: LockKey> DeadlockDetector<K> {
 
     /// The cycles in one reading, such that without their youngest waits there is none left.
     pub fn find(locks: &[LockStatus<K>]) -> Vec<Deadlock<K>> {
-        let held: Vec<Wait<K>> = locks.iter().flat_map(behind_holders).collect();
-        let queued: Vec<Wait<K>> = locks.iter().flat_map(behind_waiters).collect();
+        Self::find_among(locks, |_| true)
+    }
+
+    fn find_among(locks: &[LockStatus<K>], counts: impl Fn(&Wait<K>) -> bool) -> Vec<Deadlock<K>> {
+        let held: Vec<Wait<K>> = locks.iter().flat_map(behind_holders).filter(&counts).collect();
+        let queued: Vec<Wait<K>> = locks.iter().flat_map(behind_waiters).filter(&counts).collect();
         let mut failed = Vec::new();
         let mut found = break_all(&held.iter().collect::<Vec<_>>(), &mut failed);
         found.extend(break_all(&held.iter().chain(&queued).collect::<Vec<_>>(), &mut failed));
@@ -142,11 +146,10 @@ impl<K: LockKey> DeadlockDetector<K> {
         locks.iter().flat_map(behind_holders).chain(locks.iter().flat_map(behind_waiters)).collect()
     }
 
-    /// Those of the cycles that another, later reading shows as well.
-    pub fn confirm(found: Vec<Deadlock<K>>, locks: &[LockStatus<K>]) -> Vec<Deadlock<K>> {
-        let waits = Self::waits(locks);
-        let by_owner = by_owner(waits.iter());
-        found.into_iter().filter(|deadlock| deadlock.is_in(&by_owner)).collect()
+    /// The cycles among the waits that two readings show, the second one later; as [`find`](Self::find) does.
+    pub fn confirm(first: &[LockStatus<K>], second: &[LockStatus<K>]) -> Vec<Deadlock<K>> {
+        let still: HashSet<Wait<K>> = Self::waits(second).into_iter().collect();
+        Self::find_among(first, |wait| still.contains(wait))
     }
 }
 

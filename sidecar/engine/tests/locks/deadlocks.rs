@@ -9,7 +9,10 @@ use std::{
 
 use caddy_engine::{
     ManualClock,
-    locks::{Answer, Ask, Claim, DeadlockDetector, InProcess, LockBackend, LockMode, LockStatus, Owner, Ticket},
+    locks::{
+        Answer, Ask, Claim, DeadlockDetector, FencingToken, HolderStatus, InProcess, LockBackend, LockMode, LockStatus,
+        Owner, Ticket, WaiterStatus,
+    },
 };
 use proptest::prelude::*;
 
@@ -131,7 +134,7 @@ fn a_cycle_must_be_there_twice() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].to_string(), "a→b→a");
     assert_eq!(found[0].youngest().unwrap().ticket.number, 4);
-    assert_eq!(DeadlockDetector::confirm(found.clone(), &first).len(), 1);
+    assert_eq!(DeadlockDetector::confirm(&first, &first), found);
     // The very lock is let go and taken again by the same owner: not the same wait any more.
     now(backend.release(&Claim { name: 1, owner: Owner::new("a"), token: a, lease: Duration::ZERO })).unwrap();
     now(backend.cancel(&ask(4, "b", 1))).unwrap();
@@ -139,7 +142,36 @@ fn a_cycle_must_be_there_twice() {
     now(backend.acquire(&ask(6, "b", 1))).unwrap();
     let second = now(backend.contended()).unwrap();
     assert_eq!(DeadlockDetector::find(&second).len(), 1);
-    assert_eq!(DeadlockDetector::confirm(found, &second), []);
+    assert_eq!(DeadlockDetector::confirm(&first, &second), []);
+}
+
+/// What only one reading shows hides no cycle that both show, also where both would be broken by the same failure.
+#[test]
+fn a_cycle_that_is_gone_hides_no_other() {
+    let holder = |owner: &str, mode, counter| HolderStatus {
+        owner: Owner::new(owner),
+        mode,
+        token: FencingToken::new(1, counter),
+        remaining: Duration::from_hours(1),
+    };
+    let waiter = |owner: &str, number| WaiterStatus {
+        owner: Owner::new(owner),
+        mode: LockMode::Exclusive,
+        ticket: Ticket { client: "c".into(), number },
+        arrival: number,
+    };
+    let lock = |name, holders, waiters| LockStatus { name, holders, waiters };
+    // b waits for the readers c and a, and each of them for b; c gives up.
+    let read = vec![holder("c", LockMode::Shared, 1), holder("a", LockMode::Shared, 2)];
+    let first = [
+        lock(1, read, vec![waiter("b", 9)]),
+        lock(2, vec![holder("b", LockMode::Exclusive, 3)], vec![waiter("c", 4), waiter("a", 5)]),
+    ];
+    let mut second = first.clone();
+    second[1].waiters.remove(0);
+    let confirmed = DeadlockDetector::confirm(&first, &second);
+    assert_eq!(confirmed.len(), 1, "{confirmed:?}");
+    assert_eq!(confirmed[0].to_string(), "a→b→a");
 }
 
 /// A chain of ten thousand waiters, no cycle: found quickly and without recursion.
