@@ -383,7 +383,7 @@ fn behind(shared: &Shared, registry: &mut Registry) {
 }
 
 /// What is counted about locks.
-fn lock_counters(locks: &LockStats) -> [(&'static str, &'static str, u64); 10] {
+fn lock_counters(locks: &LockStats) -> [(&'static str, &'static str, u64); 11] {
     [
         ("lock_acquired", "Locks that were had", locks.acquired),
         ("lock_contended", "Acquisitions that had to wait", locks.contended),
@@ -391,6 +391,7 @@ fn lock_counters(locks: &LockStats) -> [(&'static str, &'static str, u64); 10] {
         ("lock_timed_out", "Acquisitions whose turn did not come in time", locks.timed_out),
         ("lock_deadlocks", "Acquisitions failed to break a deadlock", locks.deadlocks),
         ("lock_deadlocks_broken", "Deadlocks that this sidecar found and broke", locks.deadlocks_broken),
+        ("lock_deadlock_checks", "Looks for deadlocks that this sidecar has finished", locks.deadlock_checks),
         ("lock_refused", "Acquisitions refused: a limit, an upgrade, no Redis", locks.refused),
         ("lock_renewed", "Leases renewed", locks.renewed),
         ("lock_released", "Locks let go", locks.released),

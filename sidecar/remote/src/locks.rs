@@ -281,6 +281,13 @@ impl LockBackend<Bytes> for RedisLocks {
         })
     }
 
+    fn leave_duty(&self) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let args = Arguments::without_epoch().with(&*self.client).with("0");
+            self.run(Script::Duty, &Strings::default().with(&[&self.keys.duty()]), &args).await.map(|_| ())
+        })
+    }
+
     fn break_deadlock<'a>(&'a self, name: &'a Bytes, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool> {
         Box::pin(async move {
             let args = Arguments::default().with(ticket.to_string()).with(cycle);

@@ -433,6 +433,10 @@ impl LockBackend<Bytes> for LeaseLocks {
         Box::pin(std::future::ready(Ok(false)))
     }
 
+    fn leave_duty(&self) -> Answered<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn break_deadlock<'a>(&'a self, _: &'a Bytes, _: &'a Ticket, _: &'a str) -> Answered<'a, bool> {
         Box::pin(std::future::ready(Ok(false)))
     }

@@ -109,6 +109,8 @@ pub trait LockBackend<K>: Send + Sync {
     fn contended(&self) -> Reply<'_, Vec<LockStatus<K>>>;
     /// Whether this client is the one that looks for deadlocks for the next while.
     fn take_duty(&self, lease: Duration) -> Reply<'_, bool>;
+    /// This client is not the one any more, if it was.
+    fn leave_duty(&self) -> Reply<'_, ()>;
     /// Takes an acquisition of any client out of its queue and tells it why; whether it still waited.
     fn break_deadlock<'a>(&'a self, name: &'a K, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool>;
 }

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -77,6 +77,8 @@ pub struct LockClient<K> {
     pub(super) chores: Signal<()>,
     /// Somebody has begun to wait.
     pub(super) queues: Signal<()>,
+    /// Whether this client looks for deadlocks of all.
+    pub(super) has_duty: AtomicBool,
     /// Kept here because the backend holds it weakly.
     listener: Mutex<Option<Arc<Listener<K>>>>,
 }
@@ -171,6 +173,7 @@ impl<K: LockKey> LockClient<K> {
             ends: Signal::default(),
             chores: Signal::default(),
             queues: Signal::default(),
+            has_duty: AtomicBool::default(),
             listener: Mutex::default(),
         });
         let listener = Arc::new(Listener(Arc::downgrade(&client)));

@@ -45,6 +45,8 @@ pub struct LockStats {
     pub deadlocks: u64,
     /// Cycles that this client found and broke, whosever waiters they were.
     pub deadlocks_broken: u64,
+    /// How often this client has looked for cycles, among everybody's waiters.
+    pub deadlock_checks: u64,
     pub refused: u64,
     pub renewed: u64,
     pub released: u64,
@@ -64,6 +66,7 @@ impl std::iter::Sum for LockStats {
             timed_out: sum.timed_out + one.timed_out,
             deadlocks: sum.deadlocks + one.deadlocks,
             deadlocks_broken: sum.deadlocks_broken + one.deadlocks_broken,
+            deadlock_checks: sum.deadlock_checks + one.deadlock_checks,
             refused: sum.refused + one.refused,
             renewed: sum.renewed + one.renewed,
             released: sum.released + one.released,

@@ -107,6 +107,10 @@ impl<K: LockKey> LockBackend<K> for InProcess<K> {
         done(true)
     }
 
+    fn leave_duty(&self) -> Reply<'_, ()> {
+        done(())
+    }
+
     fn break_deadlock<'a>(&'a self, name: &'a K, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool> {
         let (expelled, handed) = self.table.lock().expel(name, ticket, self.timer.now());
         if expelled {

@@ -6,6 +6,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::atomic::Ordering,
     task::{Context, Poll},
     time::Duration,
 };
@@ -121,6 +122,7 @@ impl<K: LockKey> LockClient<K> {
 
     /// Done when all that was to be let go is; for the end of a process. Does not wait for what the backend does not answer.
     pub async fn drain(&self) {
+        self.leave_duty().await;
         while self.take_back().await {
             if self.state.lock().is_clean() {
                 return;
@@ -131,19 +133,36 @@ impl<K: LockKey> LockClient<K> {
     async fn break_deadlocks(&self) {
         loop {
             // Where nobody waits nothing can be deadlocked, and an idle process sleeps.
-            if !self.state.lock().waits() {
+            if !self.state.lock().waits() && !self.has_duty() {
                 let _ = self.queues.until(&*self.timer, Moment::NEVER).await;
             }
             let pause = self.config().deadlock_check;
             self.timer.sleep_until(self.timer.now() + pause).await;
             if !self.state.lock().waits() {
+                // Other clients' waiters need not sit out what is left of the duty.
+                self.leave_duty().await;
                 continue;
             }
             // Whoever has the duty keeps it over one missed turn.
-            if let Ok(true) = self.backend.take_duty(pause * 2).await {
-                let broken = DeadlockDetector::check(&*self.backend).await;
-                self.state.lock().stats.deadlocks_broken += broken.unwrap_or(0) as u64;
+            let has_duty = matches!(self.backend.take_duty(pause * 2).await, Ok(true));
+            self.has_duty.store(has_duty, Ordering::Relaxed);
+            if has_duty && let Ok(broken) = DeadlockDetector::check(&*self.backend).await {
+                let mut state = self.state.lock();
+                state.stats.deadlocks_broken += broken as u64;
+                state.stats.deadlock_checks += 1;
             }
+        }
+    }
+
+    /// Whether this client was the last that looked for deadlocks, as far as it knows.
+    fn has_duty(&self) -> bool {
+        self.has_duty.load(Ordering::Relaxed)
+    }
+
+    /// If that is not heard of, the duty ends by itself.
+    async fn leave_duty(&self) {
+        if self.has_duty.swap(false, Ordering::Relaxed) {
+            let _ = self.backend.leave_duty().await;
         }
     }
 }

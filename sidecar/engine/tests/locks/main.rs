@@ -5,6 +5,7 @@
 
 mod client;
 mod deadlocks;
+mod looks;
 mod table;
 
 use std::{
