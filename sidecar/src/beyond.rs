@@ -52,6 +52,7 @@ pub(crate) fn target(
         connect_timeout: redis.connect_timeout,
         // Who is asked for the primary must answer while a connect waits for it.
         response_timeout: redis.connect_timeout,
+        timers: target.timers.clone(),
         ..Target::new(endpoint)
     };
     let seats = std::iter::once(first).chain(endpoints).map(seat).collect();
