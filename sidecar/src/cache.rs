@@ -8,9 +8,9 @@ use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
 use crate::{
+    answers::nil,
     keyspaces::{Expiry, Id, Rule},
     mailbox::ReplyTo,
-    upstream::nil,
 };
 
 /// Which read of a key a copy answers.

@@ -21,10 +21,10 @@ use caddy_remote::{
 };
 
 use crate::{
+    effect::Renewal,
     errands::{self, ErrandError},
     guards::{Guard, hold},
     shared::{L3, Shared},
-    upstream::Renewal,
 };
 
 /// How often the holder of a lock is proved to be one, while records are lost.

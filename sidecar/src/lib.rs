@@ -9,7 +9,9 @@
 
 mod absence;
 mod admin;
+mod answers;
 mod auth;
+mod barrier;
 mod behind;
 mod beyond;
 mod cache;
@@ -18,6 +20,7 @@ mod cluster;
 pub mod commands;
 mod conditional;
 mod coordination;
+mod effect;
 mod envelope;
 mod errands;
 mod events;
@@ -41,6 +44,7 @@ mod packer;
 mod ping;
 mod probe;
 mod proof;
+mod pushes;
 mod ranges;
 mod reload;
 mod seldom;

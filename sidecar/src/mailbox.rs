@@ -10,7 +10,7 @@ use caddy_remote::cluster::Redirect;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::{generations::Learned, upstream::Effect};
+use crate::{effect::Effect, generations::Learned};
 
 /// What a session is told.
 #[derive(Debug)]

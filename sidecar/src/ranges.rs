@@ -42,10 +42,11 @@ pub(crate) use sweep::{read_progress, sweep};
 use tokens::Tokens;
 
 use crate::{
+    barrier::{HeldBack, HeldRequest, barrier},
     guards::{Guard, hold},
     mailbox::ReplyTo,
     shared::{L3, Shared},
-    upstream::{HeldBack, HeldRequest, Tag, barrier},
+    upstream::Tag,
 };
 
 /// For so long a sidecar repeats what it entered, should a failover have lost it.

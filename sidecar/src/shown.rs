@@ -13,6 +13,8 @@ use caddy_resp::{Protocol, Value, encode};
 use smallvec::SmallVec;
 
 use crate::{
+    answers::integer,
+    barrier::{HeldBack, HeldReply, barrier},
     cache::Cached,
     commands::Row,
     envelope::is_suspect,
@@ -21,7 +23,7 @@ use crate::{
     session::args::{Args, ReplyForm},
     shared::{L3, Shared},
     strings::{self, Computing},
-    upstream::{HeldBack, HeldReply, Tag, barrier, integer},
+    upstream::Tag,
 };
 
 /// Values that one command's reply shows.

@@ -4,22 +4,21 @@
 //! read or wrote *before* it is handed on. Fills (`fills.rs`) and proofs travel on the tracked connection only; its pushes are
 //! applied inline, and its loss kills all copies before any waiter is told.
 
-use std::{
-    any::Any,
-    sync::{Arc, Weak},
-};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use caddy_engine::{Counter, FlushCause, Held, Incarnation, KeyHash, SourceId};
-use caddy_remote::{ConnectError, Handler, LaneHandle, Loss, Request, ServerInfo, Target, Tracking, cluster::Redirect};
-use caddy_resp::{Protocol, Value, encode};
+use caddy_engine::{Counter, Held, Incarnation, SourceId};
+use caddy_remote::{ConnectError, Handler, Loss, Request, ServerInfo, Target, cluster::Redirect};
+use caddy_resp::Protocol;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
 use crate::{
     absence::Absences,
+    answers::{error_reply, integer, nil},
+    barrier::{HeldBack, HeldReply},
     behind::{Round, Storing, Taking, Via},
     cache::{Cached, Waiter},
+    effect::Effect,
     errands::Errand,
     fills::{self, Fill, FillMany},
     generations::Learn,
@@ -27,92 +26,16 @@ use crate::{
     mailbox::{Delivery, Mailbox, Redirected, ReplyTo},
     nodes::{Node, NodeId},
     probe::{Probe, Prover},
+    pushes::{announced, invalidate, invalidate_later},
     ranges::Look,
     server_commands, session,
     shared::{L3, Shared},
-    shown::{Lives, RelayedStrings, Shown},
+    shown::{Lives, RelayedStrings},
 };
 
 /// A relayed reply as long as this counts against the budget of L2 until it is in its session's output. Shorter ones count only
 /// if they are still in its queue when the session has done what it could.
 pub(crate) const COUNTED: usize = 16 << 10;
-
-/// What a reply says about local copies, applied before the reply is handed on.
-#[expect(clippy::struct_excessive_bools, reason = "a command may do any of these, each by itself")]
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Effect {
-    /// The keys that the command read or wrote.
-    pub(crate) keys: SmallVec<[KeyHash; 2]>,
-    /// It may have touched keys that nobody can name.
-    pub(crate) barrier: bool,
-    /// It emptied a whole database.
-    pub(crate) flush: bool,
-    /// It changes nothing.
-    pub(crate) is_read: bool,
-    /// What ends in the same step, each with the key that it belongs to: fill leases, generations of parents.
-    pub(crate) leases: Vec<(Bytes, Bytes)>,
-    /// A generation that is made anew in the same step.
-    pub(crate) renews: Option<Box<Renewal>>,
-    /// It may end generations: what is written behind it is bound to those that it leaves, and so waits for its answer.
-    pub(crate) ends_groups: bool,
-    /// How what ends in the same step goes along.
-    pub(crate) along: Along,
-    /// The string values that its reply shows.
-    pub(crate) shows: Vec<Shown>,
-}
-
-/// Where what ends with a command is executed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Along {
-    /// In a transaction around the command.
-    #[default]
-    Around,
-    /// In the app's own transaction, of which the command is the EXEC.
-    Within,
-    /// Behind it, before it is answered: the command may wait, and in a transaction it would not.
-    Behind,
-}
-
-/// A generation's key, what it is to be, and for how long.
-#[derive(Debug, Clone)]
-pub(crate) struct Renewal {
-    pub(crate) key: Bytes,
-    pub(crate) value: Bytes,
-    pub(crate) life: std::time::Duration,
-}
-
-impl Effect {
-    /// Whether anything else is done in the same step.
-    pub(crate) fn has_more(&self) -> bool {
-        !self.leases.is_empty() || self.renews.is_some()
-    }
-
-    /// Adds another command's effect, for what is executed together.
-    pub(crate) fn merge(&mut self, other: &Self) {
-        self.keys.extend_from_slice(&other.keys);
-        self.barrier |= other.barrier;
-        self.flush |= other.flush;
-        self.is_read &= other.is_read;
-        self.ends_groups |= other.ends_groups;
-        self.leases.extend_from_slice(&other.leases);
-    }
-
-    /// Adds what is executed as the `at`th command of a transaction.
-    pub(crate) fn merge_queued(&mut self, other: &Self, at: usize) {
-        self.merge(other);
-        self.shows.extend(other.shows.iter().map(|shown| shown.clone().within(at)));
-    }
-
-    /// What must have happened before the reply is handed on.
-    pub(crate) fn apply(&self, shared: &Shared) {
-        for key in &self.keys {
-            shared.kernel().bump(*key);
-        }
-        if self.flush {
-            shared.kernel().flush_all(FlushCause::Overwritten);
-        }
-    }
-}
 
 /// What a request is to the sidecar.
 #[derive(Debug)]
@@ -163,23 +86,6 @@ pub(crate) struct Relay {
     pub(crate) protocol: Protocol,
     /// In a cluster: what to send elsewhere, and how often that was done.
     pub(crate) request: Option<(Bytes, u8)>,
-}
-
-/// What is done when the last barrier that holds it is gone, by being dropped, whether its PONG came or its connection was
-/// lost (a loss kills every copy, which is all that the barrier is for).
-pub(crate) type HeldBack = Arc<dyn Any + Send + Sync>;
-
-/// A reply that goes out then.
-#[derive(Debug)]
-pub(crate) struct HeldReply {
-    pub(crate) to: ReplyTo,
-    pub(crate) bytes: Bytes,
-}
-
-impl Drop for HeldReply {
-    fn drop(&mut self) {
-        self.to.reply(std::mem::take(&mut self.bytes));
-    }
 }
 
 /// Which of the sidecar's connections a handler serves.
@@ -483,110 +389,6 @@ impl Upstream {
     }
 }
 
-/// A request that is sent then, and whose answer nobody waits for.
-#[derive(Debug)]
-pub(crate) struct HeldRequest {
-    pub(crate) lane: LaneHandle<Tag>,
-    pub(crate) bytes: Bytes,
-    pub(crate) replies: u16,
-}
-
-impl Drop for HeldRequest {
-    fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        let _ = self.lane.submit(Request { bytes, replies: self.replies, tag: Tag::Forward });
-    }
-}
-
-/// Sends a PING behind whatever the command caused, on every tracked connection to the node that executed it; what is held
-/// is let go when the last PONG is in.
-pub(crate) fn barrier(shared: &Shared, node: &Node, held: &HeldBack) {
-    shared.absences.touched_any(|| shared.now());
-    if node.target.tracking == Tracking::Nothing {
-        // No push will come: whatever it touched dies now, before the reply goes out.
-        if hold(Guard::FlushUntracked) {
-            shared.kernel().flush_all(FlushCause::Overwritten);
-        }
-        return;
-    }
-    node.for_each_tracked(|lane| {
-        let bytes = Bytes::from_static(b"*1\r\n$4\r\nPING\r\n");
-        let _ = lane.submit(Request { bytes, replies: 1, tag: Tag::Barrier(held.clone()) });
-    });
-}
-
-pub(crate) fn integer(frame: &[u8]) -> Option<i64> {
-    match Value::decode(frame).ok()?.0 {
-        Value::Integer(value) => Some(value),
-        _ => None,
-    }
-}
-
-/// An invalidation push: named keys, or null for all.
-fn invalidate(shared: &Arc<Shared>, source: SourceId, database: u32, frame: &[u8]) {
-    let kernel = shared.kernel();
-    let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
-    match elements.as_slice() {
-        [kind, keys] if kind.as_bytes() == Some(b"invalidate") => {
-            let Some(keys) = keys.as_elements() else {
-                kernel.flush(source, FlushCause::Overwritten);
-                return shared.ranges.told_of_a_flush(shared);
-            };
-            shared.metrics.pushed_keys.inc_by(keys.len() as u64);
-            for key in keys.iter().filter_map(Value::as_bytes) {
-                kernel.bump(KeyHash::of(key));
-                if shared.ranges.is_index(key) {
-                    shared.ranges.told(shared);
-                }
-                shared.relearn(source, database, key);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// As [`invalidate`], on the connection of negative filters: keys that were written may be there now.
-fn announced(shared: &Shared, source: SourceId, frame: &[u8]) {
-    let Ok((Value::Push(elements), _)) = Value::decode(frame) else { return };
-    match elements.as_slice() {
-        [kind, keys] if kind.as_bytes() == Some(b"invalidate") => match keys.as_elements() {
-            Some(keys) => {
-                keys.iter().filter_map(Value::as_bytes).for_each(|key| shared.absences.announced(source, key));
-            }
-            None => shared.kernel().flush(source, FlushCause::Overwritten),
-        },
-        _ => {}
-    }
-}
-
-/// What [`Guard::PushInline`] forbids.
-fn invalidate_later(shared: Arc<Shared>, source: SourceId, database: u32, frame: Bytes) {
-    tokio::task::spawn_local(async move {
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        invalidate(&shared, source, database, &frame);
-    });
-}
-
-/// What an app is told about a command that Redis did not answer.
-pub(crate) fn error_reply(loss: &Loss) -> Bytes {
-    let mut out = Vec::new();
-    match loss {
-        Loss::NotSent(error) => match &**error {
-            ConnectError::Select { message } => encode::error(&mut out, message),
-            error => encode::error(&mut out, format!("NOTREADY {error}")),
-        },
-        lost @ Loss::Lost(_) => {
-            encode::error(
-                &mut out,
-                format!(
-                    "NOTREADY {lost}; the command may or may not have been executed: see whether Redis answers, and what a write did before repeating it"
-                ),
-            );
-        }
-    }
-    out.into()
-}
-
 impl Waiter {
     pub(crate) fn answer(&self, value: &Cached) {
         match value {
@@ -598,13 +400,5 @@ impl Waiter {
                 self.to.reply(out);
             }
         }
-    }
-}
-
-/// A null, as `protocol` writes it.
-pub(crate) const fn nil(protocol: Protocol) -> &'static [u8] {
-    match protocol {
-        Protocol::Resp2 => b"$-1\r\n",
-        Protocol::Resp3 => b"_\r\n",
     }
 }

@@ -17,6 +17,9 @@ use smallvec::SmallVec;
 
 use super::{Behind, ways::Way};
 use crate::{
+    answers::{error_reply, nil},
+    barrier::HeldReply,
+    effect::Effect,
     errands::ASKING,
     mailbox::ReplyTo,
     nodes::Node,
@@ -26,7 +29,7 @@ use crate::{
     },
     shared::{L3, Shared},
     shown::RelayedStrings,
-    upstream::{Effect, HeldReply, Tag, error_reply, nil},
+    upstream::Tag,
 };
 
 /// So many redirections a write may get: while a slot changes hands, two nodes point at each other for a moment.

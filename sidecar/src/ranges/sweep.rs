@@ -18,11 +18,11 @@ use caddy_resp::Value;
 
 use super::{ActiveRange, unique};
 use crate::{
+    answers::integer,
     errands::{self, ErrandError},
     events,
     nodes::Node,
     shared::{L3, Shared},
-    upstream::integer,
 };
 
 /// Keys that one SCAN looks at: with its removals some hundred microseconds of the server's time.

@@ -26,12 +26,12 @@ use super::{
     routing::Home,
 };
 use crate::{
+    effect::{Effect, Renewal},
     generations::{
         ALL, FOREIGN, How, Learned, Then, Want, fresh_value, generation_life, of_keyspace, of_parent, of_tag,
         parents_of_bytes, parents_to_bytes, parents_within, value_of,
     },
     shared::{L3, Shared},
-    upstream::{Effect, Renewal},
 };
 
 /// Longest tag, bytes.

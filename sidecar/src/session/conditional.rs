@@ -12,12 +12,13 @@ use super::{
     conversation::{Conversation, Flow, Pending},
 };
 use crate::{
+    answers::nil,
     conditional::{ConditionalWrite, FillPermit, WriteError},
+    effect::Effect,
     generations::{How, Learned, Want, of_parent, of_tag, parent_of},
     guards::{Guard, hold},
     mailbox::{Place, ReplyTo},
     shared::L3,
-    upstream::{Effect, nil},
 };
 
 const NO_REDIS: &str = "ERR tokens and fences need a Redis L3: start with --redis URL, or set spec.l3.redis";

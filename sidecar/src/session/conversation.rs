@@ -33,9 +33,10 @@ use super::{
 use crate::{
     cache::Cached,
     commands::{self, Class, Pin, Question, Row, Strings},
+    effect::Effect,
     guards::{Guard, hold},
     mailbox::{Delivery, Mailbox, Place},
-    upstream::{COUNTED, Effect},
+    upstream::COUNTED,
     worker::Worker,
 };
 

@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     commands::{Merge, Row, Spread},
+    effect::Effect,
     generations::expiring,
     mailbox::Place,
     nodes::RedisL3,
-    upstream::Effect,
 };
 
 /// The bits of an app's SCAN cursor that name the node; a cluster has at most 1,000 primaries.

@@ -17,13 +17,13 @@ use super::{
 use crate::{
     cache::Waiter,
     commands::{self, Class, Pin, Row},
+    effect::{Along, Effect},
     errands::ASKING,
     generations::of_parent,
     guards::{Guard, hold},
     loading::{Asker, Miss, Several},
     mailbox::{Place, ReplyTo},
     shared::L3,
-    upstream::{Along, Effect},
 };
 
 impl Conversation {

@@ -23,12 +23,12 @@ use super::{
 };
 use crate::{
     commands::{Effect as RowEffect, Row},
+    effect::Effect,
     events,
     guards::{Guard, hold},
     mailbox::{Place, ReplyTo},
     ranges::{self, ActiveRange, Known},
     shared::L3,
-    upstream::Effect,
 };
 
 /// What a session knows of its next request, beside what is in force.

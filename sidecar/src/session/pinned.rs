@@ -22,10 +22,11 @@ use super::{
 };
 use crate::{
     commands::{Class, Pin, Row},
+    effect::Effect,
     guards::{Guard, hold},
     nodes::{Node, RedisL3},
     shared::L3,
-    upstream::{Effect, Tag},
+    upstream::Tag,
     worker::PinnedLane,
 };
 

@@ -21,6 +21,7 @@ use super::{
     under_way::OwnRead,
 };
 use crate::{
+    answers::integer,
     cache::{Cached, KeyRef, Read, TierKey, Waiter, request_name},
     commands::Row,
     fills::{self, keep},
@@ -29,7 +30,7 @@ use crate::{
     nodes::{Node, Tracked},
     probe::probe_if_due,
     shared::L3,
-    upstream::{Tag, integer},
+    upstream::Tag,
 };
 
 /// Where a miss is read.

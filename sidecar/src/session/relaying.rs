@@ -16,12 +16,14 @@ use super::{
     routing::{self, Home},
 };
 use crate::{
+    barrier::HeldReply,
     commands::{self, Row},
+    effect::Effect,
     guards::{Guard, hold},
     mailbox::{Delivery, Place, ReplyTo},
     shared::L3,
     shown::{RelayedStrings, Shown},
-    upstream::{Effect, HeldReply, Relay, Tag},
+    upstream::{Relay, Tag},
 };
 
 /// Whether a node of a cluster has to be told that it was named by another.

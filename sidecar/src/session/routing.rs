@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     commands::Row,
+    effect::Effect,
     guards::{Guard, hold},
     mailbox::{Place, Redirected},
     nodes::{Node, RedisL3},
     shared::L3,
-    upstream::Effect,
 };
 
 /// So many redirections one request may get; a cluster that sends it on for longer has not settled.

@@ -24,11 +24,11 @@ use super::{
 use crate::{
     cache::Cached,
     commands::{self, Class, Row, Strings},
+    effect::Effect,
     generations::{ALL, How, Learned, Want, generation_life, of_keyspace, of_tag},
     guards::{Guard, hold},
     shared::L3,
     strings::{self, WRONG_TYPE},
-    upstream::Effect,
 };
 
 /// Commands with more words are beyond what a script can pass on, and are sent as they are.
@@ -239,7 +239,7 @@ impl Conversation {
         };
         let (value, pttl) = (ask(b"GET"), ask(b"PTTL"));
         let value = Value::decode(&value).map_or(Cached::Nil, |(value, _)| Cached::from_value(&value));
-        (value, crate::upstream::integer(&pttl))
+        (value, crate::answers::integer(&pttl))
     }
 
     /// A read that the tiers answer elsewhere, where the domain has envelopes: a part of a value from the copy that a GET

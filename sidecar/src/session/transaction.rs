@@ -18,8 +18,9 @@ use super::{
 };
 use crate::{
     commands::{self, Class, Pin, Row},
+    effect::{Along, Effect},
     shared::L3,
-    upstream::{Along, Effect, Tag},
+    upstream::Tag,
     worker::PinnedLane,
 };
 

@@ -22,10 +22,11 @@ use super::{
 };
 use crate::{
     commands::{self, Merge, Row},
+    effect::Effect,
     mailbox::{Place, ReplyTo},
     nodes::{Node, NodeId, RedisL3},
     shared::L3,
-    upstream::{Effect, Relay, Tag},
+    upstream::{Relay, Tag},
 };
 
 /// The key of the write of no consequence; in a cluster with a hash tag behind it, for a slot of the node. It is deleted at

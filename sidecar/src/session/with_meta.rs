@@ -295,7 +295,7 @@ fn meta_embedded(shared: &Arc<Shared>, database: u32, key: &[u8]) -> Result<Meta
     store.execute(database, Protocol::Resp3, &[b"GET", key], &mut reply);
     store.execute(database, Protocol::Resp3, &[b"PTTL", key], &mut pttl);
     let value = Cached::from_reply(Read::Get, Bytes::copy_from_slice(&reply)).map_err(|error| error.to_vec())?;
-    let pttl = crate::upstream::integer(&pttl).unwrap_or(-2);
+    let pttl = crate::answers::integer(&pttl).unwrap_or(-2);
     let present = Value::decode(&reply).ok().and_then(|(value, _)| value.as_bytes().map(<[u8]>::to_vec));
     let decoded = shared.decode_embedded(database, key, value, Some(pttl));
     let meta = Meta::of_stored(shared, key, present.as_deref(), decoded, pttl);

@@ -23,10 +23,10 @@ use super::{
     is_cached, pull,
 };
 use crate::{
+    answers::integer,
     errands,
     heat::HotRead,
     shared::{L3, Shared},
-    upstream::integer,
 };
 
 /// How often a member looks whether its record is still new, and for how long records count.

@@ -13,7 +13,7 @@ use caddy_engine::{
 use caddy_remote::Loss;
 
 use super::{Streams, text};
-use crate::{behind::storing::Via, shared::Shared, upstream::integer};
+use crate::{answers::integer, behind::storing::Via, shared::Shared};
 
 impl Streams {
     /// For people: `ok`, or why writes wait for the store.

@@ -41,7 +41,7 @@ impl Cache {
         let head: [&[u8]; 3] = [b"EVAL", SCRIPT.as_bytes(), count.as_bytes()];
         let reply = self.ask(key, wire::command(&[&head, &keys[..]].concat())).await?;
         shared.domain.remember(shared.now(), 0, renewed.into_iter(), Mode::Remove);
-        Ok(crate::upstream::integer(&reply).map_or(0, i64::unsigned_abs))
+        Ok(crate::answers::integer(&reply).map_or(0, i64::unsigned_abs))
     }
 
     /// What any Redis client may do to invalidate what carries a generation.
@@ -107,7 +107,7 @@ impl Target for Cache {
     async fn acknowledged(&self, marker: &str) -> Result<u32, String> {
         let key = self.0.ranges.names.acknowledgements(marker);
         let reply = self.ask(&key, wire::command(&[b"SCARD", &key])).await?;
-        Ok(crate::upstream::integer(&reply).and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
+        Ok(crate::answers::integer(&reply).and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
     }
 
     async fn swept(&self, id: &str) -> Result<(bool, u64), String> {

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     behind::{Behind, Command, Form, Sending, Size, Storing, Streams, error_text},
     commands::Row,
+    effect::Effect,
     guards::{Guard, hold},
     keyspaces::Source,
     mailbox::ReplyTo,
@@ -36,7 +37,7 @@ use crate::{
     },
     shared::{L3, Shared},
     supervisor::Supervisor,
-    upstream::{Effect, Tag},
+    upstream::Tag,
 };
 
 /// How long others may not load a key that was deleted, if the store is never heard of.

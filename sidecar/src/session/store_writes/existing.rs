@@ -13,13 +13,13 @@ use caddy_resp::{Value, encode};
 use tokio::sync::oneshot;
 
 use crate::{
+    answers::integer,
     cache::Cached,
     envelope::is_suspect,
     errands,
     keyspaces::Source,
     loading::{Answer, Asker, Miss},
     shared::Shared,
-    upstream::integer,
 };
 
 /// `KEYS`: the key. `ARGV`: what it had, and what it is to have.

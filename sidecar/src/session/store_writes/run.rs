@@ -21,6 +21,7 @@ use super::{StoreWrite, behind::Again};
 use crate::{
     behind::{Behind, Command, Form, Size, Storing},
     commands::Row,
+    effect::Effect,
     mailbox::{Place, ReplyTo},
     session::{
         args::Args,
@@ -28,7 +29,7 @@ use crate::{
         relaying::effect,
     },
     shared::L3,
-    upstream::{Effect, Tag},
+    upstream::Tag,
 };
 
 /// What is made room for at the beginning.

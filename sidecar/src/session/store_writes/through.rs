@@ -14,8 +14,10 @@ use caddy_resp::{Protocol, Value, encode};
 
 use super::{Part, StoreWrite, existing};
 use crate::{
+    barrier::HeldReply,
     behind::{error_text, translated},
     commands::Row,
+    effect::Effect,
     errands::{self, ErrandError},
     guards::{Guard, hold},
     keyspaces::Source,
@@ -28,7 +30,6 @@ use crate::{
     },
     shared::Shared,
     shown::RelayedStrings,
-    upstream::{Effect, HeldReply},
 };
 
 /// How long a write may take before others may load its keys again.
