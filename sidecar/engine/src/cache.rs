@@ -20,8 +20,8 @@ use crate::l2::{GroupSize, L2, L2Config, Refusal, Times};
 use crate::stats::{Counter, SharedStats, Stats};
 use crate::worker::Worker;
 
-/// What key and value of an entry own at most, whatever the budgets: entries count their bytes in 32 bits.
-const MAX_ENTRY_BYTES: usize = 2 << 30;
+/// What key and value of an entry own at most, whatever the budgets: 2 GiB.
+pub(crate) const MAX_ENTRY_BYTES: usize = 2 << 30;
 
 /// When entries move between L1 and L2.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ pub enum FillRefused {
     /// The deadline is not in the future.
     #[error("already expired")]
     Expired,
-    /// It does not fit into a shard of L2, with what is in flight at the moment.
+    /// It does not fit into a shard of L2, with what is in flight at the moment, or is larger than 2 GiB.
     #[error("larger than a shard of L2; raise `l2.maxBytes`")]
     TooLarge,
 }

@@ -34,7 +34,7 @@ use stamps::Stamps;
 pub struct KernelConfig {
     /// Number of stamps, rounded up to a power of two (8 bytes each); at most 2^22.
     pub stripes: u32,
-    /// How many sources (L3 node and database) can be registered at a time; at most 1,024.
+    /// How many sources (L3 node and database) can be registered at a time; 1 to 1,024.
     pub max_sources: u16,
     /// Copies are served only while their source was proven current within this time.
     pub max_staleness: Duration,

@@ -170,7 +170,7 @@ impl<K: Hold, V: Hold> L1<K, V> {
         let (resident, _) = occupied.remove();
         self.queue.unlink(&mut self.places, resident.slot);
         self.places.remove(resident.slot);
-        self.bytes -= resident.entry.bytes();
+        self.bytes = self.bytes.saturating_sub(resident.entry.bytes());
     }
 
     /// Looks at `steps` slots from `cursor` on and lets go of the dead ones and of those not used for `idle`. Returns the

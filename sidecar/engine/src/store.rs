@@ -135,8 +135,23 @@ pub trait BackingStore<K: Sync, V: Send>: Send + Sync {
     {
         let _ = version;
         Box::pin(async move {
-            let mut loaded = self.load_many(std::slice::from_ref(key)).await?;
+            let mut loaded = load(self, std::slice::from_ref(key)).await?;
             Ok(Revalidated::Changed(loaded.pop().flatten()))
         })
     }
+}
+
+/// As [`BackingStore::load_many`]. A store that answers more or fewer values than it was asked for is not believed: which
+/// value is whose, and which there is none of, cannot be known.
+pub(crate) async fn load<K: Sync, V: Send>(
+    store: &(impl BackingStore<K, V> + ?Sized),
+    keys: &[K],
+) -> Result<Vec<Option<Stored<V>>>, StoreError> {
+    let loaded = store.load_many(keys).await?;
+    if loaded.len() == keys.len() {
+        return Ok(loaded);
+    }
+    let reason =
+        format!("{} values for {} keys; `load_many` answers one for each, in their order", loaded.len(), keys.len());
+    Err(StoreError::Malformed { reason: reason.into() })
 }

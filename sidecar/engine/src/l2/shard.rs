@@ -119,8 +119,8 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     /// Bytes of entries and of all that they are kept in, as allocated.
     pub(super) fn bytes(&self) -> usize {
         let groups = self.groups.capacity() * size_of::<GroupSize>();
-        let leaving = self.leaving_bytes + self.leaving.capacity() * size_of::<Shared<K, V>>();
-        self.bytes + self.containers + groups + leaving
+        let leaving = self.leaving.capacity() * size_of::<Shared<K, V>>();
+        (self.bytes + self.containers + groups + leaving).saturating_add(self.leaving_bytes)
     }
 
     fn container_bytes(&self) -> usize {
@@ -199,7 +199,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         let mut growth;
         while self.entries() >= self.max_entries || {
             growth = self.growth();
-            self.bytes() + growth + bytes > max_bytes
+            self.bytes().saturating_add(growth).saturating_add(bytes) > max_bytes
         } {
             if evicted == SLICE {
                 return Err(Refusal::NotYet);
@@ -297,10 +297,12 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             entry.kill();
         }
         let bytes = entry.bytes();
-        self.bytes -= bytes;
+        // A value that has grown since, which none may, takes only itself out of the count.
+        self.bytes = self.bytes.saturating_sub(bytes);
         let group = self.group(&entry);
-        self.groups[group].entries -= 1;
-        self.groups[group].bytes -= bytes;
+        let of_group = &mut self.groups[group];
+        of_group.entries -= 1;
+        of_group.bytes = of_group.bytes.saturating_sub(bytes);
         let counter = match cause {
             Leave::Evicted if kernel.is_void(&entry.basis()) => Counter::EvictedVoid,
             Leave::Evicted => Counter::EvictedForRoom,
@@ -310,7 +312,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
         };
         self.counts.add(counter);
         if entry.is_shared() {
-            self.leaving_bytes += bytes;
+            self.leaving_bytes = self.leaving_bytes.saturating_add(bytes);
             self.leaving.push(entry);
         }
     }
@@ -330,7 +332,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             self.look = before.saturating_sub(1);
             if self.leaving.get(self.look).is_some_and(|entry| !entry.is_shared()) {
                 let entry = self.leaving.swap_remove(self.look);
-                self.leaving_bytes -= entry.bytes();
+                self.leaving_bytes = self.leaving_bytes.saturating_sub(entry.bytes());
                 left.push(entry);
             }
         }

@@ -31,7 +31,7 @@ pub struct Acquire {
     pub mode: LockMode,
     /// How long it may wait; zero: not at all.
     pub timeout: Option<Duration>,
-    /// How long the lock outlives its owner.
+    /// How long the lock outlives its owner; at least [`LockConfig::SHORTEST_LEASE`].
     pub lease: Option<Duration>,
 }
 
@@ -237,7 +237,7 @@ impl<K: LockKey> LockClient<K> {
             owner: owner.clone(),
             mode: how.mode,
             ticket: Ticket { client: self.name.clone(), number: self.next.fetch_add(1, Ordering::Relaxed) },
-            lease: how.lease.unwrap_or(config.lease),
+            lease: how.lease.unwrap_or(config.lease).max(LockConfig::SHORTEST_LEASE),
             waits: !timeout.is_zero(),
         };
         let mut attempt = Attempt::new(self, ask);
@@ -312,6 +312,7 @@ impl<K: LockKey> LockClient<K> {
             return Err(LockError::NotHeld);
         }
         let lease = lease.or_else(|| known.map(|(_, lease)| lease)).unwrap_or(config.lease);
+        let lease = lease.max(LockConfig::SHORTEST_LEASE);
         let claims = [Claim { name: name.clone(), owner: owner.clone(), token, lease }];
         let sent = self.timer.now();
         let renewed = self.backend.renew(&claims).await.map_err(|error| LockError::Unavailable(error.to_string()))?;

@@ -9,7 +9,7 @@ use crate::Guards;
 pub struct LockConfig {
     /// How long an acquisition waits for its turn unless it says otherwise.
     pub timeout: Duration,
-    /// How long a lock outlives an owner that died.
+    /// How long a lock outlives an owner that died; at least [`SHORTEST_LEASE`](Self::SHORTEST_LEASE).
     pub lease: Duration,
     /// At which part of the lease it is renewed, percent, 1 to 90. At 33, two more attempts fit.
     pub renew_at_percent: u32,
@@ -50,6 +50,9 @@ impl Default for LockLimits {
 }
 
 impl LockConfig {
+    /// A shorter lease counts as this: it would be over before anybody could renew it.
+    pub const SHORTEST_LEASE: Duration = Duration::from_millis(100);
+
     /// How long a lock may be called one's own, counted from before the request was sent: the lease less what two clocks
     /// may differ in running (1 %).
     pub fn validity(&self, lease: Duration) -> Duration {
@@ -58,7 +61,7 @@ impl LockConfig {
 
     /// When to renew, counted as [`validity`](Self::validity) is.
     pub fn renew_after(&self, lease: Duration) -> Duration {
-        lease * self.renew_at_percent.clamp(1, 90) / 100
+        lease / 100 * self.renew_at_percent.clamp(1, 90)
     }
 
     /// How long after an attempt to renew that failed the next one comes: twice at least before the lease is over.
@@ -75,7 +78,9 @@ mod tests {
     #[test]
     fn retries_fit_into_every_lease() {
         for percent in [1, 33, 70, 90] {
-            for lease in [200, 1000, 30_000, 86_400_000].map(Duration::from_millis) {
+            for lease in
+                [200, 1000, 30_000, 86_400_000, u64::MAX].map(Duration::from_millis).into_iter().chain([Duration::MAX])
+            {
                 let config = LockConfig { renew_at_percent: percent, ..LockConfig::default() };
                 let attempts = config.renew_after(lease) + config.retry_after(lease) * 2;
                 assert!(

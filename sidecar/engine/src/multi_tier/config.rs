@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cache::{CacheConfig, TieringConfig};
+use crate::cache::{CacheConfig, MAX_ENTRY_BYTES, TieringConfig};
 use crate::kernel::KernelConfig;
 use crate::l1::L1Config;
 use crate::l2::L2Config;
@@ -41,7 +41,7 @@ impl TierSize {
 
     /// Bytes that one entry can have at most.
     pub(crate) fn largest_entry(self) -> usize {
-        self.max_bytes / self.shards()
+        (self.max_bytes / self.shards()).min(MAX_ENTRY_BYTES)
     }
 
     pub(crate) fn l2(self) -> L2Config {
@@ -70,7 +70,7 @@ impl TierSize {
 pub struct TierConfig {
     /// L1, of each thread that reads. It points into L2: its bytes are those of the entries pointed to, not more memory.
     pub l1: TierSize,
-    /// L2, shared by all threads. An entry can be as large as a shard, of which there are at most one per 4 MiB.
+    /// L2, shared by all threads. An entry can be as large as a shard, of which there are at most one per 4 MiB, up to 2 GiB.
     pub l2: TierSize,
     /// L3, where it is [in this process](crate::InProcess); any other bounds itself.
     pub l3: TierSize,

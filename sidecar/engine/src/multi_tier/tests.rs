@@ -1,5 +1,6 @@
 //! What users are promised, in virtual time: reads and writes, loads, and bad input.
 
+mod hostile;
 mod inputs;
 mod loads;
 mod reads_and_writes;

@@ -113,10 +113,10 @@ impl Segments {
         let Some(placed) = slots.item(slot) else { return };
         let (bytes, queue) = (placed.entry.bytes(), placed.entry.note() & QUEUE_MASK);
         if queue == MAIN {
-            self.main_bytes -= bytes;
+            self.main_bytes = self.main_bytes.saturating_sub(bytes);
             self.main.unlink(slots, slot);
         } else {
-            self.small_bytes -= bytes;
+            self.small_bytes = self.small_bytes.saturating_sub(bytes);
             self.small.unlink(slots, slot);
         }
     }

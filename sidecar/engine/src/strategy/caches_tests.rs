@@ -122,6 +122,30 @@ async fn writes_of_one_key_reach_store_and_cache_in_one_order() {
 }
 
 #[tokio::test]
+async fn a_store_that_answers_too_few_or_too_many_values_is_not_believed() {
+    struct Careless(usize);
+    impl BackingStore<String, String> for Careless {
+        fn load_many<'a>(&'a self, _: &'a [String]) -> StoreFuture<'a, Vec<Option<Stored<String>>>> {
+            async { Ok(vec![Some(Stored::new("whose?".to_owned())); self.0]) }.boxed()
+        }
+        fn store_many<'a>(&'a self, _: &'a [(String, String)]) -> StoreFuture<'a, ()> {
+            async { Ok(()) }.boxed()
+        }
+        fn delete_many<'a>(&'a self, _: &'a [String]) -> StoreFuture<'a, ()> {
+            async { Ok(()) }.boxed()
+        }
+    }
+    for answers in [0, 2] {
+        let read = ReadThroughCache::new(tiers().1, Arc::new(Careless(answers)));
+        let error = read.get("a").await.unwrap_err();
+        assert!(matches!(error, ReadError::Store(StoreError::Malformed { .. })), "{error:?}");
+        let behind = WriteBehindCache::new(tiers().1, Arc::new(Careless(answers)), BehindConfig::default(), None);
+        let error = behind.behind().load_many(&["a".into()]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Malformed { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn written_behind_is_in_the_cache_at_once_and_in_the_store_later() {
     let (timer, tiers) = tiers();
     let database = Arc::new(Database::default());

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::multi_tier::{CacheKey, CacheValue, LoadError, MultiTierCache};
 use crate::name::Name;
-use crate::store::{BackingStore, StoreError};
+use crate::store::{BackingStore, StoreError, load};
 use crate::sync::Mutex;
 
 /// What a cache has to do with the store behind it.
@@ -155,7 +155,7 @@ impl<K: CacheKey, V: CacheValue> ReadThroughCache<K, V> {
 }
 
 async fn load_one<K: CacheKey, V: CacheValue>(store: &dyn BackingStore<K, V>, key: K) -> Result<Option<V>, StoreError> {
-    let mut loaded = store.load_many(std::slice::from_ref(&key)).await?;
+    let mut loaded = load(store, std::slice::from_ref(&key)).await?;
     Ok(loaded.pop().flatten().map(|stored| stored.value))
 }
 

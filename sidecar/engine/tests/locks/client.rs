@@ -204,6 +204,21 @@ fn a_held_lock_is_renewed_for_as_long_as_it_is_held() {
 }
 
 #[test]
+fn a_lease_of_nothing_and_one_of_for_ever_are_held_like_any() {
+    play(|| async {
+        for lease in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+            let World { client, losses, .. } = world_with(LockConfig { lease, ..LockConfig::default() });
+            let guard = DistributedMutex::new(client.clone(), name()).lock(&owner("a")).await.unwrap();
+            client.renew(&name(), &owner("a"), guard.token(), Some(lease)).await.unwrap();
+            sleep(Duration::from_mins(1)).await;
+            assert!(guard.is_held(), "{lease:?}");
+            assert_eq!(losses.0.lock().len(), 0);
+            guard.unlock().await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn an_outage_shorter_than_the_lease_is_survived_and_a_longer_one_told_in_time() {
     play(|| async {
         let World { client, backend, losses } = world();

@@ -9,7 +9,7 @@ pub struct BehindConfig {
     pub batch_size: usize,
     /// How long a record waits for others to share its batch.
     pub flush_interval: Duration,
-    /// Records that may be waiting, dead letters included; then writers wait.
+    /// Records that may be waiting, dead letters included; then writers wait. Where none waits one is always let in.
     pub max_records: usize,
     /// The same in bytes of keys and values.
     pub max_bytes: usize,

@@ -108,12 +108,13 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
     /// Room for so many records of so many bytes ([`Record::weight`]) together; `false`: there is none now. Something larger
     /// than all the room there is fits into an empty queue.
     pub fn reserve(&mut self, records: usize, bytes: usize) -> bool {
-        let held = (self.records + self.reserved.0, self.bytes + self.reserved.1);
-        let fits = held.0 + records <= self.config.max_records && held.1 + bytes <= self.config.max_bytes;
+        let held = (self.records.saturating_add(self.reserved.0), self.bytes.saturating_add(self.reserved.1));
+        let (records_then, bytes_then) = (held.0.saturating_add(records), held.1.saturating_add(bytes));
+        let fits = records_then <= self.config.max_records && bytes_then <= self.config.max_bytes;
         if !fits && held.0 > 0 {
             return false;
         }
-        self.reserved = (self.reserved.0 + records, self.reserved.1 + bytes);
+        self.reserved = (self.reserved.0.saturating_add(records), self.reserved.1.saturating_add(bytes));
         true
     }
 

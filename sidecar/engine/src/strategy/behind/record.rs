@@ -42,7 +42,7 @@ pub struct Record<K, V> {
 impl<K: Weigh, V: Weigh> Record<K, V> {
     /// What it counts for in [`max_bytes`](super::BehindConfig::max_bytes).
     pub fn weight(key: &K, write: &Write<V>) -> usize {
-        key.heap_bytes() + write.value().map_or(0, Weigh::heap_bytes) + OVERHEAD
+        key.heap_bytes().saturating_add(write.value().map_or(0, Weigh::heap_bytes)).saturating_add(OVERHEAD)
     }
 }
 

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use futures::channel::oneshot;
 
 use super::{BehindError, JournalError, Record, Room, Write, WriteBehind};
-use crate::store::{BackingStore, StoreError, StoreFuture, Stored};
+use crate::store::{BackingStore, StoreError, StoreFuture, Stored, load};
 use crate::weigh::Weigh;
 
 impl<K, V> BackingStore<K, V> for WriteBehind<K, V>
@@ -21,7 +21,7 @@ where
             let pending: Vec<Option<Write<V>>> = keys.iter().map(|key| self.pending(key)).collect();
             let asked: Vec<K> =
                 keys.iter().zip(&pending).filter(|(_, write)| write.is_none()).map(|(key, _)| key.clone()).collect();
-            let loaded = if asked.is_empty() { Vec::new() } else { self.store().load_many(&asked).await? };
+            let loaded = if asked.is_empty() { Vec::new() } else { load(&**self.store(), &asked).await? };
             let mut loaded = loaded.into_iter();
             // What was written meanwhile is newer than what the store answered.
             let newest = |key, write: Option<Write<V>>| self.pending(key).or(write);
