@@ -11,9 +11,11 @@
 //! * the flush of a lost connection ([`Kernel::lost`]) runs before any of its waiters is failed;
 //! * a fill token is taken before the read is sent, and the read travels on the tracked connection of its source.
 
+mod basis;
 mod source;
 mod stamps;
 
+pub use basis::{Basis, FillToken, Sent, SourceId};
 pub use source::{Incarnation, SourceKind};
 
 use std::fmt;
@@ -26,6 +28,7 @@ use crate::clock::{Moment, span_nanos};
 use crate::guards::{Guard, Guards};
 use crate::hash::KeyHash;
 use crate::sync::{AtomicU64, Ordering};
+use basis::{FLUSH_LAP, LAP_END, MAX_SOURCES, STAMP_LAP, STRIPE_BITS};
 use source::Source;
 use stamps::Stamps;
 
@@ -57,103 +60,6 @@ pub enum KernelError {
         /// The table's size.
         max: u16,
     },
-}
-
-/// Names one L3 node and database in the kernel's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SourceId(u16);
-
-/// What a request on a tracked connection was sent under; the basis of a currency proof.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    source: SourceId,
-    incarnation: u64,
-    at: Moment,
-}
-
-impl Sent {
-    /// When it was sent (or shortly before).
-    pub const fn at(&self) -> Moment {
-        self.at
-    }
-
-    /// The source it was sent to.
-    pub const fn source(&self) -> SourceId {
-        self.source
-    }
-}
-
-/// The state of the world that a copy belongs to: valid while nothing of it has moved.
-///
-/// Every entry has one, so it is short: the low bits of both counters. They cannot come round to a living copy, since
-/// each counter makes the other move long before ([`Kernel::bump`], [`Kernel::flush`]): a copy whose counter has gone once
-/// around is dead by the other one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Basis {
-    stamp: u32,
-    /// The source in the upper bits, the stripe in the lower [`STRIPE_BITS`].
-    place: u32,
-    flushes: u16,
-}
-
-/// Stripes are at most 2^22, sources at most 2^10.
-const STRIPE_BITS: u32 = 22;
-const MAX_STRIPES: u32 = 1 << STRIPE_BITS;
-const MAX_SOURCES: u16 = 1 << (u32::BITS - STRIPE_BITS);
-/// After so many bumps of one stripe every source is flushed: a quarter of what a stamp in a basis can tell apart.
-const STAMP_LAP: u64 = 1 << 30;
-/// Each of the last so many bumps of a lap does it, since bumps of all stripes are not looked at.
-const LAP_END: u64 = 16;
-/// After so many flushes of one source every stamp is bumped: likewise.
-const FLUSH_LAP: u64 = 1 << 14;
-
-impl Basis {
-    const fn new(source: SourceId, stripe: u32, stamp: u64, flushes: u64) -> Self {
-        Self { stamp: stamp as u32, place: (source.0 as u32) << STRIPE_BITS | stripe, flushes: flushes as u16 }
-    }
-
-    pub(crate) const fn from_parts(stamp: u32, place: u32, flushes: u16) -> Self {
-        Self { stamp, place, flushes }
-    }
-
-    pub(crate) const fn into_parts(self) -> (u32, u32, u16) {
-        (self.stamp, self.place, self.flushes)
-    }
-
-    const fn source(&self) -> SourceId {
-        SourceId((self.place >> STRIPE_BITS) as u16)
-    }
-
-    const fn stripe(&self) -> u32 {
-        self.place & (MAX_STRIPES - 1)
-    }
-
-    /// Whether this is of the same source and stripe as `other`, and from before it.
-    pub(crate) const fn is_older_than(&self, other: &Self) -> bool {
-        let stamps = self.stamp.wrapping_sub(other.stamp).cast_signed();
-        let flushes = self.flushes.wrapping_sub(other.flushes).cast_signed();
-        self.place == other.place && (stamps < 0 || stamps == 0 && flushes < 0)
-    }
-
-    /// Whether the copy is from before the source's flush number `count`.
-    const fn is_before_flush(&self, count: u64) -> bool {
-        self.flushes.wrapping_sub(count as u16).cast_signed() < 0
-    }
-}
-
-/// Permission to fill, taken before the read is sent. A fill whose token is no longer current is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a fill without its token cannot be installed"]
-pub struct FillToken {
-    pub(crate) basis: Basis,
-    pub(crate) sent: Sent,
-}
-
-impl FillToken {
-    /// What the read was sent under, for [`Kernel::proved`] when its reply is in.
-    pub const fn sent(&self) -> Sent {
-        self.sent
-    }
 }
 
 /// Whether a source's copies may be served now.

@@ -12,7 +12,7 @@ pub(super) struct Stamps {
 impl Stamps {
     /// `stripes` is rounded up to a power of two, and to at least one.
     pub(super) fn new(stripes: u32) -> Self {
-        let count = stripes.clamp(1, super::MAX_STRIPES).next_power_of_two();
+        let count = stripes.clamp(1, super::basis::MAX_STRIPES).next_power_of_two();
         Self { counters: (0..count).map(|_| AtomicU64::new(0)).collect() }
     }
 
