@@ -38,8 +38,8 @@ pub trait Weigh {
     /// value is in a cache.
     fn heap_bytes(&self) -> usize;
 
-    /// For keys: which group it is counted in, see [`Cache::groups`](crate::Cache::groups). Small numbers; it must not
-    /// change while the key is in a cache.
+    /// For keys: which group it is counted in, see [`Cache::groups`](crate::Cache::groups). Small numbers: from 4,095 on all
+    /// are one group. It must not change while the key is in a cache.
     fn group(&self) -> usize {
         0
     }

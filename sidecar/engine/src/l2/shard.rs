@@ -42,6 +42,9 @@ pub(super) struct Shard<K: Hold, V: Hold> {
     max_entries: usize,
 }
 
+/// Groups that are counted apart: a row for each is kept, whatever number a key says.
+const GROUPS_MAX: usize = 1 << 12;
+
 /// More than the containers of a single entry need.
 const LEAST: usize = 5 << 10;
 
@@ -144,7 +147,7 @@ impl<K: Hold, V: Hold> Shard<K, V> {
     /// The group that `entry` is counted in, which has a row.
     #[inline]
     fn group(&mut self, entry: &Shared<K, V>) -> usize {
-        let group = K::group(entry.key());
+        let group = K::group(entry.key()).min(GROUPS_MAX - 1);
         if self.groups.len() <= group {
             self.groups.resize(group + 1, GroupSize::default());
         }
@@ -297,11 +300,11 @@ impl<K: Hold, V: Hold> Shard<K, V> {
             entry.kill();
         }
         let bytes = entry.bytes();
-        // A value that has grown since, which none may, takes only itself out of the count.
+        // What weighs more than it did, which nothing may, takes no others out of the counts.
         self.bytes = self.bytes.saturating_sub(bytes);
         let group = self.group(&entry);
         let of_group = &mut self.groups[group];
-        of_group.entries -= 1;
+        of_group.entries = of_group.entries.saturating_sub(1);
         of_group.bytes = of_group.bytes.saturating_sub(bytes);
         let counter = match cause {
             Leave::Evicted if kernel.is_void(&entry.basis()) => Counter::EvictedVoid,

@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use futures::channel::oneshot;
 
 use super::*;
+use crate::cache::CacheConfig;
 use crate::policy::PolicyKind;
 
 const MIB: usize = 1 << 20;
@@ -139,6 +140,44 @@ async fn a_weight_that_changes_spoils_the_count_and_nothing_else() {
         cache.insert(7, Claimed::new(1_000)).await.unwrap();
         assert!(cache.get(&7).await.unwrap().is_some(), "{changed}");
     }
+}
+
+/// A key in a group of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Grouped(u64);
+
+impl Name for Grouped {
+    fn with_name<T>(&self, then: impl FnOnce(&[u8]) -> T) -> T {
+        self.0.with_name(then)
+    }
+}
+
+impl Weigh for Grouped {
+    fn heap_bytes(&self) -> usize {
+        0
+    }
+
+    fn group(&self) -> usize {
+        if self.0 < 6_000 { self.0 as usize } else { usize::MAX }
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_groups_are_counted_and_their_rows_bounded() {
+    let cache = Cache::<Grouped, u64>::new(CacheConfig::default());
+    let source = cache.kernel().register(SourceKind::Local).unwrap();
+    let now = Moment::ZERO;
+    let fill = |key: u64| {
+        let key = Grouped(key);
+        let token = cache.kernel().begin_fill(source, key.key_hash(), now);
+        cache.fill(&token, key.key_hash().tier(0), key, 0, Moment::NEVER, now).map(drop).unwrap();
+    };
+    (0..6_001).for_each(fill);
+    let groups = cache.groups();
+    assert_eq!(groups.len(), 4_096);
+    assert_eq!((groups[7].entries, groups[4_095].entries), (1, 6_001 - 4_095));
+    cache.remove(Grouped(6_000).key_hash().tier(0), &Grouped(6_000));
+    assert_eq!(cache.groups()[4_095].entries, 6_000 - 4_095);
 }
 
 /// Different keys of one name, which [`Name`] forbids.
