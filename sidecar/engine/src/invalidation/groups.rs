@@ -8,14 +8,18 @@
 //! This process only: between processes a group lives where they share an L3, as the sidecar has it; or tell others with
 //! [`PubSubInvalidator`](super::PubSubInvalidator), which is as good as its messages are delivered.
 
-use std::collections::{BTreeSet, HashMap};
+mod cascade;
+mod tags;
+
+pub use cascade::CascadeInvalidator;
+pub use tags::TagInvalidator;
+
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::Equivalent;
 
-use super::{InvalidationEvent, InvalidationSubject};
 use crate::clock::Moment;
 use crate::codec::envelope::GenerationValue;
 use crate::generations::{Dependency, Generations};
@@ -28,8 +32,6 @@ use crate::weigh::Weigh;
 
 /// Generations of one cache, at most; beyond that values are not kept.
 const MAX_GENERATIONS: usize = 1 << 20;
-/// Keys whose parents are remembered, at most: of others the children are invalidated.
-const MAX_CHILDREN: usize = 100_000;
 
 /// A value with what it depends on.
 #[derive(Debug)]
@@ -129,238 +131,15 @@ impl<K: CacheKey, V: CacheValue> Groups<K, V> {
     }
 }
 
-/// A cache whose values carry tags; invalidating one takes the same time however many values carry it.
-///
-/// ```
-/// use caddy_engine::TierConfig;
-/// use caddy_engine::invalidation::TagInvalidator;
-///
-/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// let pages = TagInvalidator::<String, String>::in_process(TierConfig::default());
-/// pages.insert("home".into(), "…".into(), &["news", "sport"]).await?;
-/// assert!(pages.get("home").await?.is_some());
-/// pages.invalidate("sport");
-/// assert_eq!(pages.get("home").await?, None);
-///
-/// // An invalidation between reading the database and writing the cache is noticed.
-/// let token = pages.token(&["news"]);
-/// let computed = String::from("from the database");
-/// pages.invalidate("news");
-/// assert!(!pages.insert_under("home".into(), computed, token).await?);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// # })?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub struct TagInvalidator<K: CacheKey, V: CacheValue>(Arc<Groups<K, V>>);
-
-impl<K: CacheKey, V: CacheValue> Clone for TagInvalidator<K, V> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<K: CacheKey, V: CacheValue> std::fmt::Debug for TagInvalidator<K, V> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TagInvalidator").field("generations", &self.0.generations.len()).finish_non_exhaustive()
-    }
-}
-
-/// The generation that every value of a cache carries.
-const ALL: &[u8] = b"a";
-
-fn tag_name(tag: &str) -> Vec<u8> {
-    [b"t:", tag.as_bytes()].concat()
-}
-
-impl<K: CacheKey, V: CacheValue> TagInvalidator<K, V> {
-    /// An empty cache in this process.
-    pub fn in_process(config: TierConfig) -> Self {
-        Self(Arc::new(Groups::in_process(config)))
-    }
-
-    /// What is in force of these tags. Take it *before* the value is computed. `None`: there are too many tags in use; the
-    /// value can be used, and not be kept.
-    pub fn token(&self, tags: &[&str]) -> Option<GroupToken> {
-        let names: Vec<Vec<u8>> = tags.iter().map(|tag| tag_name(tag)).chain([ALL.to_vec()]).collect();
-        self.0.token(names.iter().map(Vec::as_slice))
-    }
-
-    /// Writes a value that carries these tags from now on: an invalidation since it was computed is not noticed.
-    ///
-    /// # Errors
-    ///
-    /// As [`MultiTierCache::insert`].
-    pub async fn insert(&self, key: K, value: V, tags: &[&str]) -> Result<(), CacheError> {
-        let token = self.token(tags);
-        self.0.insert(key, value, token).await.map(drop)
-    }
-
-    /// Writes a value that was computed under `token`. `false`: one of its tags was invalidated since; nothing was written.
-    ///
-    /// # Errors
-    ///
-    /// As [`MultiTierCache::insert`].
-    pub async fn insert_under(&self, key: K, value: V, token: Option<GroupToken>) -> Result<bool, CacheError> {
-        self.0.insert(key, value, token).await
-    }
-
-    /// The value under `key`, if all its tags are in force.
-    ///
-    /// # Errors
-    ///
-    /// As [`MultiTierCache::get`].
-    pub async fn get<Q>(&self, key: &Q) -> Result<Option<V>, CacheError>
-    where
-        Q: Name + Equivalent<K> + ToOwned<Owned = K> + ?Sized,
-    {
-        self.0.get(key).await
-    }
-
-    /// Whoever reads from now on, on any thread, is served nothing that was written before under `tag`.
-    pub fn invalidate(&self, tag: &str) {
-        self.0.renew(&tag_name(tag));
-    }
-
-    /// The same of everything.
-    pub fn invalidate_all(&self) {
-        self.0.renew(ALL);
-    }
-
-    /// Applies what another process invalidated, as far as it is about tags or everything.
-    pub fn apply(&self, event: &InvalidationEvent<K>) {
-        match &event.subject {
-            InvalidationSubject::Tags(tags) => tags.iter().for_each(|tag| self.invalidate(tag)),
-            InvalidationSubject::All => self.invalidate_all(),
-            _ => {}
-        }
-    }
-}
-
-/// A cache whose values depend on keys: invalidating one takes along whatever depends on it, or on what does.
-///
-/// ```
-/// use caddy_engine::TierConfig;
-/// use caddy_engine::invalidation::CascadeInvalidator;
-///
-/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// let cache = CascadeInvalidator::<String, u32>::in_process(TierConfig::default());
-/// cache.insert("item".into(), 1, &[]).await?;
-/// cache.insert("list".into(), 2, &["item".into()]).await?;
-/// cache.insert("page".into(), 3, &["list".into()]).await?;
-/// cache.invalidate("item").await?;
-/// assert_eq!((cache.get("item").await?, cache.get("page").await?), (None, None));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// # })?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub struct CascadeInvalidator<K: CacheKey, V: CacheValue> {
-    groups: Arc<Groups<K, V>>,
-    parents: Arc<Mutex<ParentsOf>>,
-}
-
-/// The names of the keys that each key was made from.
-type ParentsOf = HashMap<Vec<u8>, BTreeSet<Vec<u8>>>;
-
-impl<K: CacheKey, V: CacheValue> Clone for CascadeInvalidator<K, V> {
-    fn clone(&self) -> Self {
-        Self { groups: self.groups.clone(), parents: self.parents.clone() }
-    }
-}
-
-impl<K: CacheKey, V: CacheValue> std::fmt::Debug for CascadeInvalidator<K, V> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CascadeInvalidator")
-            .field("generations", &self.groups.generations.len())
-            .finish_non_exhaustive()
-    }
-}
-
-fn key_name<Q: Name + ?Sized>(key: &Q) -> Vec<u8> {
-    key.with_name(|name| [b"k:", name].concat())
-}
-
-impl<K: CacheKey, V: CacheValue> CascadeInvalidator<K, V> {
-    /// An empty cache in this process.
-    pub fn in_process(config: TierConfig) -> Self {
-        Self { groups: Arc::new(Groups::in_process(config)), parents: Arc::default() }
-    }
-
-    /// Writes a value that was made from `parents`. `true`: that closes a circle, which is legal: all of it dies together.
-    ///
-    /// A key that gets other parents than before is invalidated for its own children by that.
-    ///
-    /// # Errors
-    ///
-    /// As [`MultiTierCache::insert`].
-    pub async fn insert(&self, key: K, value: V, parents: &[K]) -> Result<bool, CacheError> {
-        let own = key_name(&key);
-        let direct: BTreeSet<Vec<u8>> = parents.iter().map(key_name).collect();
-        let (all, closes_circle) = self.link(&own, direct);
-        let token = self.groups.token(all.iter().map(Vec::as_slice));
-        self.groups.insert(key, value, token).await?;
-        Ok(closes_circle)
-    }
-
-    /// Notes the parents of a key; all it then depends on, itself left out, and whether it was among them.
-    fn link(&self, own: &[u8], direct: BTreeSet<Vec<u8>>) -> (BTreeSet<Vec<u8>>, bool) {
-        let mut parents = self.parents.lock();
-        if parents.get(own).is_none_or(|known| *known != direct) {
-            self.groups.renew(own);
-            if parents.len() >= MAX_CHILDREN
-                && let Some(other) = parents.keys().next().cloned()
-            {
-                parents.remove(&other);
-                self.groups.renew(&other);
-            }
-            if direct.is_empty() {
-                parents.remove(own);
-            } else {
-                parents.insert(own.to_vec(), direct.clone());
-            }
-        }
-        let mut all = BTreeSet::new();
-        let mut open: Vec<Vec<u8>> = direct.into_iter().collect();
-        while let Some(name) = open.pop() {
-            if all.insert(name.clone()) {
-                open.extend(parents.get(&name).into_iter().flatten().cloned());
-            }
-        }
-        let closes_circle = all.remove(own);
-        (all, closes_circle)
-    }
-
-    /// The value under `key`, if everything that it depends on is in force.
-    ///
-    /// # Errors
-    ///
-    /// As [`MultiTierCache::get`].
-    pub async fn get<Q>(&self, key: &Q) -> Result<Option<V>, CacheError>
-    where
-        Q: Name + Equivalent<K> + ToOwned<Owned = K> + ?Sized,
-    {
-        self.groups.get(key).await
-    }
-
-    /// Removes the value under `key`; whatever depends on it, however deep, is not served any more. `true`: there was one.
-    ///
-    /// # Errors
-    ///
-    /// As [`MultiTierCache::remove`]; what depends on it is dead all the same.
-    pub async fn invalidate<Q>(&self, key: &Q) -> Result<bool, CacheError>
-    where
-        Q: Name + Equivalent<K> + ToOwned<Owned = K> + ?Sized,
-    {
-        self.groups.renew(&key_name(key));
-        self.groups.cache.remove(key).await
-    }
-}
-
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::invalidation::{InvalidationEvent, InvalidationSubject};
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
