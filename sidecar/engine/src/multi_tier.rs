@@ -169,13 +169,16 @@ struct Inner<K: CacheKey, V: CacheValue> {
 
 impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
     /// A cache whose L3 is in this process, bounded by [`TierConfig::l3`].
+    ///
+    /// For use within a Tokio runtime whose time is enabled: every wait has an end. See [`with_timer`](Self::with_timer) for
+    /// others.
     pub fn in_process(config: TierConfig) -> Self {
         let timer: Arc<dyn Timer> = Arc::new(TokioTimer);
         let remote = Arc::new(InProcess::new(config.l3, timer.clone()));
         Self::with_timer(config, remote, timer)
     }
 
-    /// A cache over `remote`.
+    /// A cache over `remote`, for use within a Tokio runtime whose time is enabled.
     pub fn new(config: TierConfig, remote: Arc<dyn Remote<K, V>>) -> Self {
         Self::with_timer(config, remote, Arc::new(TokioTimer))
     }
