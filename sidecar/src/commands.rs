@@ -20,7 +20,7 @@ pub(crate) use catalogue::{Question, keys as catalogued_keys};
 pub(crate) use keys::trailing_options;
 pub use keys::{KeyPositions, Positions};
 pub use learned::{Interner, Learned};
-pub use lookup::{lookup, lookup_request, rows};
+pub use lookup::{full_name, lookup, lookup_request, rows};
 pub use permissions::{Permissions, categories_of};
 pub use specs::KeySpec;
 

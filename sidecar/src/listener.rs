@@ -1,15 +1,15 @@
 //! Where apps connect: a Unix socket, and if asked for a port on 127.0.0.1.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, Write as _},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use caddy_remote::Socket;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream, unix::UCred};
 
 /// Why the sidecar cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +45,19 @@ pub(crate) struct Listeners {
 
 /// A connection that has just been accepted; it can be moved to another thread's runtime.
 pub(crate) enum Accepted {
-    Unix(std::os::unix::net::UnixStream, String),
-    Tcp(std::net::TcpStream, String),
+    Unix(std::os::unix::net::UnixStream, Peer),
+    Tcp(std::net::TcpStream, Peer),
+}
+
+/// Who connected, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Peer {
+    /// User and process, where it says them; a process of another pid namespace has none.
+    Unix {
+        uid: Option<u32>,
+        pid: Option<i32>,
+    },
+    Tcp(SocketAddr),
 }
 
 impl Listeners {
@@ -78,13 +89,13 @@ impl Listeners {
         tokio::select! {
             accepted = self.unix.accept() => {
                 let (stream, _) = accepted?;
-                let peer = describe(&stream);
+                let peer = Peer::of(&stream);
                 Ok(Accepted::Unix(stream.into_std()?, peer))
             }
             accepted = tcp => {
                 let (stream, address) = accepted?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream.into_std()?, address.to_string()))
+                Ok(Accepted::Tcp(stream.into_std()?, Peer::Tcp(address)))
             }
         }
     }
@@ -108,21 +119,28 @@ async fn clear_stale(path: &Path) -> Result<(), ListenError> {
     fs::remove_file(path).map_err(|source| ListenError::Bind { address: path.display().to_string(), source })
 }
 
-/// Who connected, from the kernel's word: user and process.
-fn describe(stream: &UnixStream) -> String {
-    match stream.peer_cred() {
-        Ok(credentials) => match credentials.pid() {
-            Some(pid) => format!("unix:uid={},pid={pid}", credentials.uid()),
-            None => format!("unix:uid={}", credentials.uid()),
-        },
-        Err(_) => "unix:unknown".to_owned(),
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred().ok();
+        Self::Unix { uid: credentials.as_ref().map(UCred::uid), pid: credentials.as_ref().and_then(UCred::pid) }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { uid: Some(uid), pid: Some(pid) } => write!(f, "unix:uid={uid},pid={pid}"),
+            Self::Unix { uid: Some(uid), pid: None } => write!(f, "unix:uid={uid}"),
+            Self::Unix { uid: None, .. } => f.write_str("unix:unknown"),
+            Self::Tcp(address) => address.fmt(f),
+        }
     }
 }
 
 impl Accepted {
-    pub(crate) fn peer(&self) -> &str {
+    pub(crate) fn peer(&self) -> Peer {
         match self {
-            Self::Unix(_, peer) | Self::Tcp(_, peer) => peer,
+            Self::Unix(_, peer) | Self::Tcp(_, peer) => *peer,
         }
     }
 

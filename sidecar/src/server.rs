@@ -207,12 +207,12 @@ async fn accept(listeners: &Listeners, shared: &Shared, workers: &[WorkerThread]
                 continue;
             }
         };
-        let Some(shown) = shared.enter(accepted.peer().to_owned()) else {
+        let Some(shown) = shared.enter(accepted.peer()) else {
             shared.metrics.refused_connections.inc();
             if let Some(before) = shared.refused_connections.due(shared.now()) {
                 let (peer, limit) = (accepted.peer(), shared.config().limits.max_connections);
                 tracing::warn!(
-                    peer,
+                    %peer,
                     limit,
                     before,
                     "refused a connection (limits.maxConnections); more are counted only"
@@ -315,7 +315,7 @@ async fn work(
         };
         let Some((accepted, shown)) = arrival else { return };
         let id = shown.id;
-        tracing::debug!(id, peer = shown.peer, "a session begins");
+        tracing::debug!(id, peer = %shown.peer, "a session begins");
         match accepted.register() {
             Ok(stream) => supervisor.spawn_local("session", Session::new(worker.clone(), stream, shown)),
             Err(error) => {

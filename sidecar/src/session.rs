@@ -152,7 +152,7 @@ impl Future for Session {
         let this = self.get_mut();
         if let Err(error) = ready!(this.turn(cx)) {
             let shown = this.conversation.client.shown();
-            tracing::debug!(id = shown.id, peer = shown.peer, %error, "a session ended");
+            tracing::debug!(id = shown.id, peer = %shown.peer, %error, "a session ended");
         }
         Poll::Ready(())
     }
@@ -339,6 +339,7 @@ impl Session {
     /// Answers the whole requests at the front of `input`; tells how many bytes they were.
     fn answer(&mut self, input: &[u8]) -> usize {
         let taken = self.answer_each(input);
+        self.conversation.client.note(self.conversation.now);
         self.conversation.end_run();
         taken
     }
@@ -453,9 +454,9 @@ impl Session {
             self.worker.shared.metrics.slow_readers.inc();
             let shared = &self.worker.shared;
             if let Some(before) = shared.slow_readers.due(shared.now()) {
-                let peer = &self.conversation.client.shown().peer;
+                let peer = self.conversation.client.shown().peer;
                 tracing::warn!(
-                    peer,
+                    %peer,
                     unread,
                     before,
                     "closing a connection whose app does not read its replies (limits.outputBufferBytes, \

@@ -36,6 +36,7 @@ use crate::{
     heat::Heat,
     hub::Addition,
     keyspaces::{self, Keyspaces, Names},
+    listener::Peer,
     loading::{Loading, Stores},
     locks::Locks,
     memory::{self, Memory},
@@ -329,7 +330,7 @@ impl Shared {
     // === sessions ===
 
     /// A place in the list of sessions; `None`: the limit is reached.
-    pub(crate) fn enter(&self, peer: String) -> Option<Arc<Shown>> {
+    pub(crate) fn enter(&self, peer: Peer) -> Option<Arc<Shown>> {
         let mut sessions = self.sessions.lock();
         if sessions.len() >= self.config().limits.max_connections.min(self.room) {
             return None;
@@ -362,10 +363,10 @@ impl Shared {
     }
 
     /// A login was refused. Said now and then, so that a client which tries for ever does not fill the log.
-    pub(crate) fn note_refused_login(&self, peer: &str, user: &str) {
+    pub(crate) fn note_refused_login(&self, peer: Peer, user: &str) {
         if let Some(before) = self.refused_logins.due(self.now()) {
             tracing::warn!(
-                peer,
+                %peer,
                 user,
                 before,
                 "refused a login: wrong name or password; more of them are counted only"

@@ -29,6 +29,10 @@ cache = redis.Redis(
 )
 step("connected", (cache.ping(), True))
 
+# Job queues look for their workers so, and every field must be there.
+me = cache.client_info()
+step("client info", (me["id"], cache.client_id()), ([c["id"] for c in cache.client_list(client_id=[me["id"]])], [str(me["id"])]))
+
 cache.set("user:1", "Ada", ex=600)
 step("hit", *[(cache.get("user:1"), "Ada") for _ in range(3)], (cache.get("user:2"), None))
 

@@ -48,6 +48,15 @@ pub fn lookup_request<'a>(n_args: usize, arg: impl Fn(usize) -> &'a [u8]) -> &'s
     row.subcommands.iter().find(|subcommand| subcommand.name.as_bytes().eq_ignore_ascii_case(name)).unwrap_or(row)
 }
 
+/// A row's name as servers tell it, a subcommand's with its container's: `get`, `client|info`.
+pub fn full_name(row: &'static Row) -> String {
+    match rows().find(|container| container.subcommands.iter().any(|one| std::ptr::eq(one, row))) {
+        Some(container) => format!("{}|{}", container.name, row.name),
+        None if row.name.is_empty() => "NULL".to_owned(),
+        None => row.name.to_owned(),
+    }
+}
+
 const N_ROWS: usize = table::DATA.len() + table::COLLECTIONS.len() + table::SERVER.len();
 
 static ROWS: [Row; N_ROWS] = {

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
+use caddy_contract::Listen;
 use caddy_engine::Moment;
 use caddy_resp::Protocol;
 use parking_lot::Mutex;
 
-use crate::auth::Gate;
+use crate::{
+    auth::{DEFAULT, Gate},
+    commands::{self, Row},
+    listener::Peer,
+};
 
 /// A session's own state, also seen by CLIENT LIST of other sessions.
 #[derive(Debug)]
@@ -19,6 +24,8 @@ pub(crate) struct Client {
     pub(super) gate_seen: u64,
     /// Who it logged in as.
     pub(super) login: Option<Box<str>>,
+    /// Its last command.
+    pub(super) last: Option<&'static Row>,
     shown: Arc<Shown>,
 }
 
@@ -26,7 +33,7 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) id: u64,
-    pub(crate) peer: String,
+    pub(crate) peer: Peer,
     pub(crate) since: Moment,
     changing: Mutex<Changing>,
 }
@@ -38,11 +45,14 @@ struct Changing {
     library_version: String,
     database: u32,
     protocol: Protocol,
+    user: Option<Box<str>>,
+    /// When it last asked for something, and for what.
+    active: Option<(Moment, &'static Row)>,
 }
 
 impl Client {
     pub(crate) fn new(shown: Arc<Shown>) -> Self {
-        Self { protocol: Protocol::Resp2, database: 0, gate: Gate::Open, gate_seen: 0, login: None, shown }
+        Self { protocol: Protocol::Resp2, database: 0, gate: Gate::Open, gate_seen: 0, login: None, last: None, shown }
     }
 
     pub(crate) fn shown(&self) -> &Arc<Shown> {
@@ -67,6 +77,12 @@ impl Client {
     pub(super) fn log_in(&mut self, user: Option<&str>) {
         self.login = user.map(Box::from);
         self.gate_seen = 0;
+        self.shown.changing.lock().user.clone_from(&self.login);
+    }
+
+    /// What was asked for until now is seen by others.
+    pub(super) fn note(&self, now: Moment) {
+        self.shown.changing.lock().active = self.last.map(|row| (now, row));
     }
 
     pub(crate) fn name(&self) -> String {
@@ -95,17 +111,33 @@ impl Client {
 }
 
 impl Shown {
-    pub(crate) fn new(id: u64, peer: String, since: Moment) -> Self {
+    pub(crate) fn new(id: u64, peer: Peer, since: Moment) -> Self {
         Self { id, peer, since, changing: Mutex::default() }
     }
 
-    /// A line of CLIENT LIST.
-    pub(crate) fn line(&self, now: Moment) -> String {
-        let Changing { name, library, library_version, database, protocol } = self.changing.lock().clone();
+    /// A line of CLIENT LIST, with every field of Redis 7.2: client libraries stop where one is missing. What a server says
+    /// of its buffers and of subscriptions is 0 here.
+    pub(crate) fn line(&self, now: Moment, listen: &Listen) -> String {
+        let Changing { name, library, library_version, database, protocol, user, active } =
+            self.changing.lock().clone();
+        let (id, age) = (self.id, now.since(self.since).as_secs());
+        let idle = active.map_or(age, |(at, _)| now.since(at).as_secs());
+        let command = active.map_or_else(|| "NULL".to_owned(), |(_, row)| commands::full_name(row));
+        let user = user.as_deref().unwrap_or(DEFAULT);
         let resp = if protocol == Protocol::Resp3 { 3 } else { 2 };
-        let (id, peer, age) = (self.id, &self.peer, now.since(self.since).as_secs());
+        let (flags, from, to) = match self.peer {
+            Peer::Unix { .. } => {
+                let path = format!("{}:0", listen.socket.display());
+                ("U", path.clone(), path)
+            }
+            Peer::Tcp(address) => {
+                ("N", address.to_string(), format!("127.0.0.1:{}", listen.tcp_port.unwrap_or_default()))
+            }
+        };
         format!(
-            "id={id} addr={peer} name={name} age={age} db={database} resp={resp} lib-name={library} lib-ver={library_version}\n"
+            "id={id} addr={from} laddr={to} fd=0 name={name} age={age} idle={idle} flags={flags} db={database} sub=0 psub=0 \
+             ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r \
+             cmd={command} user={user} redir=-1 resp={resp} lib-name={library} lib-ver={library_version}\n"
         )
     }
 }

@@ -255,6 +255,7 @@ impl Conversation {
         {
             row = learned;
         }
+        self.client.last = Some(row);
         if self.is_guarded()
             && let Some(flow) = self.guard(row, args)
         {
@@ -326,7 +327,7 @@ impl Conversation {
             Class::Refused(hint) => self.refuse(args, hint),
             Class::FillFields | Class::Relayed => self.relay(row, args, effect(row, args), Pending::Relayed),
             Class::CrossProtocol => {
-                tracing::warn!(peer = self.client.shown().peer, "a web browser spoke HTTP to the socket; closing");
+                tracing::warn!(peer = %self.client.shown().peer, "a web browser spoke HTTP to the socket; closing");
                 self.closing = true;
                 Flow::Done
             }

@@ -52,8 +52,8 @@ impl Conversation {
             }
         };
         self.worker.shared.metrics.denied_commands.inc();
-        let peer = &self.client.shown().peer;
-        tracing::debug!(peer, user = self.client.login.as_deref(), command = args.name(), text, "denied");
+        let peer = self.client.shown().peer;
+        tracing::debug!(%peer, user = self.client.login.as_deref(), command = args.name(), text, "denied");
         let mut refusal = Vec::new();
         encode::error(&mut refusal, &text);
         if let Some(flow) = self.refuse_in_transaction(refusal) {
@@ -89,7 +89,7 @@ impl Conversation {
             }
             Login::Refused => {
                 shared.metrics.refused_logins.inc();
-                shared.note_refused_login(&self.client.shown().peer, &user);
+                shared.note_refused_login(self.client.shown().peer, &user);
                 false
             }
         }

@@ -163,14 +163,16 @@ impl Conversation {
                 _ => self.reply_error("ERR syntax error"),
             },
             b"info" => {
-                let line = self.client.shown().line(now);
+                self.client.note(self.now);
+                let line = self.client.shown().line(now, &shared.config().listen);
                 self.reply_text(&line);
             }
             b"list" => match listed(args) {
                 Ok(is_listed) => {
-                    let sessions = shared.sessions();
+                    self.client.note(self.now);
+                    let (sessions, config) = (shared.sessions(), shared.config());
                     let sessions = sessions.iter().filter(|shown| is_listed(shown.id));
-                    let lines: String = sessions.map(|shown| shown.line(now)).collect();
+                    let lines: String = sessions.map(|shown| shown.line(now, &config.listen)).collect();
                     self.reply_text(&lines);
                 }
                 Err(fault) => self.reply_error(&fault),

@@ -1,7 +1,7 @@
 //! What a session says of itself, as client libraries do when they connect.
 
 use anyhow::{Result, ensure};
-use caddy_tests::{redis::RedisServer, sidecar::Sidecar};
+use caddy_tests::{redis::RedisServer, sidecar::Sidecar, world::Client};
 
 use crate::session;
 
@@ -27,6 +27,26 @@ fn a_session_tells_who_it_is_and_others_see_it() -> Result<()> {
     }
     ensure!(other.ask("CLIENT LIST")?.contains("name=shop"), "others see it");
     ensure!(!other.ask("CLIENT INFO")?.contains("shop"), "and are not it");
+    let mut direct = Client(redis.connect()?);
+    let names = |line: &str| -> Vec<String> {
+        line.split_whitespace().filter_map(|field| field.split_once('=')).map(|(name, _)| name.to_owned()).collect()
+    };
+    let (ours, theirs) = (names(&info), names(&direct.ask("CLIENT INFO")?));
+    let missing: Vec<_> = theirs.iter().filter(|name| !ours.contains(name)).collect();
+    ensure!(missing.is_empty(), "client libraries read each of them: {missing:?}");
+    ensure!(
+        info.split_whitespace().all(|field| field.matches('=').count() == 1),
+        "and split them at the only =: {info}"
+    );
+    ensure!(info.contains("cmd=client|info") && info.contains("user=default"), "{info}");
+    other.ask("GET a")?;
+    let others = format!("id={} ", other.ask("CLIENT ID")?);
+    other.ask("GET a")?;
+    let list = app.ask("CLIENT LIST")?;
+    ensure!(
+        list.lines().any(|line| line.contains(&others) && line.contains("cmd=get ")),
+        "what others did last: {list}"
+    );
     ensure!(app.ask("CLIENT GETREDIR")? == "-1", "it does not track");
     ensure!(app.ask("CLIENT HELP")?.contains("CLIENT"), "and gets help");
     Ok(())
