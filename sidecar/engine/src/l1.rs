@@ -131,12 +131,14 @@ impl<K: Hold, V: Hold> L1<K, V> {
             self.remove(Found(present));
         }
         let mut left = 0;
-        while self.table.len() >= self.config.max_entries || self.bytes + entry.bytes() > self.config.max_bytes {
+        while self.table.len() >= self.config.max_entries
+            || self.bytes.saturating_add(entry.bytes()) > self.config.max_bytes
+        {
             let Some(victim) = self.victim() else { break };
             self.remove(victim);
             left += 1;
         }
-        self.bytes += entry.bytes();
+        self.bytes = self.bytes.saturating_add(entry.bytes());
         let slot = self.places.insert(hash);
         self.queue.push_front(&mut self.places, slot);
         let resident = Resident { entry: entry.clone(), deadline, slot, used: Use::none(now) };

@@ -13,7 +13,7 @@ pub struct LockConfig {
     pub lease: Duration,
     /// At which part of the lease it is renewed, percent, 1 to 90. At 33, two more attempts fit.
     pub renew_at_percent: u32,
-    /// Pause between two looks for deadlocks; one is broken within two of them.
+    /// Pause between two looks for deadlocks, a millisecond at least; one is broken within two of them.
     pub deadlock_check: Duration,
     /// Bounds on what callers control.
     pub limits: LockLimits,

@@ -16,6 +16,8 @@ use crate::Moment;
 
 /// Leases renewed by one request.
 const BATCH: usize = 128;
+/// Looks for deadlocks are at least so far apart: without a pause nothing else would run.
+const SHORTEST_CHECK: Duration = Duration::from_millis(1);
 /// Pause after an attempt that the backend did not answer.
 const OUTAGE: Duration = Duration::from_millis(250);
 
@@ -136,7 +138,7 @@ impl<K: LockKey> LockClient<K> {
             if !self.state.lock().waits() && !self.has_duty() {
                 let _ = self.queues.until(&*self.timer, Moment::NEVER).await;
             }
-            let pause = self.config().deadlock_check;
+            let pause = self.config().deadlock_check.max(SHORTEST_CHECK);
             self.timer.sleep_until(self.timer.now() + pause).await;
             if !self.state.lock().waits() {
                 // Other clients' waiters need not sit out what is left of the duty.

@@ -79,9 +79,9 @@ impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
         let inner = &*self.inner;
         let now = inner.timer.now();
         let Local::Fresh(Some(value), _, until) = inner.look(key.key_hash(), key, now) else { return None };
-        let ttl = inner.config.ttl;
+        let ttl = inner.config.ttl.filter(|_| until != Moment::NEVER);
         let is_due =
-            move |percent: u32| ttl.is_some_and(|ttl| until.since(now) * 100 <= ttl * 100_u32.saturating_sub(percent));
+            move |percent: u32| ttl.is_some_and(|ttl| until.since(now) <= ttl / 100 * 100_u32.saturating_sub(percent));
         Some((value, is_due))
     }
 

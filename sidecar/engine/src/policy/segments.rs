@@ -202,19 +202,20 @@ impl Segments {
     fn enter_main<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         let Some(placed) = slots.item(slot) else { return };
         set_note(&placed.entry, MAIN, self.ghost.era());
-        self.main_bytes += placed.entry.bytes();
+        self.main_bytes = self.main_bytes.saturating_add(placed.entry.bytes());
         self.main.push_front(slots, slot);
     }
 
     fn enter_small<K: Hold, V: Hold>(&mut self, slots: &mut Slots<K, V>, slot: u32) {
         let Some(placed) = slots.item(slot) else { return };
         set_note(&placed.entry, SMALL, 0);
-        self.small_bytes += placed.entry.bytes();
+        self.small_bytes = self.small_bytes.saturating_add(placed.entry.bytes());
         self.small.push_front(slots, slot);
     }
 
     fn is_small_over(&self, hundredths: usize) -> bool {
-        self.small_bytes * 100 > (self.small_bytes + self.main_bytes) * hundredths
+        let all = self.small_bytes.saturating_add(self.main_bytes);
+        self.small_bytes.saturating_mul(100) > all.saturating_mul(hundredths)
     }
 
     /// Bytes that it has allocated.

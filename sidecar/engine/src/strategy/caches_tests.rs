@@ -171,6 +171,25 @@ async fn written_behind_is_in_the_cache_at_once_and_in_the_store_later() {
 }
 
 #[tokio::test]
+async fn without_any_pause_a_store_that_is_down_is_not_all_that_a_thread_does() {
+    let (timer, tiers) = tiers();
+    let database = Arc::new(Database::default());
+    *database.is_down.lock() = true;
+    let nothing = Duration::ZERO;
+    let config =
+        BehindConfig { flush_interval: nothing, first_retry: nothing, last_retry: nothing, ..BehindConfig::default() };
+    let cache = WriteBehindCache::new(tiers, database.clone(), config, None);
+    cache.insert("a".into(), "1".into()).await.unwrap();
+    let run = cache.behind().run();
+    pin_mut!(run);
+    assert!(poll!(&mut run).is_pending());
+    *database.is_down.lock() = false;
+    timer.advance(SECOND);
+    assert!(poll!(&mut run).is_pending());
+    assert_eq!(database.has("a").await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
 async fn without_room_nothing_is_written_behind_and_what_l3_refuses_is_not_stored() {
     let (timer, tiers) = tiers();
     let database = Arc::new(Database::default());

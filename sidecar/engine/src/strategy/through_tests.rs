@@ -49,14 +49,17 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let timer = Arc::new(ManualTimer::default());
-    timer.advance(100 * SECOND);
-    let config = TierConfig {
+    over(TierConfig {
         ttl: Some(10 * SECOND),
         stale_if_error: 60 * SECOND,
         negative_ttl: SECOND,
         ..TierConfig::default()
-    };
+    })
+}
+
+fn over(config: TierConfig) -> Fixture {
+    let timer = Arc::new(ManualTimer::default());
+    timer.advance(100 * SECOND);
     let remote = Arc::new(InProcess::new(TierSize::new(100, 1 << 20), Arc::new(timer.clone())));
     let cache = MultiTierCache::with_timer(config, remote, Arc::new(timer.clone()));
     Fixture { timer, store: Arc::default(), cache }
@@ -141,6 +144,23 @@ async fn a_refresh_that_fails_leaves_what_there_is() {
     f.store.down.store(false, Ordering::Relaxed);
     assert!(poll!(&mut run).is_pending());
     assert_eq!(f.cache.stats().load_failures, 1);
+}
+
+#[tokio::test]
+async fn what_lives_for_ever_is_not_refreshed() {
+    let f = over(TierConfig { ttl: Some(Duration::MAX), ..TierConfig::default() });
+    for refresh_at_percent in [1, 80, 99, u32::MAX] {
+        let config = StrategyConfig { refresh_at_percent, ..StrategyConfig::default() };
+        let ahead = RefreshAheadCache::new(f.cache.clone(), f.store.clone(), config);
+        let run = ahead.run();
+        pin_mut!(run);
+        f.put("a", "1").await;
+        assert_eq!(ahead.get("a").await.unwrap().as_deref(), Some("1"));
+        f.timer.advance(1_000_000 * SECOND);
+        assert_eq!(ahead.get("a").await.unwrap().as_deref(), Some("1"));
+        assert!(poll!(&mut run).is_pending());
+    }
+    assert_eq!(f.loads(), 1);
 }
 
 #[tokio::test]

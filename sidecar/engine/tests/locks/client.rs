@@ -219,6 +219,18 @@ fn a_lease_of_nothing_and_one_of_for_ever_are_held_like_any() {
 }
 
 #[test]
+fn without_any_pause_looks_for_deadlocks_are_not_all_that_a_client_does() {
+    play(|| async {
+        let World { client, .. } = world_with(LockConfig { deadlock_check: Duration::ZERO, ..LockConfig::default() });
+        let mutex = DistributedMutex::new(client.clone(), name());
+        let guard = mutex.lock(&owner("a")).await.unwrap();
+        let late = mutex.lock_with(&owner("b"), within(1_000)).await;
+        assert!(matches!(late, Err(LockError::TimedOut(_))));
+        guard.unlock().await.unwrap();
+    });
+}
+
+#[test]
 fn an_outage_shorter_than_the_lease_is_survived_and_a_longer_one_told_in_time() {
     play(|| async {
         let World { client, backend, losses } = world();

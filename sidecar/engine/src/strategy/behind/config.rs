@@ -20,11 +20,14 @@ pub struct BehindConfig {
     /// How often a record that the store refuses is offered to it, at least 1, before it becomes a dead letter. A store that
     /// does not answer is asked for ever.
     pub max_attempts: u32,
-    /// Pause before the first retry; each further one is twice as long.
+    /// Pause before the first retry, a millisecond at least; each further one is twice as long.
     pub first_retry: Duration,
     /// The longest of these pauses: so late a store that answers again is found at most.
     pub last_retry: Duration,
 }
+
+/// Without a pause a store that fails at once would be all that its thread does.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
 impl Default for BehindConfig {
     fn default() -> Self {
@@ -46,6 +49,6 @@ impl BehindConfig {
     /// The pause after so many failures in a row.
     pub(super) fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(16);
-        self.first_retry.saturating_mul(1 << doublings).min(self.last_retry)
+        self.first_retry.saturating_mul(1 << doublings).min(self.last_retry).max(SHORTEST_PAUSE)
     }
 }
