@@ -402,7 +402,8 @@ impl Shared {
         text.replace("\nredis_mode:cluster", "\nredis_mode:standalone").into_bytes()
     }
 
-    fn info_section(&self) -> String {
+    /// As INFO gives it that names no other section.
+    pub(crate) fn info_section(&self) -> String {
         let (status, duties) = (self.status.get(), self.coordination.duties());
         let stats = self.cache.stats();
         let config = self.config();

@@ -35,6 +35,11 @@ impl Conversation {
                 self.closing = true;
             }
             "reset" => self.reset(),
+            // Also where Redis cannot be asked, or refuses INFO.
+            "info" if args.len() > 1 && args.from(1).all(|section| section.eq_ignore_ascii_case(OUR_SECTIONS[0])) => {
+                let info = self.worker.shared.info_section();
+                self.reply_text(&info);
+            }
             "info" => {
                 let ours = |section: &[u8]| OUR_SECTIONS.iter().any(|ours| section.eq_ignore_ascii_case(ours));
                 let pending = Pending::Info { ours: args.len() == 1 || args.from(1).any(ours) };

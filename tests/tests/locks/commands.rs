@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use caddy_resp::FrameKind;
 use caddy_tests::{
+    postgres::PostgresServer,
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
 };
@@ -283,6 +284,34 @@ fn the_documented_fences_refuse_the_late() {
     assert_eq!(write(&late, "80"), "+OK\r\n");
     assert!(write(&early, "90").starts_with("-FENCED"));
     assert_eq!(redis.command(&["GET", "{account:7}"]).unwrap(), b"$2\r\n80\r\n");
+}
+
+/// The recipe for a table, on a real one: a late step of a holder whose data was lost, too, is refused.
+#[test]
+fn the_documented_fence_of_a_table_refuses_the_late() {
+    let (redis, postgres) = (RedisServer::start().unwrap(), PostgresServer::start().unwrap());
+    let sidecar = Sidecar::start(&redis).unwrap();
+    let recipe = include_str!("../../../docs/locks.md").split("```sql\n").nth(1).unwrap();
+    let line = |begin: &str| recipe.lines().find(|line| line.starts_with(begin)).unwrap();
+    postgres.execute(line("CREATE TABLE")).unwrap();
+    postgres.execute("INSERT INTO account VALUES (7, 100)").unwrap();
+    let write = |token: &str, balance: &str| {
+        let update = line("UPDATE").replace("$1", &format!("'{token}'")).replace("balance = 90", balance);
+        postgres.execute(&update).unwrap();
+        postgres.execute("SELECT balance FROM account").unwrap().trim().to_owned()
+    };
+    let (mut slow, mut quick) = (Locker::new(&sidecar), Locker::new(&sidecar));
+    let early = slow.acquire("account:7 LEASE 60000");
+    assert_eq!(write(&early, "balance = 99"), "99");
+    assert_eq!(write(&early, "balance = 98"), "98", "the same holder may write twice");
+    remove(&redis, &["account:7"]);
+    let late = quick.acquire("account:7");
+    assert_eq!(write(&late, "balance = 80"), "80");
+    assert_eq!(write(&early, "balance = 90"), "80", "the late one is refused");
+    redis.command(&["FLUSHALL"]).unwrap();
+    let latest = Locker::new(&sidecar).acquire("account:7");
+    assert_eq!(write(&latest, "balance = 70"), "70", "the next epoch's");
+    assert_eq!(write(&late, "balance = 90"), "70");
 }
 
 #[test]

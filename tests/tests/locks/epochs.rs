@@ -119,4 +119,34 @@ fn without_server_ids_the_mirror_alone_tells() {
     let second = b.acquire("l");
     assert!(epoch(&second) > epoch(&first), "{first} then {second}");
     assert!(here.log().contains("has_server_ids=false"), "{}", here.log());
+    assert!(a.ask("INFO").starts_with("-NOPERM"), "all of it is Redis's to give");
+    let info = a.ask("INFO Caddy");
+    assert!(info.contains("loss of L3's data is noticed by the epoch's mirror only (INFO is refused)"), "{info}");
+}
+
+/// What somebody else put where locks are, and a Redis that is full.
+#[test]
+fn what_redis_refuses_is_told_with_what_to_do_and_heals() {
+    let redis = RedisServer::start().unwrap();
+    let sidecar = Sidecar::start(&redis).unwrap();
+    let mut app = Locker::new(&sidecar);
+    redis.command(&["SET", LOCKS, "something else"]).unwrap();
+    for line in ["LOCK.ACQUIRE l", "LOCK.LIST", "LOCK.INFO l"] {
+        let refused = app.ask(line);
+        assert!(refused.starts_with("-NOTREADY Redis refused a lock script: WRONGTYPE"), "{line}: {refused}");
+        assert!(
+            refused.contains("somebody else writes to the keys of the locks, caddy:{<domain>}:locks*"),
+            "{refused}"
+        );
+    }
+    redis.command(&["DEL", LOCKS]).unwrap();
+    let token = app.acquire("l");
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+    let refused = app.ask("LOCK.ACQUIRE other");
+    assert!(refused.starts_with("-NOTREADY Redis refused a lock script: OOM"), "{refused}");
+    assert!(refused.contains("make room in Redis"), "{refused}");
+    assert_eq!(app.ask(&format!("LOCK.RELEASE l {token}")), "0", "to let go takes no room");
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+    let other = app.acquire("other");
+    assert_eq!(app.ask(&format!("LOCK.RELEASE other {other}")), "0");
 }

@@ -8,8 +8,11 @@ use caddy_resp::Value;
 
 use super::token;
 
-/// Something that no script of ours says.
+/// Something that no script of ours says, or an error.
 pub(super) fn unexpected(reply: &[u8]) -> BackendError {
+    if let Some(message) = reply.strip_prefix(b"-") {
+        return refused(message);
+    }
     let shown = String::from_utf8_lossy(&reply[..reply.len().min(120)]).into_owned();
     BackendError(format!("Redis answered a lock script with {shown:?}").into())
 }
@@ -17,7 +20,18 @@ pub(super) fn unexpected(reply: &[u8]) -> BackendError {
 /// An error of the server's, as told to an app.
 pub(super) fn refused(message: &[u8]) -> BackendError {
     let message = String::from_utf8_lossy(message);
-    BackendError(format!("Redis refused a lock script: {}", message.trim_end()).into())
+    let message = message.trim_end();
+    let code = message.split(' ').next().unwrap_or_default();
+    let advice = match code {
+        "OOM" => "make room in Redis, or raise its maxmemory",
+        "NOPERM" => "give the Redis user of the sidecars what locks need (docs/locks.md, Settings)",
+        "MISCONF" | "NOREPLICAS" | "LOADING" | "BUSY" | "MASTERDOWN" => "see what ails Redis, then try again",
+        _ => {
+            "see whether somebody else writes to the keys of the locks, caddy:{<domain>}:locks*; to delete one that is \
+             broken voids locks, which is noticed"
+        }
+    };
+    BackendError(format!("Redis refused a lock script: {message}; {advice}").into())
 }
 
 /// Whether the reply says that the epoch, or the server's scripts, are not what they were.
