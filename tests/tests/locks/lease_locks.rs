@@ -113,15 +113,23 @@ fn what_leases_cannot_do_is_refused() {
     let mut locker = Locker::new(&pod);
     let refused = locker.ask("LOCK.ACQUIRE l SHARED BACKEND lease");
     assert!(refused.starts_with("-ERR BACKEND lease has no SHARED locks"), "{refused}");
+    // The longest name there may be, of bytes that no Lease's name may have.
+    let longest = "_".repeat(512);
+    let token = locker.acquire(&format!("{longest} BACKEND lease WAIT 0"));
+    assert_eq!(locker.ask(&format!("LOCK.RELEASE {longest} {token}")), "0");
+    let too_long = locker.ask(&format!("LOCK.ACQUIRE {longest}_ BACKEND lease"));
+    assert!(too_long.starts_with("-LIMIT the name of a lock has 513 bytes"), "{too_long}");
     let mut refused = String::new();
-    for number in 0..=50 {
+    for number in 0..50 {
         refused = locker.ask(&format!("LOCK.ACQUIRE l{number} BACKEND lease WAIT 0"));
         if let Some(token) = granted(&refused) {
             assert_eq!(locker.ask(&format!("LOCK.RELEASE l{number} {token}")), "0");
         }
     }
-    assert!(refused.starts_with("-LIMIT 'l50': Leases that are locks of this namespace"), "{refused}");
-    assert_eq!(api.names().iter().filter(|name| name.starts_with("caddy-lock-")).count(), 50);
+    assert!(refused.starts_with("-LIMIT 'l49': Leases that are locks of this namespace"), "{refused}");
+    let names = api.names();
+    assert_eq!(names.iter().filter(|name| name.starts_with("caddy-lock-")).count(), 50);
+    assert!(names.iter().all(|name| name.len() <= 253), "{names:?}");
     let outside = SidecarOptions::embedded().start().unwrap();
     let refused = Locker::new(&outside).ask("LOCK.ACQUIRE l BACKEND lease");
     assert!(refused.starts_with("-ERR BACKEND lease is not available"), "{refused}");

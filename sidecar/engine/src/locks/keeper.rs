@@ -124,12 +124,8 @@ impl<K: LockKey> LockClient<K> {
 
     /// Done when all that was to be let go is; for the end of a process. Does not wait for what the backend does not answer.
     pub async fn drain(&self) {
+        while self.take_back().await && !self.state.lock().is_clean() {}
         self.leave_duty().await;
-        while self.take_back().await {
-            if self.state.lock().is_clean() {
-                return;
-            }
-        }
     }
 
     async fn break_deadlocks(&self) {

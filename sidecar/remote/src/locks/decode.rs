@@ -25,6 +25,7 @@ pub(super) fn refused(message: &[u8]) -> BackendError {
     let advice = match code {
         "OOM" => "make room in Redis, or raise its maxmemory",
         "NOPERM" => "give the Redis user of the sidecars what locks need (docs/locks.md, Settings)",
+        _ if message.starts_with("ERR unknown command") => "locks need it (docs/locks.md, Settings)",
         "MISCONF" | "NOREPLICAS" | "LOADING" | "BUSY" | "MASTERDOWN" => "see what ails Redis, then try again",
         _ => {
             "see whether somebody else writes to the keys of the locks, caddy:{<domain>}:locks*; to delete one that is \
