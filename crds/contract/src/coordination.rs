@@ -71,6 +71,9 @@ pub fn lock_lease(cluster: &str, name: &[u8]) -> String {
 /// Annotation of the Lease of a CacheCluster's epoch: the number.
 pub const EPOCH_ANNOTATION: &str = "cache.caddy.dev/epoch";
 
+/// Annotation of the same Lease: the epoch that is known to be in Redis, too.
+pub const EPOCH_BEGUN_ANNOTATION: &str = "cache.caddy.dev/epoch-begun";
+
 /// Name of the Lease of a CacheCluster's epoch.
 pub fn epoch_lease(cluster: &str) -> String {
     format!("caddy-epoch-{cluster}")

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddy_contract::coordination::{EPOCH_ANNOTATION, epoch_lease};
+use caddy_contract::coordination::{EPOCH_ANNOTATION, EPOCH_BEGUN_ANNOTATION, epoch_lease};
 use caddy_lease::{Reply, Snapshot};
 use caddy_remote::locks::{Agreed, Agreement, EpochAuthority};
 use serde_json::{Value, json};
@@ -48,9 +48,9 @@ impl EpochLease {
         }
     }
 
-    async fn swap(&self, seen: &Agreed, epoch: u64) -> Result<bool, String> {
+    async fn swap(&self, seen: &Agreed, annotation: &str, epoch: u64) -> Result<bool, String> {
         let patch = json!({
-            "metadata": {"resourceVersion": seen.version, "annotations": {EPOCH_ANNOTATION: epoch.to_string()}},
+            "metadata": {"resourceVersion": seen.version, "annotations": {annotation: epoch.to_string()}},
         });
         match self.client.patch(&self.path, &patch).await {
             Reply::Lease(snapshot) if number(&snapshot) == epoch => Ok(true),
@@ -69,7 +69,14 @@ impl EpochAuthority for EpochLease {
         if !hold(Guard::EpochAgreed) {
             return Box::pin(std::future::ready(Ok(true)));
         }
-        Box::pin(within_deadline(self.swap(seen, epoch)))
+        Box::pin(within_deadline(self.swap(seen, EPOCH_ANNOTATION, epoch)))
+    }
+
+    fn begin<'a>(&'a self, seen: &'a Agreed) -> Agreement<'a, bool> {
+        if !hold(Guard::EpochAgreed) {
+            return Box::pin(std::future::ready(Ok(true)));
+        }
+        Box::pin(within_deadline(self.swap(seen, EPOCH_BEGUN_ANNOTATION, seen.epoch)))
     }
 
     fn spread(&self) -> Duration {

@@ -11,6 +11,7 @@ mod histories;
 mod lease_locks;
 mod planted;
 mod scripts;
+mod settled_epochs;
 mod stories;
 
 use caddy_resp::Value;

@@ -11,6 +11,9 @@ pub trait EpochAuthority: Send + Sync {
     fn greatest(&self) -> Agreement<'_, Agreed>;
     /// Agrees on a greater one if `seen` is still what is agreed on; whether it was.
     fn raise<'a>(&'a self, seen: &'a Agreed, epoch: u64) -> Agreement<'a, bool>;
+    /// Notes that the epoch that was agreed on is in Redis, if `seen` is still what is agreed on; whether it is. Whoever
+    /// saw it agreed on and not in Redis yet cannot raise it any more by what it saw.
+    fn begin<'a>(&'a self, seen: &'a Agreed) -> Agreement<'a, bool>;
     /// All that need a new epoch in one moment spread their questions over so long: the first one's answer serves all.
     fn spread(&self) -> Duration;
     /// Its name, for people.

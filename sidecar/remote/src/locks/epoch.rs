@@ -84,6 +84,8 @@ struct Server {
 /// What a script said of the mirror.
 enum Mirror {
     Confirmed(u64),
+    /// Agreed on and written, not in force: whoever agrees on epochs is to be told first.
+    Waits(u64),
     New(u64),
     /// The least that a new epoch has to be.
     Void(u64),
@@ -196,6 +198,7 @@ impl Epochs {
         let (epoch, outcome) = decode::epoch(&replies[0])?;
         match outcome.as_str() {
             "confirmed" => Ok(Mirror::Confirmed(epoch)),
+            "waits" => Ok(Mirror::Waits(epoch)),
             "new" => Ok(Mirror::New(epoch)),
             _ => Ok(Mirror::Void(epoch)),
         }
@@ -204,13 +207,14 @@ impl Epochs {
     async fn in_redis_alone(&self, server: &Server, calls: &Calls, keys: &Keys) -> Result<(u64, bool), BackendError> {
         let known = self.status.lock().epoch;
         match self.mirror(server, calls, keys, known, "next").await? {
-            Mirror::Confirmed(epoch) => Ok((epoch, false)),
+            Mirror::Confirmed(epoch) | Mirror::Waits(epoch) => Ok((epoch, false)),
             Mirror::New(epoch) => Ok((epoch, true)),
             Mirror::Void(_) => Err(decode::unexpected(b"void")),
         }
     }
 
-    /// First with the authority, then in Redis.
+    /// First with the authority, then in Redis; and it is in force when the authority was told of that. So nobody who saw
+    /// it agreed on, and not in Redis, goes past it behind its first token: either that one, or who tells, comes too late.
     async fn agreed(
         &self,
         authority: &dyn EpochAuthority,
@@ -223,13 +227,25 @@ impl Epochs {
             // Others meet the same server in this moment.
             tokio::time::sleep(random_part(authority.spread())).await;
         }
-        let mut waited = false;
+        let (mut waited, mut is_new) = (false, false);
         for _ in 0..ROUNDS {
             let agreed = self.ask(authority.greatest()).await;
             let greatest = agreed.as_ref().map_or(known, |agreed| known.max(agreed.epoch));
             let mirror = self.mirror(server, calls, keys, greatest, "").await?;
             let (agreed, least) = match (agreed, mirror) {
-                (Ok(agreed), Mirror::Confirmed(epoch)) if epoch <= agreed.epoch => return Ok((epoch, false)),
+                (Ok(agreed), Mirror::Confirmed(epoch)) if epoch <= agreed.epoch => return Ok((epoch, is_new)),
+                (Ok(agreed), Mirror::Waits(epoch)) if epoch <= agreed.epoch => {
+                    if self.ask(authority.begin(&agreed)).await == Ok(true)
+                        && let Mirror::Confirmed(epoch) = self.mirror(server, calls, keys, epoch, "begun").await?
+                    {
+                        return Ok((epoch, is_new));
+                    }
+                    continue;
+                }
+                (Ok(agreed), Mirror::Waits(epoch)) => {
+                    let _ = self.ask(authority.raise(&agreed, epoch)).await;
+                    continue;
+                }
                 (Ok(agreed), Mirror::Confirmed(epoch)) => {
                     // From before there was an authority, or its record was deleted: it catches up.
                     if self.ask(authority.raise(&agreed, epoch)).await != Ok(false) {
@@ -239,7 +255,7 @@ impl Epochs {
                 }
                 (Err(_), Mirror::Confirmed(epoch)) => return Ok((epoch, false)),
                 (Ok(agreed), Mirror::Void(least)) => (agreed, least),
-                (Err(reason), Mirror::Void(_)) => {
+                (Err(reason), Mirror::Void(_) | Mirror::Waits(_)) => {
                     return Err(BackendError(
                         format!(
                             "a new epoch of the locks has to be agreed on in {}, which cannot be asked: {reason}; see \
@@ -259,11 +275,8 @@ impl Epochs {
             if self.ask(authority.raise(&agreed, least)).await != Ok(true) {
                 continue;
             }
-            match self.mirror(server, calls, keys, least, &least.to_string()).await? {
-                Mirror::Confirmed(epoch) => return Ok((epoch, false)),
-                Mirror::New(epoch) => return Ok((epoch, true)),
-                Mirror::Void(_) => {}
-            }
+            self.mirror(server, calls, keys, least, &least.to_string()).await?;
+            is_new = true;
         }
         Err(BackendError(
             format!("no new epoch of the locks could be agreed on in {}; try again", authority.name()).into(),

@@ -1,5 +1,6 @@
 -- What scripts about one lock begin with. All keys lie in one slot.
---   S  hash of the domain: e (epoch), r and p (the server's ids), c (the last counter), and of each lock
+--   S  hash of the domain: e (epoch), r and p (the server's ids), w (the epoch waits, see epoch.lua), c (the last counter), and
+--      of each lock
 --        x:<name> = <counter>:<since>:<lease>:<ticket>:<owner>, its exclusive holder: a lease from then on, by Redis TIME, in us
 --        q:<name> = when it was last said that it has shared holders or a queue
 --   H  hash of a lock with shared holders: e (epoch), m (the longest lease), o:<owner> = <counter>:<ticket>
