@@ -56,14 +56,14 @@ pub enum PatternError {
     },
 }
 
-/// A set of keys, by the form of their names.
+/// A set of keys, by the form of their names. Names are bytes, and so may patterns be.
 ///
 /// ```
 /// use caddy_engine::invalidation::KeyPattern;
 ///
-/// let glob = KeyPattern::glob(b"user:[0-9]*")?;
+/// let glob = KeyPattern::glob("user:[0-9]*")?;
 /// assert!(glob.matches(b"user:7:name") && !glob.matches(b"a user:7"));
-/// let regex = KeyPattern::regex(br"^user:\d+$")?;
+/// let regex = KeyPattern::regex(r"^user:\d+$")?;
 /// assert!(regex.matches(b"user:7") && !regex.matches(b"user:7:name"));
 /// # Ok::<(), caddy_engine::invalidation::PatternError>(())
 /// ```
@@ -102,7 +102,8 @@ impl KeyPattern {
     /// # Errors
     ///
     /// See [`new`](Self::new).
-    pub fn glob(pattern: &[u8]) -> Result<Self, PatternError> {
+    pub fn glob(pattern: impl AsRef<[u8]>) -> Result<Self, PatternError> {
+        let pattern = pattern.as_ref();
         within_bounds(pattern)?;
         Ok(Self(Form::Glob(Glob::new(pattern))))
     }
@@ -112,7 +113,8 @@ impl KeyPattern {
     /// # Errors
     ///
     /// See [`new`](Self::new).
-    pub fn regex(pattern: &[u8]) -> Result<Self, PatternError> {
+    pub fn regex(pattern: impl AsRef<[u8]>) -> Result<Self, PatternError> {
+        let pattern = pattern.as_ref();
         within_bounds(pattern)?;
         let text = std::str::from_utf8(pattern).map_err(|_| PatternError::NotText)?;
         let compiled = RegexBuilder::new(text).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
@@ -178,7 +180,7 @@ mod tests {
     fn bad_patterns_are_told_what_to_change() {
         let said = |error: Result<KeyPattern, PatternError>| error.unwrap_err().to_string();
         assert!(said(KeyPattern::glob(b"")).contains("* is every key"));
-        assert!(said(KeyPattern::glob(&[b'a'; 1025])).contains("1025 bytes; at most 1024"));
+        assert!(said(KeyPattern::glob([b'a'; 1025])).contains("1025 bytes; at most 1024"));
         assert!(said(KeyPattern::regex(b"a\xff")).contains("not UTF-8"));
         assert!(said(KeyPattern::regex(b"a(b")).contains("unclosed group"));
         assert!(said(KeyPattern::regex(br"((\w{100}){100}){10}")).contains("256 KiB"));

@@ -20,7 +20,7 @@ use super::KeyPattern;
 /// cache.insert("order:1".into(), "book".into()).await?;
 ///
 /// let users = PatternInvalidator::new(cache.clone());
-/// assert_eq!(users.invalidate(&KeyPattern::glob(b"user:*")?).await?, 1);
+/// assert_eq!(users.invalidate(&KeyPattern::glob("user:*")?).await?, 1);
 /// assert_eq!(cache.get("user:1").await?, None);
 /// assert_eq!(cache.get("order:1").await?.as_deref(), Some("book"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -149,7 +149,8 @@ impl Counts {
 }
 
 impl<K: CacheKey, V: CacheValue> MultiTierCache<K, V> {
-    /// The share of reads that L1 or L2 answered, between 0 and 1; 0 before the first.
+    /// The share of reads that L1 or L2 answered, between 0 and 1; 0 before the first. That L3 is known to have none is an
+    /// answer too, also where a loader is then asked.
     pub fn hit_rate(&self) -> f64 {
         self.inner.cache.stats().hit_rate()
     }
