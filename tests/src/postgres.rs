@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -25,6 +26,8 @@ use crate::{certificates::Files, redis::free_port};
 const VERSIONS: &str = "/usr/lib/postgresql";
 const USER: &str = "postgres";
 const START: Duration = Duration::from_secs(30);
+/// As nice as can be.
+const NICE: &str = "19";
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running (or stopped) server.
@@ -53,9 +56,28 @@ impl PostgresServer {
     }
 
     /// The same that takes of the processors what others leave, so that it is not in their way: as if it
-    /// were on another machine.
+    /// were on another machine. Its connections have to be [told](Self::stay_in_the_background) so.
     pub fn start_durable_in_the_background() -> Result<Self> {
         Self::start_as(true, true)
+    }
+
+    /// Says so to the processes of the connections that there are by now. Each of them is a session of its own, and what Linux
+    /// groups by session (`sched_autogroup`) shares the processors evenly, however nice its processes are.
+    pub fn stay_in_the_background(&self) -> Result<()> {
+        let Some(parent) = self.child.as_ref().map(Child::id) else { return Ok(()) };
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        for process in children.split_whitespace() {
+            let group = PathBuf::from(format!("/proc/{process}/autogroup"));
+            // Without groups nice is enough. Who is not root may say it ten times a second.
+            while let Err(error) = fs::write(&group, NICE) {
+                match error.kind() {
+                    ErrorKind::WouldBlock => thread::sleep(POLL),
+                    _ if !group.exists() => break,
+                    _ => return Err(error).with_context(|| format!("write {}", group.display())),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn start_as(is_durable: bool, is_in_the_background: bool) -> Result<Self> {
@@ -82,6 +104,13 @@ impl PostgresServer {
     /// Where to connect to it.
     pub fn url(&self) -> String {
         format!("postgresql://caddy@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Where its Unix socket is, behind another directory if there is one.
+    pub fn socket_url(&self, before: Option<&Path>, parameters: &str) -> String {
+        let hosts = before.map_or_else(String::new, |before| format!("host={}&", before.display()));
+        let (port, directory) = (self.port, self.directory.path().display());
+        format!("postgresql://caddy@/postgres?{hosts}host={directory}&port={port}{parameters}")
     }
 
     /// The same for another role.
@@ -173,7 +202,7 @@ impl PostgresServer {
         // nice becomes the program: the process id stays.
         let mut command = Command::new(if self.is_in_the_background { Path::new("nice") } else { &program });
         if self.is_in_the_background {
-            command.args(["-n", "19"]).arg(&program);
+            command.args(["-n", NICE]).arg(&program);
         }
         command.current_dir(self.directory.path());
         if let Some((uid, gid)) = self.user {

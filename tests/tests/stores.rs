@@ -143,13 +143,57 @@ async fn a_value_that_is_too_large_is_refused_and_one_that_is_far_too_large_not_
             ..users(&server)
         });
         let store = store.unwrap();
-        for (key, words) in [("large", "the value of large has more than 5 bytes"), ("huge", "a row has 67108")] {
+        for (key, words) in
+            [("large", "the value of large has more than 5 bytes"), ("huge", "the row of huge has 67108")]
+        {
             let error = store.load_many(&[bytes(key)]).await.unwrap_err();
             assert!(!error.is_transient() && error.to_string().contains(words), "{error}");
             assert!(error.to_string().contains("maxValueBytes"), "{error}");
             assert_eq!(values(store.load_many(&[bytes("fits")]).await.unwrap()), [Some("12345".to_owned())], "{key}");
         }
     }
+}
+
+/// A socket has no name that TLS could be about.
+#[tokio::test]
+async fn a_unix_socket_is_bounded_too_and_the_server_that_is_wanted_is_found() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    server.execute("INSERT INTO users VALUES ('fits', '12345')").unwrap();
+    server.execute("INSERT INTO users SELECT 'huge', decode(repeat('ff', 64 << 20), 'hex')").unwrap();
+    let store = |url: String| {
+        PostgresStore::new(PostgresConfig { url, max_value_bytes: 5, max_connections: 1, ..users(&server) })
+    };
+    // There is no socket in the first directory.
+    let nowhere = tempfile::tempdir().unwrap();
+    let url = |more: &str| server.socket_url(Some(nowhere.path()), more);
+    let bounded = store(url("")).unwrap();
+    let fits = async || values(bounded.load_many(&[bytes("fits")]).await.unwrap());
+    assert_eq!(fits().await, [Some("12345".to_owned())]);
+    let error = bounded.load_many(&[bytes("huge")]).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("the row of huge has 67108"), "{error}");
+    assert_eq!(fits().await, [Some("12345".to_owned())]);
+    let wants = async |role: &str| store(url(role)).unwrap().load_many(&[bytes("fits")]).await;
+    assert!(wants("&target_session_attrs=read-write").await.is_ok());
+    let error = wants("&target_session_attrs=read-only").await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("target_session_attrs"), "{error}");
+    let gone = store(server.socket_url(None, "").replace("/caddy-postgres", "/gone")).unwrap();
+    let error = gone.load_many(&[bytes("fits")]).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains(".s.PGSQL."), "{error}");
+    let mixed = store(url("&host=127.0.0.1")).unwrap_err().to_string();
+    assert!(mixed.contains("one kind"), "{mixed}");
+}
+
+#[tokio::test]
+async fn an_address_needs_no_name() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    server.execute("INSERT INTO users VALUES ('fits', '12345'), ('none', NULL)").unwrap();
+    let url = server.url().replace("@127.0.0.1:", "@:") + "?hostaddr=127.0.0.1";
+    let store = PostgresStore::new(PostgresConfig { url, ..users(&server) }).unwrap();
+    // A row without a value is none.
+    let loaded = store.load_many(&[bytes("none"), bytes("fits")]).await.unwrap();
+    assert_eq!(values(loaded), [None, Some("12345".to_owned())]);
 }
 
 #[tokio::test]
@@ -362,6 +406,7 @@ async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
             "/cache/always" => Some(500),
             "/cache/forbidden" => Some(403),
             "/cache/unknown" => Some(401),
+            "/cache/unknown-proxy" => Some(407),
             "/cache/moved" => Some(302),
             _ => None,
         }
@@ -380,9 +425,13 @@ async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
         assert!(!error.is_transient() && times == 1 && error.to_string().contains(hint), "{error}");
     }
     // A token that is about to rotate says nothing about what is written.
-    for (key, is_transient) in [("forbidden", false), ("unknown", true)] {
+    for (key, is_transient, words) in
+        [("forbidden", false, "headers"), ("unknown", true, "headers"), ("unknown-proxy", true, "407")]
+    {
         let error = store.store_many(&entries(&[(key, "v")])).await.unwrap_err();
-        assert!(error.is_transient() == is_transient && error.to_string().contains("headers"), "{error}");
+        assert!(error.is_transient() == is_transient && error.to_string().contains(words), "{error}");
+        let error = store.delete_many(&[bytes(key)]).await.unwrap_err();
+        assert!(error.is_transient() == is_transient && error.to_string().contains(words), "{error}");
     }
 }
 

@@ -39,6 +39,9 @@ fn what_the_cache_has_the_store_has() -> Result<()> {
     // Refused by the table, and then by a database that is gone: the cache is as it was.
     let refused = app.ask(&format!("SET user:a {}", "x".repeat(101)))?;
     ensure!(refused.contains("STOREERR") && refused.contains("check constraint"), "{refused}");
+    // What could not be loaded again is not even offered to it.
+    let refused = app.ask(&format!("MSET user:b 7 user:a {}", "x".repeat((1 << 20) + 1)))?;
+    ensure!(refused.contains("1048576 bytes (maxValueBytes)"), "{refused}");
     ensure!(app.ask("GET user:a")? == "4");
     world.postgres.stop()?;
     let refused = app.ask("DEL user:a")?;

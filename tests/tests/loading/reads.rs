@@ -280,3 +280,29 @@ fn a_key_that_a_statement_refuses_is_the_only_one_without_a_value() -> Result<()
     ensure!(life > 0, "it is kept for as long as can be, {life}");
     Ok(())
 }
+
+/// Each of them ends the connection, and nobody is told which it was.
+#[test]
+fn rows_that_are_far_too_large_are_the_only_ones_without_a_value() -> Result<()> {
+    let (server, redis) = (PostgresServer::start()?, RedisServer::start()?);
+    server.execute(
+        "CREATE TABLE users (key text PRIMARY KEY, value text);
+         INSERT INTO users SELECT 'user:' || n, 'name ' || n FROM generate_series(1, 40) n;
+         UPDATE users SET value = repeat('x', 3 << 20) WHERE key IN ('user:7', 'user:30')",
+    )?;
+    let store = format!(
+        "stores: [{{name: users, postgres: {{url: \"{}\", timeout: 20s, maxConnections: 1, maxValueBytes: 64Ki, \
+         load: \"SELECT key, value FROM users WHERE key = ANY($1)\"}}, maxConcurrent: 1}}]",
+        server.url()
+    );
+    let rule = "keyspaces: [{name: users, match: \"user:*\", strategy: ReadThrough, store: users, hardTimeout: 1m}]";
+    let sidecar = SidecarOptions::redis(redis.socket()).max_staleness(LONG).section(&store).section(rule).start()?;
+    let mut client = Client(sidecar.connect()?);
+    let asked: Vec<String> = (1..=40).map(|n| format!("GET user:{n}")).collect();
+    let told = client.pipeline(&asked.iter().map(String::as_str).collect::<Vec<_>>())?;
+    for (n, told) in (1..=40).zip(told) {
+        let is_large = told.starts_with("(error) STOREERR") && told.contains(&format!("the row of user:{n} has"));
+        ensure!(if [7, 30].contains(&n) { is_large } else { told == format!("name {n}") }, "user:{n}: {told}");
+    }
+    Ok(())
+}

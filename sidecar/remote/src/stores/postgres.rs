@@ -5,6 +5,7 @@
 //! when its connection turns out to be dead; a write never is. Fails with [`StoreError`].
 
 mod bounded;
+mod connections;
 mod values;
 
 use std::collections::HashMap;
@@ -13,27 +14,23 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use caddy_engine::store::{BackingStore, StoreError, StoreFuture, Stored};
-use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
+use deadpool::managed::{Object, Pool, Timeouts};
 use thiserror::Error;
 use tokio_postgres::{
-    Client, NoTls, Row, Socket, Statement,
-    config::SslMode,
+    Row,
+    config::{Host, SslMode},
     error::SqlState,
-    tls::MakeTlsConnect,
-    types::{ToSql, Type},
+    types::ToSql,
 };
-use tokio_postgres_rustls::MakeRustlsConnect;
 
-use self::bounded::{Bound, Plain, Secured};
-use self::values::{Column, VALUES, array_of};
+use self::connections::{Connected, Connector, no_connection};
+use self::values::Column;
 use super::http::last_of_each;
 use super::{StoreKey, StoreValue};
-use crate::tls::{Tls, TlsError, TlsOptions};
+use crate::tls::{Tls, TlsOptions};
 
 /// Rows of one statement.
 const ROWS: usize = 5_000;
-/// What a row, or anything else that the server says, may have beside a value.
-const BESIDE: usize = 1 << 20;
 const TOO_LARGE: &str = " (maxValueBytes)";
 
 /// Where the database is and what to say to it.
@@ -84,6 +81,9 @@ pub enum PostgresConfigError {
     /// The URL is none.
     #[error("the URL of the database is not valid: {0}; it looks like postgresql://user@host:5432/database")]
     Url(String),
+    /// They are connected to in different ways.
+    #[error("the URL of the database names Unix sockets and other hosts; give one kind")]
+    MixedHosts,
     /// It would wait for ever.
     #[error("maxConnections must be at least 1")]
     NoConnections,
@@ -111,6 +111,10 @@ impl PostgresStore {
         let mut target = tokio_postgres::Config::from_str(&config.url)
             .map_err(|error| PostgresConfigError::Url(with_cause(&error)))?;
         target.connect_timeout(config.timeout).application_name("caddy-cache");
+        let sockets = target.get_hosts().iter().filter(|host| matches!(host, Host::Unix(_))).count();
+        if sockets > 0 && (sockets < target.get_hosts().len() || !target.get_hostaddrs().is_empty()) {
+            return Err(PostgresConfigError::MixedHosts);
+        }
         let wants_tls = config.tls.is_some() || target.get_ssl_mode() == SslMode::Require;
         let tls = wants_tls.then(|| Tls::new(config.tls.unwrap_or_default()));
         if tls.is_some() {
@@ -168,9 +172,10 @@ impl PostgresStore {
         for keys in keys.chunks(ROWS) {
             let rows = self
                 .on(self.connection().await, async |connected| {
-                    let keys = keys.iter().filter(|key| connected.keys.can_be(key));
-                    let keys: Vec<Column<'_>> = keys.map(|key| Column(key)).collect();
-                    connected.client.query(&connected.load, &[&keys]).await.map_err(|error| connected.failed(&error))
+                    let asked = keys.iter().filter(|key| connected.keys.can_be(key));
+                    let asked: Vec<Column<'_>> = asked.map(|key| Column(key)).collect();
+                    let rows = connected.client.query(&connected.load, &[&asked]).await;
+                    rows.map_err(|error| connected.too_large(keys).unwrap_or_else(|| failed(&error)))
                 })
                 .await?;
             for row in &rows {
@@ -288,248 +293,7 @@ fn read_only(statement: &str) -> StoreError {
     StoreError::Refused { reason: format!("the store has no '{statement}' statement: it is read-only").into() }
 }
 
-// === connections ===
-
-/// Makes connections for the pool.
-#[derive(Debug)]
-struct Connector {
-    target: tokio_postgres::Config,
-    password_file: Option<PathBuf>,
-    tls: Option<Tls>,
-    load: String,
-    store: Option<String>,
-    delete: Option<String>,
-    max_value_bytes: usize,
-}
-
-/// A connection with its statements.
-#[derive(Debug)]
-struct Connected {
-    client: Client,
-    bound: Bound,
-    keys: Keys,
-    load: Statement,
-    store: Option<Statement>,
-    delete: Option<Statement>,
-}
-
-/// What can be a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keys {
-    Text,
-    Bytes,
-}
-
-impl Keys {
-    fn types(self) -> &'static [Type] {
-        match self {
-            Self::Text => &[Type::TEXT, Type::VARCHAR],
-            Self::Bytes => &[Type::BYTEA],
-        }
-    }
-
-    /// PostgreSQL's text is UTF-8 without NUL.
-    fn can_be(self, key: &[u8]) -> bool {
-        self == Self::Bytes || (std::str::from_utf8(key).is_ok() && !key.contains(&0))
-    }
-
-    fn check(self, key: &[u8]) -> Result<(), StoreError> {
-        if self.can_be(key) {
-            return Ok(());
-        }
-        let reason = format!("the key {} is no text; make the statements take bytea[]", key.escape_ascii());
-        Err(StoreError::Refused { reason: reason.into() })
-    }
-}
-
-#[derive(Debug, Error)]
-enum ConnectError {
-    #[error("cannot read the password from {path}: {error}")]
-    Password { path: PathBuf, error: std::io::Error },
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error("cannot connect: {}", with_cause(.0))]
-    Connect(tokio_postgres::Error),
-    #[error("the '{statement}' statement is refused: {}", with_cause(error))]
-    Prepare { statement: &'static str, error: tokio_postgres::Error },
-    #[error("the '{statement}' statement must have {wanted}; it has ({has})")]
-    Types { statement: &'static str, wanted: &'static str, has: String },
-}
-
-impl Connected {
-    /// Why a call has failed, if it was not for the server.
-    fn failed(&self, error: &tokio_postgres::Error) -> StoreError {
-        match self.bound.exceeded() {
-            Some(bytes) => StoreError::Refused {
-                reason: format!("a row has {bytes} bytes, which is more than a value may have{TOO_LARGE}").into(),
-            },
-            None => failed(error),
-        }
-    }
-}
-
-impl managed::Manager for Connector {
-    type Type = Connected;
-    type Error = ConnectError;
-
-    async fn create(&self) -> Result<Connected, ConnectError> {
-        let (client, bound) = self.connect().await?;
-        let load = prepare(&client, "load", &self.load).await?;
-        let keys = match load.params() {
-            [keys] if array_of(keys, Keys::Text.types()) => Keys::Text,
-            [keys] if array_of(keys, Keys::Bytes.types()) => Keys::Bytes,
-            other => return Err(types("load", "one parameter, text[] or bytea[]", other)),
-        };
-        let columns: Vec<Type> = load.columns().iter().map(|column| column.type_().clone()).collect();
-        let is_row = |key: &Type, value: &Type| keys.types().contains(key) && VALUES.contains(value);
-        match columns.as_slice() {
-            [key, value] | [key, value, Type::INT8] if is_row(key, value) => {}
-            other => {
-                return Err(types(
-                    "load",
-                    "columns key (of the parameter's type), value (bytea, text, json or jsonb) and, if any, bigint milliseconds",
-                    other,
-                ));
-            }
-        }
-        let mut connected = Connected { client, bound, keys, load, store: None, delete: None };
-        if let Some(text) = &self.store {
-            let store = prepare(&connected.client, "store", text).await?;
-            match store.params() {
-                [of, values, names @ ..]
-                    if array_of(of, keys.types()) && array_of(values, &VALUES) && are_names(names) => {}
-                other => {
-                    return Err(types(
-                        "store",
-                        "two or three parameters: keys as in 'load', an array of values and, if any, text[] for the names of the writes",
-                        other,
-                    ));
-                }
-            }
-            connected.store = Some(store);
-        }
-        if let Some(text) = &self.delete {
-            let delete = prepare(&connected.client, "delete", text).await?;
-            match delete.params() {
-                [of, names @ ..] if array_of(of, keys.types()) && are_names(names) => {}
-                other => {
-                    return Err(types(
-                        "delete",
-                        "one or two parameters: keys as in 'load' and, if any, text[] for the names of the writes",
-                        other,
-                    ));
-                }
-            }
-            connected.delete = Some(delete);
-        }
-        Ok(connected)
-    }
-
-    async fn recycle(&self, connected: &mut Connected, _: &Metrics) -> RecycleResult<ConnectError> {
-        if connected.client.is_closed() {
-            return Err(RecycleError::message("the server closed the connection"));
-        }
-        Ok(())
-    }
-}
-
-impl Connector {
-    async fn connect(&self) -> Result<(Client, Bound), ConnectError> {
-        let mut target = self.target.clone();
-        if let Some(path) = &self.password_file {
-            let text = tokio::fs::read(path).await;
-            let text = text.map_err(|error| ConnectError::Password { path: path.clone(), error })?;
-            target.password(text.trim_ascii_end());
-        }
-        let bound = Bound::new(self.max_value_bytes.saturating_add(BESIDE));
-        let client = if let Some(tls) = &self.tls {
-            let tls = WithName { made: MakeRustlsConnect::new((*tls.config()?).clone()), tls };
-            connect(&target, Secured(tls, bound.clone())).await?
-        } else if bounded::can_be_bounded(&target) {
-            Plain::prepare(&mut target);
-            connect(&target, Plain(bound.clone())).await?
-        } else {
-            connect(&target, NoTls).await?
-        };
-        Ok((client, bound))
-    }
-}
-
-async fn connect<T>(target: &tokio_postgres::Config, tls: T) -> Result<Client, ConnectError>
-where
-    T: MakeTlsConnect<Socket>,
-    T::Stream: Send + 'static,
-{
-    let (client, connection) = target.connect(tls).await.map_err(ConnectError::Connect)?;
-    drive(connection);
-    Ok(client)
-}
-
-/// TLS with a server whose certificate is for the name that the configuration says.
-struct WithName<'a> {
-    made: MakeRustlsConnect,
-    tls: &'a Tls,
-}
-
-impl<S> MakeTlsConnect<S> for WithName<'_>
-where
-    MakeRustlsConnect: MakeTlsConnect<S>,
-{
-    type Stream = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
-    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
-    type Error = <MakeRustlsConnect as MakeTlsConnect<S>>::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, Self::Error> {
-        self.made.make_tls_connect(self.tls.name_for(host))
-    }
-}
-
-/// Moves a connection's bytes until its client is dropped or the server is gone; what goes wrong, the client's calls tell.
-#[expect(clippy::disallowed_methods, reason = "the pool that owns the client bounds them; the end shows in the client")]
-fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = with_cause(&error), "a connection to PostgreSQL ended");
-        }
-    });
-}
-
-async fn prepare(client: &Client, statement: &'static str, text: &str) -> Result<Statement, ConnectError> {
-    client.prepare(text).await.map_err(|error| ConnectError::Prepare { statement, error })
-}
-
-/// Nothing, or one parameter for the names of writes.
-fn are_names(parameters: &[Type]) -> bool {
-    match parameters {
-        [] => true,
-        [names] => array_of(names, &[Type::TEXT]),
-        _ => false,
-    }
-}
-
-fn types(statement: &'static str, wanted: &'static str, has: &[Type]) -> ConnectError {
-    let has: Vec<_> = has.iter().map(Type::name).collect();
-    ConnectError::Types { statement, wanted, has: has.join(", ") }
-}
-
 // === errors ===
-
-fn no_connection(error: PoolError<ConnectError>) -> StoreError {
-    match error {
-        PoolError::Backend(ConnectError::Connect(error)) => failed(&error),
-        PoolError::Backend(error @ ConnectError::Prepare { .. }) => match &error {
-            ConnectError::Prepare { error: cause, .. } if is_passing(cause) => {
-                StoreError::Unavailable { reason: error.to_string().into() }
-            }
-            _ => StoreError::Refused { reason: error.to_string().into() },
-        },
-        PoolError::Backend(error) => StoreError::Refused { reason: error.to_string().into() },
-        PoolError::Timeout(managed::TimeoutType::Wait) => {
-            StoreError::Unavailable { reason: "all its connections are busy (maxConnections)".into() }
-        }
-        other => StoreError::Unavailable { reason: other.to_string().into() },
-    }
-}
 
 fn failed(error: &tokio_postgres::Error) -> StoreError {
     let reason = with_cause(error).into();

@@ -5,8 +5,7 @@
 //! the connection fails, and remembers why, since the driver tells its callers only that it is closed.
 //!
 //! The driver has one place for a stream that is not its own: where TLS is. What is to be plain text goes there as it is, as
-//! if it were "direct" TLS. It wants a host's name there, so a Unix socket is not bounded: who has a database in the pod's own
-//! file system is limited by what a value may be alone.
+//! if it were "direct" TLS. It wants a host's name there; a Unix socket, which has none, is given to it ready.
 
 use std::{
     io,
@@ -22,7 +21,7 @@ use futures::future::{BoxFuture, Ready, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::{
     Config, Socket,
-    config::{Host, SslMode, SslNegotiation},
+    config::{SslMode, SslNegotiation},
     tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream},
 };
 
@@ -47,11 +46,6 @@ impl Bound {
     }
 }
 
-/// Whether a connection without TLS can be bounded.
-pub(super) fn can_be_bounded(target: &Config) -> bool {
-    !target.get_hosts().is_empty() && target.get_hosts().iter().all(|host| matches!(host, Host::Tcp(_)))
-}
-
 /// Makes bounded connections without TLS.
 pub(super) struct Plain(pub(super) Bound);
 
@@ -59,6 +53,12 @@ impl Plain {
     /// So that the driver hands its socket over.
     pub(super) fn prepare(target: &mut Config) {
         target.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        // Addresses alone have no name, which it asks for and nobody looks at.
+        if target.get_hosts().is_empty() {
+            for address in target.get_hostaddrs().to_vec() {
+                target.host(address.to_string());
+            }
+        }
     }
 }
 
@@ -78,7 +78,7 @@ impl TlsConnect<Socket> for Plain {
     type Future = Ready<io::Result<Self::Stream>>;
 
     fn connect(self, stream: Socket) -> Self::Future {
-        ready(Ok(Bounded::new(stream, |_| ChannelBinding::none(), self.0)))
+        ready(Ok(Bounded::plain(stream, self.0)))
     }
 }
 
@@ -126,6 +126,11 @@ pub(super) struct Bounded<S> {
 impl<S> Bounded<S> {
     fn new(stream: S, binding: fn(&S) -> ChannelBinding, bound: Bound) -> Self {
         Self { stream, binding, bound, messages: Messages::default() }
+    }
+
+    /// One that has no channel to be bound to.
+    pub(super) fn plain(stream: S, bound: Bound) -> Self {
+        Self::new(stream, |_| ChannelBinding::none(), bound)
     }
 }
 
