@@ -26,8 +26,15 @@ impl Seldom {
             state.kept_back += 1;
             return None;
         }
+        drop(state);
+        Some(self.said(now))
+    }
+
+    /// It is said now in any case: how many were kept back since the last time.
+    pub(crate) fn said(&self, now: Moment) -> u64 {
+        let mut state = self.0.lock();
         state.last = Some(now);
-        Some(std::mem::take(&mut state.kept_back))
+        std::mem::take(&mut state.kept_back)
     }
 }
 

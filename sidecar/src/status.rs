@@ -2,6 +2,8 @@
 //!
 //! Changes are logged once, not at each retry; what changes to and fro many times in a short time, with its number later.
 
+mod told;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -16,7 +18,8 @@ use caddy_remote::ServerInfo;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::{facts::Facts, nodes::NodeId, seldom::Seldom};
+use self::told::Told;
+use crate::{facts::Facts, nodes::NodeId};
 
 /// A snapshot of L3's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +45,8 @@ pub(crate) struct Status {
     fields_expire: AtomicBool,
     /// What the server has told of itself that the promises rest on.
     pub(crate) facts: Facts,
-    /// A server that comes and goes many times a second is not worth a line each time.
-    ups: Seldom,
-    downs: Seldom,
-    /// The reasons told since `downs` was last due: each is told at once when it is new.
-    told: Mutex<Vec<String>>,
+    told: Told,
 }
-
-/// So many reasons are told at once each time; further ones in their turn.
-const REASONS: usize = 8;
 
 impl Status {
     pub(crate) fn new(embedded: bool) -> Self {
@@ -62,9 +58,7 @@ impl Status {
             troubled: Notify::new(),
             fields_expire: AtomicBool::new(true),
             facts: Facts::default(),
-            ups: Seldom::default(),
-            downs: Seldom::default(),
-            told: Mutex::default(),
+            told: Told::default(),
         }
     }
 
@@ -83,14 +77,14 @@ impl Status {
     }
 
     pub(crate) fn tracked_up(&self, node: NodeId, server: Option<&ServerInfo>) {
+        let mut troubles = self.troubles.lock();
+        troubles.remove(&node);
         if let Some(server) = server {
             self.fields_expire.store(server.expires_fields(), Ordering::Relaxed);
-            if let Some(before) = self.ups.due(BootClock.now()) {
+            if let Some(before) = self.told.up(troubles.is_empty(), BootClock.now()) {
                 tracing::info!(%server, before, "connected to L3; copies are tracked");
             }
         }
-        let mut troubles = self.troubles.lock();
-        troubles.remove(&node);
         let reason = troubles.values().next().cloned().unwrap_or_default();
         let server = server.cloned().or_else(|| self.get().server.clone());
         self.l3.store(Arc::new(L3Status { reachable: true, coherent: reason.is_empty(), reason, server }));
@@ -146,7 +140,17 @@ impl Status {
 
     pub(crate) fn reachable(&self) {
         if !self.get().reachable {
-            self.change_quietly(|status| status.reachable = true);
+            self.change_quietly(|status| {
+                status.reachable = true;
+                if status.coherent {
+                    status.reason.clear();
+                }
+            });
+            if self.get().coherent
+                && let Some(before) = self.told.end(BootClock.now())
+            {
+                tracing::info!(before, "L3 is usable again");
+            }
         }
     }
 
@@ -156,7 +160,7 @@ impl Status {
 
     fn change(&self, reason: &str, change: impl Fn(&mut L3Status)) {
         if self.get().reason != reason
-            && let Some(before) = self.worth_a_line(reason)
+            && let Some(before) = self.told.down(reason, BootClock.now())
         {
             tracing::warn!(reason, before, "L3 is not fully usable");
         }
@@ -164,18 +168,6 @@ impl Status {
             change(status);
             reason.clone_into(&mut status.reason);
         });
-    }
-
-    /// Whether a reason is to be told now, and how many were kept back before it.
-    fn worth_a_line(&self, reason: &str) -> Option<u64> {
-        let mut told = self.told.lock();
-        let is_new = told.len() < REASONS && !told.iter().any(|known| known == reason);
-        let before = if is_new { 0 } else { self.downs.due(BootClock.now())? };
-        if !is_new {
-            told.clear();
-        }
-        told.push(reason.to_owned());
-        Some(before)
     }
 
     /// Others may change something else at the same time: neither change is lost.
