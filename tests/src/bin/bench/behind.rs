@@ -64,6 +64,11 @@ pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
     let rows = writer(servers, "rows", &measured, "durability: Memory")?;
     let mut figures = Figures::default();
     for _ in 0..rounds {
+        // Who writes behind has its connections by then.
+        for server in [&memory, &pod] {
+            rate(&mut lines(server, 1)?, server)?;
+        }
+        postgres.stay_in_the_background()?;
         let mut many = lines(&memory, CONNECTIONS)?;
         let (ours, theirs) = (rate(&mut many, &memory)?, plain_rate(&mut plain)?);
         figures.memory.push(ours / theirs);
