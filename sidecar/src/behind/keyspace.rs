@@ -277,7 +277,7 @@ fn first_number() -> u64 {
 }
 
 /// What writes take of the room.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Size {
     pub(crate) records: usize,
     pub(crate) bytes: usize,
@@ -286,6 +286,17 @@ pub(crate) struct Size {
 impl Size {
     pub(crate) fn of(writes: &[(Bytes, Write<Bytes>)]) -> Self {
         Self { records: writes.len(), bytes: writes.iter().map(|(key, write)| Record::weight(key, write)).sum() }
+    }
+
+    /// Both together.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { records: self.records + other.records, bytes: self.bytes + other.bytes }
+    }
+
+    /// What is left of it without `other`, if that is part of it.
+    pub(crate) fn less(self, other: Self) -> Option<Self> {
+        let (records, bytes) = (self.records.checked_sub(other.records)?, self.bytes.checked_sub(other.bytes)?);
+        Some(Self { records, bytes })
     }
 }
 

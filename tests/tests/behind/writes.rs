@@ -172,6 +172,26 @@ fn while_the_store_is_down_writes_queue_to_the_bound_and_nothing_is_lost() -> Re
     Ok(())
 }
 
+/// Room is asked for ahead of the writes that come together, and the last of it is no less theirs.
+#[test]
+fn writes_that_come_together_take_the_room_to_the_last_place() -> Result<()> {
+    let mut world = World::start()?;
+    let sidecar =
+        world.sidecar("strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxRecords: 50, maxWait: 10ms}")?;
+    let mut app = client(&sidecar)?;
+    world.postgres.stop()?;
+    let writes: Vec<String> = (0..80).map(|n| format!("SET user:{n} {n}")).collect();
+    let told = app.pipeline(&writes.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let (taken, refused) = told.split_at(50);
+    ensure!(taken.iter().all(|told| told == "OK"), "{told:?}");
+    ensure!(refused.iter().all(|told| told.contains("STOREERR") && told.contains("nothing was written")), "{told:?}");
+    ensure!(stat(&mut app, "behind_records")? == 50);
+    world.postgres.restart()?;
+    stat_becomes(&mut app, "behind_records", 0)?;
+    ensure!(world.rows()?.len() == 50);
+    Ok(())
+}
+
 #[test]
 fn poison_rows_become_dead_letters_and_do_not_hold_up_others() -> Result<()> {
     let world = World::start()?;

@@ -11,6 +11,7 @@ mod queue;
 mod record;
 mod room;
 mod sending;
+mod slots;
 mod stats;
 mod store;
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The files: one that is written, and those before it that are needed still.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState as QuickState;
 
 use super::format::Item;
 use super::recovery::{Remains, scan};
@@ -24,10 +25,20 @@ pub(super) struct Segments {
     /// The oldest first; the last is the one that is written, if `file` is there.
     all: VecDeque<Segment>,
     file: Option<File>,
-    /// In which segment the newest copy of each record is that is still needed.
-    needed: BTreeMap<u64, u64>,
+    /// Where the newest copy of each record is that is still needed.
+    needed: HashMap<u64, Needed, QuickState>,
+    /// The bytes of those that this process wrote.
+    needed_bytes: u64,
     next_index: u64,
     pub(super) stats: LogStats,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Needed {
+    /// The segment's index.
+    index: u64,
+    /// What it counts for.
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -46,7 +57,8 @@ impl Segments {
             config: config.clone(),
             all: VecDeque::new(),
             file: None,
-            needed: BTreeMap::new(),
+            needed: HashMap::default(),
+            needed_bytes: 0,
             next_index: 1,
             stats: LogStats::default(),
         };
@@ -64,7 +76,7 @@ impl Segments {
         let records = remains.records();
         let wanted: HashSet<u64> = records.iter().map(|record| record.seq).collect();
         for (seq, index) in seqs.into_iter().filter(|(seq, _)| wanted.contains(seq)) {
-            segments.need(seq, index);
+            segments.need(seq, Needed { index, bytes: 0 });
         }
         segments.delete_useless();
         Ok((segments, Recovered { records, damaged }))
@@ -172,33 +184,40 @@ impl Segments {
 
     // === what is needed ===
 
-    /// A record was appended to the segment that is written.
-    pub(super) fn appended(&mut self, seq: u64) {
+    /// A record of so many bytes was appended to the segment that is written.
+    pub(super) fn appended(&mut self, seq: u64, bytes: u64) {
         if let Some(index) = self.all.back().map(|segment| segment.index) {
-            self.need(seq, index);
+            self.need(seq, Needed { index, bytes });
         }
     }
 
-    fn need(&mut self, seq: u64, index: u64) {
-        let before = self.needed.insert(seq, index);
-        self.count(before, Some(index));
+    /// A copy of a record was.
+    pub(super) fn moved(&mut self, seq: u64) {
+        let bytes = self.needed.get(&seq).map_or(0, |needed| needed.bytes);
+        self.appended(seq, bytes);
+    }
+
+    fn need(&mut self, seq: u64, needed: Needed) {
+        self.release(seq);
+        self.needed.insert(seq, needed);
+        self.needed_bytes += needed.bytes;
+        if let Some(segment) = self.segment(needed.index) {
+            segment.needed += 1;
+        }
     }
 
     /// A record is not needed any more.
     pub(super) fn release(&mut self, seq: u64) {
-        let before = self.needed.remove(&seq);
-        self.count(before, None);
+        let Some(Needed { index, bytes }) = self.needed.remove(&seq) else { return };
+        self.needed_bytes -= bytes;
+        if let Some(segment) = self.segment(index) {
+            segment.needed -= 1;
+        }
     }
 
-    fn count(&mut self, less: Option<u64>, more: Option<u64>) {
-        for segment in &mut self.all {
-            if less == Some(segment.index) {
-                segment.needed -= 1;
-            }
-            if more == Some(segment.index) {
-                segment.needed += 1;
-            }
-        }
+    fn segment(&mut self, index: u64) -> Option<&mut Segment> {
+        let at = self.all.binary_search_by_key(&index, |segment| segment.index).ok()?;
+        self.all.get_mut(at)
     }
 
     /// Nothing more is written.
@@ -219,16 +238,16 @@ impl Segments {
     }
 
     /// What is needed of the oldest segment, if most of all bytes are useless and that one is not written any more.
-    pub(super) fn worth_moving(&self, needed_bytes: u64) -> Option<Vec<Item>> {
+    pub(super) fn worth_moving(&self) -> Option<Vec<Item>> {
         let stats = self.stats();
         let oldest = self.all.front()?;
-        if self.all.len() < 4 || stats.bytes < 2 * needed_bytes + 2 * self.config.segment_bytes {
+        if self.all.len() < 4 || stats.bytes < 2 * self.needed_bytes + 2 * self.config.segment_bytes {
             return None;
         }
         let bytes = Bytes::from(fs::read(self.path(oldest.index, oldest.salt)).ok()?);
         let items = scan(&bytes, oldest.salt).items.into_iter();
-        let is_needed =
-            |item: &Item| matches!(item, Item::Record(record) if self.needed.get(&record.seq) == Some(&oldest.index));
+        let is_here = |seq: u64| self.needed.get(&seq).is_some_and(|needed| needed.index == oldest.index);
+        let is_needed = |item: &Item| matches!(item, Item::Record(record) if is_here(record.seq));
         Some(items.filter(is_needed).collect())
     }
 }

@@ -1,6 +1,5 @@
 //! One commit: everything that has come is written, synced once, and answered.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 
@@ -43,9 +42,6 @@ impl Command {
 pub(super) struct Writer {
     segments: Segments,
     buffer: Vec<u8>,
-    /// Bytes of the records that are needed, by number.
-    sizes: HashMap<u64, u64>,
-    needed_bytes: u64,
     _lock: File,
 }
 
@@ -53,7 +49,7 @@ type Told = Vec<(Done, Result<(), JournalError>)>;
 
 impl Writer {
     pub(super) fn new(segments: Segments, lock: File) -> Self {
-        Self { segments, buffer: Vec::new(), sizes: HashMap::new(), needed_bytes: 0, _lock: lock }
+        Self { segments, buffer: Vec::new(), _lock: lock }
     }
 
     pub(super) fn stats(&self) -> LogStats {
@@ -103,9 +99,7 @@ impl Writer {
             Ok(()) => {
                 self.segments.stats.appended += appended.len() as u64;
                 for (seq, bytes) in appended {
-                    self.segments.appended(seq);
-                    self.needed_bytes += bytes;
-                    let _ = self.sizes.insert(seq, bytes);
+                    self.segments.appended(seq, bytes);
                 }
             }
             Err(error) => {
@@ -115,7 +109,6 @@ impl Writer {
         }
         for seq in free {
             self.segments.release(seq);
-            self.needed_bytes -= self.sizes.remove(&seq).unwrap_or(0);
         }
         self.segments.delete_useless();
         self.tidy();
@@ -140,7 +133,7 @@ impl Writer {
 
     /// Copies what is needed of a mostly useless segment to the end, so that it can be deleted. Failing changes nothing.
     fn tidy(&mut self) {
-        let Some(items) = self.segments.worth_moving(self.needed_bytes) else { return };
+        let Some(items) = self.segments.worth_moving() else { return };
         let Ok(salt) = self.segments.open() else { return };
         self.buffer.clear();
         let mut moved = Vec::new();
@@ -152,7 +145,7 @@ impl Writer {
         }
         if self.write(true).is_ok() {
             for seq in moved {
-                self.segments.appended(seq);
+                self.segments.moved(seq);
             }
             self.segments.delete_useless();
         }

@@ -2,6 +2,7 @@
 //!
 //! Keeps nothing but connections, and knows no cache. Fails with [`StoreError`].
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -379,7 +380,7 @@ impl BackingStore<StoreKey, StoreValue> for HttpStore {
 
 /// The places of the last value of each key: what the writes in this order leave.
 pub(super) fn last_of_each(entries: &[(StoreKey, StoreValue)]) -> Vec<usize> {
-    let mut seen = std::collections::HashSet::with_capacity(entries.len());
+    let mut seen = HashSet::with_capacity_and_hasher(entries.len(), foldhash::fast::RandomState::default());
     let mut last: Vec<_> = (0..entries.len()).rev().filter(|at| seen.insert(&entries[*at].0)).collect();
     last.reverse();
     last

@@ -59,7 +59,7 @@ impl Wanted {
     /// What the command `name`, as in the command table, wants.
     pub(crate) fn of(name: &str, args: Args<'_>) -> Self {
         let key = |at: usize| Bytes::copy_from_slice(args.get(at));
-        let put = |at: usize, value: usize| (key(at), Write::Put(key(value)));
+        let put = |at: usize, value: usize| put(args.get(at), args.get(value));
         let one = |when, write| Self::Writes(StoreWrite { when, writes: smallvec![write] });
         match name {
             "set" => match set_option(args) {
@@ -99,6 +99,13 @@ impl Wanted {
             other => other,
         }
     }
+}
+
+/// A value for a key, both in one piece of memory: they come and go together.
+fn put(key: &[u8], value: &[u8]) -> (Bytes, Write<Bytes>) {
+    let mut key = Bytes::from([key, value].concat());
+    let value = key.split_off(key.len() - value.len());
+    (key, Write::Put(value))
 }
 
 /// When a SET has written, by its options; `None`: there is one that is not known.

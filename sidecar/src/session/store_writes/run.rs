@@ -50,6 +50,10 @@ pub(in crate::session) struct Run {
     bytes: Vec<u8>,
     effect: Effect,
     room: Room<Bytes, Bytes>,
+    /// What they take of it.
+    taken: Size,
+    /// What is left of it.
+    free: Size,
 }
 
 impl Conversation {
@@ -82,6 +86,8 @@ impl Conversation {
                 bytes: Vec::with_capacity(USUAL_BYTES),
                 effect: Effect { keys: SmallVec::with_capacity(USUAL), ..Effect::default() },
                 room,
+                taken: size,
+                free: Size::default(),
             }));
         }
         let Some(run) = &mut self.run else { return Err(write) };
@@ -107,7 +113,7 @@ impl Conversation {
     /// Sends the run, if there is one.
     pub(in crate::session) fn end_run(&mut self) {
         let Some(run) = self.run.take() else { return };
-        let Run { behind, first, commands, mut bytes, effect, room } = *run;
+        let Run { behind, first, commands, mut bytes, effect, room, .. } = *run;
         let shared = &self.worker.shared;
         // What is there for all who would load: whoever began to load before finds his lease gone, or the key changed.
         let mut name = shared.lease_of(b"");
@@ -166,6 +172,20 @@ impl Run {
             && self.first + self.commands.len() as u64 == seq
             && self.commands.len() < MOST
             && self.bytes.len() < LONG
-            && self.room.grow(size.records, size.bytes)
+            && self.make_room(size)
+    }
+
+    /// Makes room for one more, and where there is enough for as many again as there are: to ask for each costs a lock. What is
+    /// not used is given back with the writes.
+    fn make_room(&mut self, size: Size) -> bool {
+        let mut grow = |more: Size| self.room.grow(more.records, more.bytes).then_some(more);
+        let free = self.free.less(size).or_else(|| {
+            let ahead = size.and(self.taken);
+            let more = grow(ahead).or_else(|| grow(size))?;
+            self.free.and(more).less(size)
+        });
+        let Some(free) = free else { return false };
+        (self.taken, self.free) = (self.taken.and(size), free);
+        true
     }
 }

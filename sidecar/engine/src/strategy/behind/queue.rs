@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::slots::{At, Slots};
 use super::{Backlog, Batch, BehindConfig, DeadLetter, Landed, Outcome, Record, Write};
 use crate::clock::Moment;
 use crate::weigh::Weigh;
@@ -23,13 +24,13 @@ const BATCH_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Queue<K, V> {
     config: BehindConfig,
-    slots: HashMap<K, Slot<V>>,
-    /// Keys whose waiting write may go, by its turn.
-    ready: BTreeMap<Turn, K>,
-    /// Keys whose write the store refused when it stood alone, by when it is tried again.
-    resting: BTreeMap<(Moment, u64), K>,
-    dead: BTreeMap<u64, K>,
-    flights: HashMap<u64, Flight<K>>,
+    slots: Slots<K, Held<V>>,
+    /// Where writes wait that may go, by their turns.
+    ready: BTreeMap<Turn, At>,
+    /// Those that the store refused when they stood alone, by when they are tried again.
+    resting: BTreeMap<(Moment, u64), At>,
+    dead: BTreeMap<u64, At>,
+    flights: HashMap<u64, Flight>,
     next_seq: u64,
     next_batch: u64,
     reserved: (usize, usize),
@@ -44,8 +45,9 @@ pub struct Queue<K, V> {
 /// A write's place among those that may go: when it was made, or the first of those that it replaced, and that one's number.
 type Turn = (Moment, u64);
 
+/// Of one key.
 #[derive(Debug)]
-struct Slot<V> {
+struct Held<V> {
     waiting: Option<Waiting<V>>,
     flying: Option<Waiting<V>>,
 }
@@ -73,8 +75,8 @@ enum Place {
 }
 
 #[derive(Debug)]
-struct Flight<K> {
-    keys: Vec<K>,
+struct Flight {
+    slots: Vec<At>,
     since: Moment,
 }
 
@@ -83,7 +85,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
     pub fn new(config: BehindConfig) -> Self {
         Self {
             config,
-            slots: HashMap::new(),
+            slots: Slots::new(),
             ready: BTreeMap::new(),
             resting: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -145,11 +147,8 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             Waiting { write, seq, turn: (now, seq), weight, limit: usize::MAX, attempts: 0, place: Place::Ready };
         self.records += 1;
         self.bytes += weight;
-        let Some(slot) = self.slots.get_mut(&key) else {
-            self.ready.insert(waiting.turn, key.clone());
-            self.slots.insert(key, Slot { waiting: Some(waiting), flying: None });
-            return None;
-        };
+        let at = self.slots.find_or_insert(key, || Held { waiting: None, flying: None });
+        let slot = self.slots.get_mut(at)?;
         let mut is_listed = slot.flying.is_some();
         if is_listed {
             waiting.place = Place::Behind;
@@ -171,22 +170,26 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             }
         }
         if !is_listed {
-            self.ready.insert(waiting.turn, key);
+            self.ready.insert(waiting.turn, at);
         }
         slot.waiting = Some(waiting);
         replaced.map(|old| old.seq)
     }
 
+    fn held(&self, key: &K) -> Option<&Held<V>> {
+        self.slots.get(self.slots.find(key)?).map(|slot| &slot.held)
+    }
+
     /// The newest write of a key that the store may not have.
     pub fn pending(&self, key: &K) -> Option<&Write<V>> {
-        let slot = self.slots.get(key)?;
+        let slot = self.held(key)?;
         slot.waiting.as_ref().or(slot.flying.as_ref()).map(|waiting| &waiting.write)
     }
 
     /// The number of the write by which the store gets to know of the write `seq` of a key: its own or a newer one's; `None`:
     /// it knows.
     pub fn carrier(&self, key: &K, seq: u64) -> Option<u64> {
-        let slot = self.slots.get(key)?;
+        let slot = self.held(key)?;
         let numbers = [&slot.flying, &slot.waiting].into_iter().flatten().map(|waiting| waiting.seq);
         numbers.filter(|number| *number >= seq).min()
     }
@@ -202,36 +205,47 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         }
         let id = self.next_batch;
         self.next_batch += 1;
-        let mut batch =
-            Batch { id, puts: Vec::new(), deletes: Vec::new(), put_seqs: Vec::new(), delete_seqs: Vec::new() };
-        let (mut keys, mut bytes, mut most, mut since) = (Vec::new(), 0, self.config.batch_size.max(1), now);
+        let (mut bytes, mut most, mut since) = (0, self.config.batch_size.max(1), now);
+        let likely = most.min(self.ready.len());
+        let mut batch = Batch {
+            id,
+            puts: Vec::with_capacity(likely),
+            deletes: Vec::new(),
+            put_seqs: Vec::with_capacity(likely),
+            delete_seqs: Vec::new(),
+        };
+        let mut slots = Vec::with_capacity(likely);
         while let Some(entry) = self.ready.first_entry() {
-            let Some(slot) = self.slots.get_mut(entry.get()) else {
+            let at = *entry.get();
+            let Some((slot, waiting)) = self.slots.get(at).and_then(|slot| Some((slot, slot.held.waiting.as_ref()?)))
+            else {
                 entry.remove();
                 continue;
             };
-            let Some(waiting) = slot.waiting.as_ref() else { break };
             most = most.min(waiting.limit);
-            if keys.len() >= most || (bytes > 0 && bytes + waiting.weight > BATCH_BYTES) {
+            if slots.len() >= most || (bytes > 0 && bytes + waiting.weight > BATCH_BYTES) {
                 break;
             }
+            entry.remove();
             bytes += waiting.weight;
             since = since.min(waiting.turn.0);
-            let key = entry.remove();
+            let key = slot.key.clone();
             match &waiting.write {
                 Write::Put(value) => {
-                    batch.puts.push((key.clone(), value.clone()));
+                    batch.puts.push((key, value.clone()));
                     batch.put_seqs.push(waiting.seq);
                 }
                 Write::Delete => {
-                    batch.deletes.push(key.clone());
+                    batch.deletes.push(key);
                     batch.delete_seqs.push(waiting.seq);
                 }
             }
-            slot.flying = slot.waiting.take();
-            keys.push(key);
+            if let Some(held) = self.slots.get_mut(at) {
+                held.flying = held.waiting.take();
+            }
+            slots.push(at);
         }
-        self.flights.insert(id, Flight { keys, since });
+        self.flights.insert(id, Flight { slots, since });
         Some(batch)
     }
 
@@ -240,7 +254,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         if self.flights.len() >= self.most_in_flight() {
             return None;
         }
-        let first = |list: &BTreeMap<(Moment, u64), K>| list.first_key_value().map(|((at, _), _)| *at);
+        let first = |list: &BTreeMap<(Moment, u64), At>| list.first_key_value().map(|((at, _), _)| *at);
         let soon = all || self.is_pressing();
         let fresh = first(&self.ready).map(|since| if soon { since } else { since + self.config.flush_interval });
         let rested = first(&self.resting).map(|at| if all { Moment::ZERO } else { at });
@@ -272,10 +286,10 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
             if !all && entry.key().0 > now {
                 break;
             }
-            let key = entry.remove();
-            if let Some(waiting) = self.slots.get_mut(&key).and_then(|slot| slot.waiting.as_mut()) {
+            let at = entry.remove();
+            if let Some(waiting) = self.slots.get_mut(at).and_then(|slot| slot.waiting.as_mut()) {
                 waiting.place = Place::Ready;
-                self.ready.insert(waiting.turn, key);
+                self.ready.insert(waiting.turn, at);
             }
         }
         self.resting.len() < before
@@ -292,8 +306,8 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         } else {
             self.failures = 0;
         }
-        for key in flight.keys {
-            let Some(slot) = self.slots.get_mut(&key) else { continue };
+        for at in flight.slots {
+            let Some(slot) = self.slots.get_mut(at) else { continue };
             let Some(flown) = slot.flying.take() else { continue };
             let is_put = matches!(flown.write, Write::Put(_));
             let (outcome, together) = if is_put { (puts, batch.puts.len()) } else { (deletes, batch.deletes.len()) };
@@ -307,9 +321,9 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
                 match &mut slot.waiting {
                     Some(newer) => {
                         newer.place = Place::Ready;
-                        self.ready.insert(newer.turn, key);
+                        self.ready.insert(newer.turn, at);
                     }
-                    None => drop(self.slots.remove(&key)),
+                    None => drop(self.slots.remove(at)),
                 }
                 continue;
             }
@@ -319,19 +333,19 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
                     back.attempts += 1;
                     if back.attempts >= self.config.max_attempts.max(1) {
                         landed.died.push(back.seq);
-                        self.dead.insert(back.seq, key);
+                        self.dead.insert(back.seq, at);
                         back.place = Place::Dead(reason.clone());
                     } else {
-                        let at = now + self.config.pause(back.attempts);
-                        self.resting.insert((at, back.seq), key);
-                        back.place = Place::Resting(at);
+                        let until = now + self.config.pause(back.attempts);
+                        self.resting.insert((until, back.seq), at);
+                        back.place = Place::Resting(until);
                     }
                 }
                 _ => {
                     if matches!(outcome, Outcome::Refused(_)) {
                         back.limit = together.div_ceil(2);
                     }
-                    self.ready.insert(back.turn, key);
+                    self.ready.insert(back.turn, at);
                     back.place = Place::Ready;
                 }
             }
@@ -346,7 +360,7 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
     pub fn backlog(&self) -> Backlog {
         let fresh = self.ready.first_key_value().map(|((since, _), _)| *since);
         let flying = self.flights.values().map(|flight| flight.since);
-        let slots = self.resting.values().filter_map(|key| self.slots.get(key)?.waiting.as_ref());
+        let slots = self.resting.values().filter_map(|at| self.slots.get(*at)?.held.waiting.as_ref());
         let oldest = flying.chain(slots.map(|waiting| waiting.turn.0)).chain(fresh).min();
         Backlog {
             records: self.records,
@@ -369,20 +383,21 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
 
     /// Whether nothing of the key is to come to the store, unless somebody replays it.
     pub fn is_settled(&self, key: &K) -> bool {
-        let is_settled = |slot: &Slot<V>| {
+        let is_settled = |slot: &Held<V>| {
             slot.flying.is_none() && slot.waiting.as_ref().is_none_or(|write| matches!(write.place, Place::Dead(_)))
         };
-        self.reserved.0 == 0 && self.slots.get(key).is_none_or(is_settled)
+        self.reserved.0 == 0 && self.held(key).is_none_or(is_settled)
     }
 
     // === dead letters ===
 
     /// The oldest dead letters.
     pub fn dead_letters(&self, most: usize) -> Vec<DeadLetter<K, V>> {
-        let letters = self.dead.values().filter_map(|key| {
-            let waiting = self.slots.get(key)?.waiting.as_ref()?;
+        let letters = self.dead.values().filter_map(|at| {
+            let slot = self.slots.get(*at)?;
+            let waiting = slot.held.waiting.as_ref()?;
             let Place::Dead(reason) = &waiting.place else { return None };
-            let record = Record { seq: waiting.seq, key: key.clone(), write: waiting.write.clone() };
+            let record = Record { seq: waiting.seq, key: slot.key.clone(), write: waiting.write.clone() };
             Some(DeadLetter { record, since: waiting.turn.0, reason: reason.clone() })
         });
         letters.take(most).collect()
@@ -391,12 +406,12 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
     /// Offers dead letters to the store again, of these keys or all; how many.
     pub fn replay(&mut self, keys: Option<&[K]>) -> usize {
         let chosen = self.chosen(keys);
-        for (seq, key) in &chosen {
+        for (seq, at) in &chosen {
             self.dead.remove(seq);
-            if let Some(waiting) = self.slots.get_mut(key).and_then(|slot| slot.waiting.as_mut()) {
+            if let Some(waiting) = self.slots.get_mut(*at).and_then(|slot| slot.waiting.as_mut()) {
                 waiting.place = Place::Ready;
                 waiting.attempts = 0;
-                self.ready.insert(waiting.turn, key.clone());
+                self.ready.insert(waiting.turn, *at);
             }
         }
         chosen.len()
@@ -405,9 +420,9 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
     /// Gives dead letters up, of these keys or all: they are lost. Their numbers.
     pub fn discard(&mut self, keys: Option<&[K]>) -> Vec<u64> {
         let chosen = self.chosen(keys);
-        for (seq, key) in &chosen {
+        for (seq, at) in &chosen {
             self.dead.remove(seq);
-            if let Some(waiting) = self.slots.remove(key).and_then(|slot| slot.waiting) {
+            if let Some(waiting) = self.slots.remove(*at).and_then(|slot| slot.held.waiting) {
                 self.records -= 1;
                 self.bytes -= waiting.weight;
             }
@@ -415,8 +430,9 @@ impl<K: Eq + Hash + Clone + Weigh, V: Clone + Weigh> Queue<K, V> {
         chosen.into_iter().map(|(seq, _)| seq).collect()
     }
 
-    fn chosen(&self, keys: Option<&[K]>) -> Vec<(u64, K)> {
-        let is_chosen = |key: &K| keys.is_none_or(|keys| keys.contains(key));
-        self.dead.iter().filter(|(_, key)| is_chosen(key)).map(|(seq, key)| (*seq, key.clone())).collect()
+    fn chosen(&self, keys: Option<&[K]>) -> Vec<(u64, At)> {
+        let is_chosen =
+            |at: At| keys.is_none_or(|keys| self.slots.get(at).is_some_and(|slot| keys.contains(&slot.key)));
+        self.dead.iter().filter(|(_, at)| is_chosen(**at)).map(|(seq, at)| (*seq, *at)).collect()
     }
 }

@@ -261,7 +261,9 @@ where
         inner.counts.taken.fetch_add(writes.len() as u64, Ordering::Relaxed);
         let mut state = inner.state.lock();
         let State { queue, unkept, unlogged, .. } = &mut *state;
+        let mut is_spare = false;
         if let Some(mut room) = room {
+            is_spare = room.records > writes.len();
             queue.release(std::mem::take(&mut room.records), room.bytes);
         }
         let mut records = Vec::with_capacity(if inner.ledger.is_some() { writes.len() } else { 0 });
@@ -292,6 +294,9 @@ where
         drop(state);
         if is_late {
             inner.work.notify_one();
+        }
+        if is_spare {
+            inner.relief.notify_waiters();
         }
         kept
     }

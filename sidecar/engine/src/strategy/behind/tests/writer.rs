@@ -280,6 +280,21 @@ fn without_room_writers_wait_and_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn room_that_was_not_used_goes_to_who_waits_for_some() {
+    block_on(async {
+        let world = World::new(false);
+        let write = Write::Put("1".to_owned());
+        let weight = Record::weight(&"a".to_owned(), &write);
+        let all = world.writer.reserve(4, 4 * weight).expect("there is room");
+        let mut waits = Box::pin(world.writer.room(3, 3 * weight));
+        assert!(waits.as_mut().now_or_never().is_none());
+        world.writer.write(all, vec![("a".to_owned(), write)], Box::new(drop));
+        // The store has nothing yet, and no time has passed.
+        assert!(waits.as_mut().now_or_never().is_some_and(|room| room.is_ok()));
+    });
+}
+
+#[test]
 fn draining_sends_everything_at_once_and_leaves_what_is_refused() {
     block_on(async {
         let world = World::new(false);
