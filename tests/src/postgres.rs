@@ -66,8 +66,14 @@ impl PostgresServer {
     pub fn stay_in_the_background(&self) -> Result<()> {
         let Some(parent) = self.child.as_ref().map(Child::id) else { return Ok(()) };
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        // Ours is left alone: one that has just begun may be in it.
+        let name = |path: &Path| Some(fs::read_to_string(path).ok()?.split_whitespace().next()?.to_owned());
+        let ours = name(Path::new("/proc/self/autogroup"));
         for process in children.split_whitespace() {
             let group = PathBuf::from(format!("/proc/{process}/autogroup"));
+            if name(&group) == ours {
+                continue;
+            }
             // Without groups nice is enough. Who is not root may say it ten times a second.
             while let Err(error) = fs::write(&group, NICE) {
                 match error.kind() {

@@ -80,6 +80,51 @@ fn after_writes_of_one_key_through_two_sidecars_cache_and_store_agree() -> Resul
     Ok(())
 }
 
+/// A write takes long, another one of its key overlaps and ends, and a third begins, or a load, which finds no trace of that.
+#[test]
+fn what_begins_behind_one_of_two_writes_is_not_kept_over_the_other() -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    for command in ["SET user:a third", "GET user:a"] {
+        let (origin, redis) = (runtime.block_on(Origin::start())?, RedisServer::start()?);
+        let section = format!(
+            "stores:\n- name: users\n  http: {{url: \"{}/{{key}}\", timeout: 1m, retries: 0}}\n\
+             keyspaces:\n- {{name: users, match: \"user:*\", store: users, hardTimeout: 1m, {THROUGH}}}\n",
+            origin.url()
+        );
+        let start = || SidecarOptions::redis(redis.socket()).max_staleness(LONG).section(&section).start();
+        let (one, other) = (start()?, start()?);
+        let (mut first, mut second, mut third) = (client(&one)?, client(&other)?, client(&other)?);
+        origin.hold_next("/user%3Aa");
+        first.send("SET user:a first")?;
+        eventually("the store is asked", SOON, || {
+            ensure!(!origin.is_to_hold("/user%3Aa"));
+            Ok(())
+        })?;
+        ensure!(second.ask("SET user:a second")? == "OK");
+        // The store executes it now, and answers later.
+        origin.delay_next("/user%3Aa");
+        third.send(command)?;
+        eventually("the store has it, or is asked for it", SOON, || {
+            let has = if command.starts_with("SET") { "third" } else { "second" };
+            ensure!(
+                origin.requests_for("/user%3Aa") == 2 && origin.value("/user%3Aa").as_deref() == Some(has.as_bytes())
+            );
+            Ok(())
+        })?;
+        other.suspend()?;
+        origin.release("/user%3Aa");
+        ensure!(first.reply()? == "OK");
+        ensure!(origin.value("/user%3Aa").as_deref() == Some(&b"first"[..]), "the store took it last");
+        other.resume()?;
+        third.reply()?;
+        for app in [&mut first, &mut second] {
+            let read = app.ask("GET user:a")?;
+            ensure!(read == "first", "behind {command} the store has what was written first, and the cache {read}");
+        }
+    }
+    Ok(())
+}
+
 /// What was loaded, and is kept for outages too, is an envelope in Redis; apps never see that.
 #[test]
 fn what_was_loaded_is_shown_by_what_replaces_it() -> Result<()> {

@@ -1,9 +1,11 @@
 //! Writing through: the store first, then L3, so that what the cache has, the store has.
 //!
 //! A write takes the fill leases of its keys for its whole time: what others are loading meanwhile is not kept, and another
-//! sidecar's write of the same key shows. Two that overlap cannot know which of them the store took last; so both remove
-//! the key from L3, and the next read loads it. What the keyspace has written behind before comes first. When the store has failed, L3 is as it was. When L3 fails behind the store,
-//! the key is removed from it as soon as it can be.
+//! sidecar's write of the same key shows. Two that overlap cannot know which of them the store took last; so the one that
+//! ends last removes the key from L3, and the next read loads it: it has found the other's lease, or finds at its end that
+//! its own is not there any more, or was marked by whoever found that. A load that began between two of them ends, too.
+//! What the keyspace has written behind before comes first. When the store has failed, L3 is as it was. When L3 fails
+//! behind the store, the key is removed from it as soon as it can be.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,23 +43,26 @@ const REPAIR_PAUSE: Duration = Duration::from_millis(500);
 const WRITER: u8 = b'w';
 
 /// `KEYS`: leases, then keys. `ARGV`: the id, how many leases, whether another write overlapped, the command. Executes the
-/// command if the leases are this write's still and no other's were found; else removes the keys. Answers which, what the
+/// command if the leases are this write's still and no other's were found; else removes the keys. Leases that another write
+/// has taken since are marked, so that it does not take itself for the only one; those of loads end. Answers which, what the
 /// command answered, and how long the first key had left.
 const FINISH: &str = "local n = tonumber(ARGV[2]) local alone = ARGV[3] == '0' \
     for i = 1, n do if redis.call('GET', KEYS[i]) ~= ARGV[1] then alone = false end end \
     local left, reply = redis.call('PTTL', KEYS[n + 1]), false \
     if alone then local command = {} for i = 4, #ARGV do command[i - 3] = ARGV[i] end reply = redis.call(unpack(command)) \
     else reply = redis.call('DEL', unpack(KEYS, n + 1)) end \
-    for i = 1, n do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end \
+    for i = 1, n do local held = redis.call('GET', KEYS[i]) or '' \
+    if string.sub(held, 1, 1) ~= 'w' or held == ARGV[1] or held == ARGV[1] .. '!' then redis.call('DEL', KEYS[i]) \
+    elseif string.sub(held, -1) ~= '!' then redis.call('SET', KEYS[i], held .. '!', 'KEEPTTL') end end \
     return {alone and 1 or 0, reply, left}";
 
 /// `KEYS`: leases. `ARGV`: the id, milliseconds. Takes them; answers who had them before.
 const TAKE: &str = "local before = {} \
     for i = 1, #KEYS do before[i] = redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2], 'GET') end return before";
 
-/// `KEYS`: leases. `ARGV`: the id. Gives back those that have it.
-const GIVE_BACK: &str =
-    "for i = 1, #KEYS do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end end return 1";
+/// `KEYS`: leases. `ARGV`: the id. Gives back those that have it, marked or not.
+const GIVE_BACK: &str = "for i = 1, #KEYS do local held = redis.call('GET', KEYS[i]) \
+    if held == ARGV[1] or held == ARGV[1] .. '!' then redis.call('DEL', KEYS[i]) end end return 1";
 
 impl Conversation {
     pub(super) fn write_through(
