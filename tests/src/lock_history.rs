@@ -47,6 +47,8 @@ pub struct LockHistory {
     pub refusals: Vec<Refusal>,
     /// When data was lost or removed: a hold from before may overlap with one from behind.
     pub losses: Vec<Moment>,
+    /// From when until when whoever came to the locks anew began another epoch: two of different epochs may overlap.
+    pub voids: Vec<(Moment, Moment)>,
 }
 
 /// What must not be.
@@ -99,7 +101,9 @@ impl LockHistory {
         }
         let overlap = first.answered < second.until && second.answered < first.until;
         let lost_between = self.losses.iter().any(|loss| first.asked <= *loss && *loss <= second.answered);
-        if overlap && !lost_between {
+        let is_another = first.token.epoch() != second.token.epoch();
+        let voided = is_another && self.voids.iter().any(|(from, to)| first.asked <= *to && *from <= second.answered);
+        if overlap && !lost_between && !voided {
             found.push(LockViolation::TwoHolders(both()));
         }
     }
@@ -124,6 +128,21 @@ mod tests {
     #[test]
     fn a_good_history_is_good() {
         assert_eq!(violations(&[hold(1, 0, 1, 5), hold(2, 2, 6, 9), hold(3, 9, 10, 11)], &[]), 0);
+    }
+
+    #[test]
+    fn another_epoch_excuses_only_others_and_only_while_it_may_begin() {
+        let overlapping = |epoch| {
+            let second = Hold { token: FencingToken::new(epoch, 2), ..hold(2, 2, 4, 9) };
+            vec![hold(1, 0, 1, 5), second]
+        };
+        let found = |epoch, from, to| {
+            let voids = vec![(Moment::from_millis(from), Moment::from_millis(to))];
+            LockHistory { holds: overlapping(epoch), voids, ..LockHistory::default() }.violations(Duration::ZERO).len()
+        };
+        assert_eq!(found(2, 3, 3), 0);
+        assert_eq!(found(1, 3, 3), 1, "the same epoch");
+        assert_eq!(found(2, 5, 9), 1, "later");
     }
 
     #[test]
