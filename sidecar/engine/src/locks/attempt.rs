@@ -13,6 +13,8 @@ use crate::{Guard, Moment};
 
 /// A waiter that is not its client's oldest for the lock asks by itself only so often: the oldest does, and passes it on.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long one waits whose answer was of no use.
+const USELESS: Duration = Duration::from_millis(10);
 /// How long a waiter waits that could not ask.
 const OUTAGE: Duration = Duration::from_millis(200);
 
@@ -74,7 +76,7 @@ impl<'a, K: LockKey> Attempt<'a, K> {
                     if let Some(granted) = self.granted(config, token, sent) {
                         return Ok(granted);
                     }
-                    Duration::ZERO
+                    USELESS
                 }
                 Ok(Answer::NotFree) => {
                     self.settled = true;
@@ -114,7 +116,8 @@ impl<'a, K: LockKey> Attempt<'a, K> {
         if config.guards.hold(guard) { moment } else { self.client.timer.now() }
     }
 
-    /// Takes note of the grant, unless the answer came too late to be of use.
+    /// Takes note of the grant, unless the answer came too late to be of use, or it is one that its owner is letting go:
+    /// that may happen behind the answer.
     fn granted(&mut self, config: &LockConfig, token: FencingToken, sent: Moment) -> Option<(Grant, Lost)> {
         let Self { client, ask, .. } = self;
         let now = client.timer.now();
@@ -122,6 +125,10 @@ impl<'a, K: LockKey> Attempt<'a, K> {
         let claim = Claim { name: ask.name.clone(), owner: ask.owner.clone(), token, lease: ask.lease };
         let mut state = client.state.lock();
         if now >= valid_until || token.epoch() < state.epoch {
+            return None;
+        }
+        if state.let_go.iter().any(|(other, _)| other.token == token && other.is_of(&claim)) {
+            client.chores.set(());
             return None;
         }
         let (before, lost) = state.holdings.granted(config, &claim, ask.mode, &ask.ticket, sent);

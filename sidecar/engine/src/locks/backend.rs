@@ -70,6 +70,13 @@ pub struct Claim<K> {
     pub lease: Duration,
 }
 
+impl<K: PartialEq> Claim<K> {
+    /// Whether both are of the same owner and lock.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        self.owner == other.owner && self.name == other.name
+    }
+}
+
 /// What a backend tells its client unasked. Must not block.
 pub trait LockListener: Send + Sync {
     /// The turn of this acquisition may have come: it should ask again.

@@ -113,11 +113,12 @@ impl<K: LockKey> LockClient<K> {
             }
         }
         loop {
-            let Some((claim, until)) = self.state.lock().let_go.pop() else { break };
+            // It stays until it is answered: nobody goes by a token that is being let go.
+            let Some((claim, until)) = self.state.lock().let_go.last().cloned() else { break };
             if self.backend.release(&claim).await.is_err() && self.timer.now() < until {
-                self.state.lock().let_go.push((claim, until));
                 return false;
             }
+            self.state.lock().let_go.retain(|(other, _)| *other != claim);
         }
         true
     }

@@ -395,6 +395,30 @@ fn what_was_being_let_go_when_its_future_was_dropped_is_let_go() {
     });
 }
 
+/// What could not be let go is let go behind the next acquisition of the same owner: which must not go by its token.
+#[test]
+fn nobody_goes_by_a_token_that_is_being_let_go() {
+    play(|| async {
+        let World { client, backend, .. } = world();
+        let (lock, a) = (name(), owner("a"));
+        let held = client.acquire(&lock, &a, Acquire::default()).await.unwrap();
+        backend.stuck.store(true, Ordering::SeqCst);
+        let dropped = tokio::time::timeout(Duration::from_millis(50), client.release(&lock, &a, held.token)).await;
+        assert!(dropped.is_err());
+        let again = {
+            let client = client.clone();
+            tokio::task::spawn_local(async move { client.acquire(&name(), &owner("a"), within(20_000)).await })
+        };
+        sleep(Duration::from_millis(500)).await;
+        backend.stuck.store(false, Ordering::SeqCst);
+        let again = again.await.unwrap().unwrap();
+        sleep(Duration::from_secs(2)).await;
+        let holders = backend.inner.status(&lock).await.unwrap().holders;
+        assert_eq!(holders.iter().map(|holder| holder.token).collect::<Vec<_>>(), [again.token], "it is held");
+        assert!(again.token > held.token);
+    });
+}
+
 #[test]
 fn limits_are_errors_and_ten_thousand_waiters_are_served() {
     play(|| async {
