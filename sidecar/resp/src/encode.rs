@@ -90,18 +90,11 @@ pub fn boolean(out: &mut Vec<u8>, protocol: Protocol, value: bool) {
     });
 }
 
-/// `,1.5`, or a bulk.
-pub fn double(out: &mut Vec<u8>, protocol: Protocol, value: f64) {
-    let text = if value.is_nan() {
-        "nan".to_owned()
-    } else if value.is_infinite() {
-        if value > 0.0 { "inf".to_owned() } else { "-inf".to_owned() }
-    } else {
-        value.to_string()
-    };
+/// `,text`, or a bulk of the same text, which is how Redis writes a number in both.
+pub fn double(out: &mut Vec<u8>, protocol: Protocol, text: &[u8]) {
     match protocol {
-        Protocol::Resp2 => bulk(out, text.as_bytes()),
-        Protocol::Resp3 => line(out, b',', text.as_bytes()),
+        Protocol::Resp2 => bulk(out, text),
+        Protocol::Resp3 => line(out, b',', text),
     }
 }
 

@@ -21,9 +21,9 @@ pub struct ReplyLimits {
 }
 
 impl Default for ReplyLimits {
-    /// Depth 128, 1 GiB.
+    /// Depth 16,384 (a script's reply may nest as deep as Lua's stack, some thousands), 1 GiB.
     fn default() -> Self {
-        Self { max_depth: 128, max_frame: 1 << 30 }
+        Self { max_depth: 1 << 14, max_frame: 1 << 30 }
     }
 }
 

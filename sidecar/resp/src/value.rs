@@ -27,8 +27,8 @@ pub enum Value<'a> {
     Array(Vec<Self>),
     /// `#`
     Boolean(bool),
-    /// `,`
-    Double(f64),
+    /// `,`, as the server writes it: the same number may have several texts.
+    Double(&'a [u8]),
     /// `(`, as decimal digits.
     BigNumber(&'a [u8]),
     /// `!`
@@ -145,7 +145,7 @@ impl<'a> Value<'a> {
             Self::Bulk(text) => encode::bulk(out, text),
             Self::Null => encode::null(out, protocol),
             Self::Boolean(value) => encode::boolean(out, protocol, *value),
-            Self::Double(value) => encode::double(out, protocol, *value),
+            Self::Double(text) => encode::double(out, protocol, text),
             Self::BigNumber(digits) => encode::big_number(out, protocol, digits),
             Self::BlobError(text) => encode::blob_error(out, protocol, text),
             Self::Verbatim { format, text } => encode::verbatim(out, protocol, *format, text),
@@ -210,7 +210,7 @@ impl<'a> Decoder<'a> {
             b'_' if line.is_empty() => Value::Null,
             b'#' if line == b"t" => Value::Boolean(true),
             b'#' if line == b"f" => Value::Boolean(false),
-            b',' => Value::Double(double(line).ok_or_else(malformed)?),
+            b',' if is_double(line) => Value::Double(line),
             b'(' if is_big_number(line) => Value::BigNumber(line),
             b'$' | b'*' if line == b"-1" => Value::Null,
             b'$' => Value::Bulk(self.blob(line, begin)?),
@@ -293,8 +293,8 @@ fn integer(text: &[u8]) -> Option<i64> {
     number::parse_i64(text.strip_prefix(b"+").unwrap_or(text))
 }
 
-fn double(text: &[u8]) -> Option<f64> {
-    str::from_utf8(text).ok()?.parse().ok()
+fn is_double(text: &[u8]) -> bool {
+    str::from_utf8(text).is_ok_and(|text| text.parse::<f64>().is_ok())
 }
 
 fn is_big_number(text: &[u8]) -> bool {
@@ -355,8 +355,8 @@ mod tests {
         for value in [
             Value::Null,
             Value::Boolean(true),
-            Value::Double(1.5),
-            Value::Double(f64::INFINITY),
+            Value::Double(b"3.1400000000000001"),
+            Value::Double(b"inf"),
             Value::BigNumber(b"123"),
             Value::BlobError(b"ERR a\r\nb"),
             Value::Verbatim { format: *b"txt", text: b"hi" },
@@ -367,7 +367,7 @@ mod tests {
         ] {
             value.encode(Protocol::Resp2, &mut out);
         }
-        let expected = "$-1\r\n:1\r\n$3\r\n1.5\r\n$3\r\ninf\r\n$3\r\n123\r\n-ERR a  b\r\n$2\r\nhi\r\n*2\r\n+a\r\n:1\r\n*1\r\n:1\r\n*1\r\n$7\r\nmessage\r\n";
+        let expected = "$-1\r\n:1\r\n$18\r\n3.1400000000000001\r\n$3\r\ninf\r\n$3\r\n123\r\n-ERR a  b\r\n$2\r\nhi\r\n*2\r\n+a\r\n:1\r\n*1\r\n:1\r\n*1\r\n$7\r\nmessage\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

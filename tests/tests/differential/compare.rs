@@ -113,7 +113,7 @@ fn kind(value: &Value<'_>) -> std::mem::Discriminant<Value<'static>> {
         Value::Attribute(_) => Value::Attribute(Vec::new()),
         Value::Null => Value::Null,
         Value::Integer(_) => Value::Integer(0),
-        Value::Double(_) => Value::Double(0.0),
+        Value::Double(_) => Value::Double(b""),
         Value::Boolean(_) => Value::Boolean(false),
         Value::Error(_) | Value::BlobError(_) => Value::Error(b""),
         Value::Simple(_) => Value::Simple(b""),

@@ -351,7 +351,10 @@ impl Dice<'_> {
             "n" => self.below(6).to_string().into(),
             "i" => self.pick(&["0", "1", "2", "3", "5", "-1", "-2", "-4", "abc"]).as_bytes().to_vec(),
             "f" => self.pick(&["1.5", "-2", "1e3", "0.1", "inf", "nan", "x"]).as_bytes().to_vec(),
-            "sc" => self.pick(&["0", "1", "2.5", "-3", "-inf", "+inf", "(1", "(2.5", "x"]).as_bytes().to_vec(),
+            "sc" => self
+                .pick(&["0", "1", "2.5", "3.14", "1e22", "1e-7", "-3", "-inf", "+inf", "(1", "(2.5", "x"])
+                .as_bytes()
+                .to_vec(),
             "lex" => self.pick(&["-", "+", "[a", "(c", "[d", "[1", "x"]).as_bytes().to_vec(),
             "ttl" => (100 + self.below(900)).to_string().into(),
             "pttl" => (100_000 + self.below(900_000)).to_string().into(),
