@@ -70,6 +70,9 @@ pub enum Pin {
     Replicas,
     /// The app caches, too: the invalidations are its own.
     Tracking,
+    /// It asks about, or ends, what another connection is running (`SCRIPT KILL`): behind that on a shared one Redis would
+    /// not read it.
+    Interrupt,
     /// It asks about, or changes, the connection that it came on (`READONLY`, `SCRIPT DEBUG`).
     Connection,
 }

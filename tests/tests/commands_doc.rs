@@ -94,7 +94,11 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
 * `AUTH`, also within `HELLO`, is about the socket's own users (`auth` in the [configuration](configuration.md)); without any it is
   accepted and changes nothing. Towards Redis the sidecar's user is what the app gets.
 * `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket (`LIST` by `ID`, or by `TYPE`, of which all
-  are `normal`); `INFO` has a `# Caddy` section at its end, unless other sections are asked for; `HELLO` lists no modules.
+  are `normal`; each line has every field of Redis 7.2, and what a server says there of its buffers and of subscriptions is 0);
+  `INFO` has a `# Caddy` section at its end, unless other sections are asked for, and `INFO caddy` has it alone, also where Redis is
+  away or refuses `INFO`; `HELLO` lists no modules.
+* `CLIENT TRACKING ON REDIRECT id` fails, since `CLIENT ID` is the session's and not one of Redis's: let the app track with RESP3, or
+  leave caching to the sidecar.
 * `COMMAND` lists the sidecar's own commands, too, in front of any Redis, but not within `MULTI`; `COMMAND DOCS` describes them in the group `caddy`.
 * A request of more than `limits.maxFrameBytes` (64 MiB), a session behind `limits.maxPipeline`, and what else the
   [limits](configuration.md) bound, is refused, held back or ended here, where Redis has bounds of its own (512 MiB per argument).

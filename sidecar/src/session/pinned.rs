@@ -63,6 +63,8 @@ pub(crate) struct Pinned {
     confirming: usize,
     /// Subscriptions at the last confirmation.
     pub(super) subscriptions: i64,
+    /// It is there for a [`Pin::Interrupt`], and not in the session's database.
+    interrupts: bool,
 }
 
 impl Pinned {
@@ -115,6 +117,7 @@ impl Conversation {
             subscribed_resp2: false,
             confirming: 0,
             subscriptions: 0,
+            interrupts: row.class == Class::Pinned(Pin::Interrupt),
         }));
         if opens {
             if let Some(pinned) = &mut self.pinned {
@@ -133,7 +136,9 @@ impl Conversation {
             Home::Hold => return Err(Flow::Hold),
             Home::Unknown(reason) => return Err(self.reply_not_ready(&reason)),
         };
-        let lane = self.worker.pin(&node, self.client.database, self.client.protocol, &self.mailbox);
+        // A server that runs a script takes no SELECT.
+        let database = if row.class == Class::Pinned(Pin::Interrupt) { 0 } else { self.client.database };
+        let lane = self.worker.pin(&node, database, self.client.protocol, &self.mailbox);
         lane.map_err(|message| {
             self.reply_error(&message);
             Flow::Done
@@ -192,7 +197,7 @@ impl Conversation {
         }
         let protocol = self.client.protocol;
         let Some(pinned) = &mut self.pinned else { return Flow::Hold };
-        if pinned.confirming > 0 {
+        if pinned.confirming > 0 || (pinned.interrupts && self.replies.waiting() > 0) {
             return Flow::Hold;
         }
         match row.name {

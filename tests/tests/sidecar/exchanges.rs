@@ -42,6 +42,8 @@ const EXCHANGES: &[&[&str]] = &[
     &["CLIENT REPLY OFF", "SUBSCRIBE a", "PING", "UNSUBSCRIBE a", "CLIENT REPLY ON", "PING"],
     // Who asks for others.
     &["CLIENT LIST TYPE foo", "CLIENT LIST TYPE replica", "CLIENT LIST ID 99999 99998", "PING"],
+    // It contains itself: as deep as Lua's stack.
+    &["EVAL return(function(a)a[1]=a;return(a)end)({}) 0", "PING"],
     &["CLIENT LIST FOO", "CLIENT LIST TYPE", "CLIENT LIST ID", "INFO nosuch", "PING"],
     // What RESP3 has.
     &["HELLO 3\\", " SETNAME x y", "DEBUG PROTOCOL attrib", "DEBUG PROTOCOL null", "PING"],

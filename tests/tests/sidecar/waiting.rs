@@ -1,7 +1,7 @@
 //! Commands that wait. WAIT: what it counts is what the session wrote, over whichever connection that went; BLPOP and its
 //! kin: who is gone is handed nothing.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 use caddy_tests::{
@@ -141,5 +141,49 @@ fn a_command_waits_also_where_it_ends_something() -> Result<()> {
     ensure!(app.reply()? == "[list:t, x]");
     let reply = other.ask(&format!("CACHE.SET list:t late TOKEN {permit}"))?;
     ensure!(reply.starts_with("(error) STALE"), "a fill from before the key was there: {reply}");
+    Ok(())
+}
+
+/// On the connection that runs the script, Redis would not read what is to end it.
+#[test]
+fn a_script_that_runs_for_ever_is_ended_through_the_same_worker() -> Result<()> {
+    let redis = RedisServer::start()?;
+    redis.command(&["CONFIG", "SET", "busy-reply-threshold", "10"])?;
+    let patient = Duration::from_secs(60);
+    let sidecar = SidecarOptions::redis(redis.socket()).workers(1).timeout(patient).start()?;
+    let (mut app, mut other) = (session(&sidecar)?, session(&sidecar)?);
+    ensure!(other.ask("SCRIPT KILL")?.starts_with("(error) NOTBUSY"), "nothing runs");
+    let spin = "#!lua name=spin\nredis.register_function('spin', function() while true do end end)";
+    redis.command(&["FUNCTION", "LOAD", spin])?;
+    for (database, runs, kill) in [
+        ("0", "EVAL while(true)do--[[spin]]end 0", "SCRIPT KILL"),
+        ("9", "EVAL while(true)do--[[spin]]end 0", "SCRIPT KILL"),
+        ("9", "FCALL spin 0", "FUNCTION KILL"),
+    ] {
+        for it in [&mut app, &mut other] {
+            ensure!(it.ask(&format!("SELECT {database}"))? == "OK");
+        }
+        app.send(runs)?;
+        if kill == "FUNCTION KILL" {
+            eventually("it is seen", SOON, || {
+                let stats = other.ask("FUNCTION STATS")?;
+                ensure!(stats.contains("[name, spin,"), "{stats}");
+                Ok(())
+            })?;
+        }
+        eventually("it is ended", SOON, || {
+            let reply = other.ask(kill)?;
+            ensure!(reply == "OK", "{reply}");
+            Ok(())
+        })?;
+        let reply = app.reply()?;
+        ensure!(reply.starts_with("(error)") && reply.contains("kill"), "whoever ran it is told: {reply}");
+        // What is sent behind it goes to the session's own database again.
+        let replies = other.pipeline(&[kill, "SET k 1", "MULTI", "INCR k", "EXEC", "GET k"])?;
+        ensure!(replies[1..] == ["OK", "OK", "QUEUED", "[2]", "2"], "{replies:?}");
+        let mut direct = Client(redis.connect()?);
+        direct.ask(&format!("SELECT {database}"))?;
+        ensure!(direct.ask("GETDEL k")? == "2", "database {database}");
+    }
     Ok(())
 }
