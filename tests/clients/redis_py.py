@@ -27,11 +27,10 @@ cache = redis.Redis(
         maint_notifications_config=quiet,
     )
 )
-step("connected", (cache.ping(), True))
-
-# Job queues look for their workers so, and every field must be there.
-me = cache.client_info()
-step("client info", (me["id"], cache.client_id()), ([c["id"] for c in cache.client_list(client_id=[me["id"]])], [str(me["id"])]))
+# Job queues find their workers by these, and need every field.
+me = cache.client_info()["id"]
+listed = [client["id"] for client in cache.client_list(client_id=[str(me)])]
+step("connected", (cache.ping(), True), (me, cache.client_id()), (listed, [str(me)]))
 
 cache.set("user:1", "Ada", ex=600)
 step("hit", *[(cache.get("user:1"), "Ada") for _ in range(3)], (cache.get("user:2"), None))

@@ -26,7 +26,7 @@ use crate::{
 pub const NAME: &str = "shop";
 
 /// How long a failover, with everything that the Sentinels wait for, may take on a busy machine.
-pub const FAILOVER: Duration = Duration::from_mins(1);
+pub const FAILOVER: Duration = Duration::from_mins(3);
 
 /// How long a server may be silent before a Sentinel holds it for down: longer than a busy machine forgets a process.
 const DOWN_AFTER: Duration = Duration::from_millis(2500);
