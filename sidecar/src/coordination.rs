@@ -22,7 +22,11 @@ use caddy_remote::locks::EpochAuthority;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::{shared::Shared, supervisor::Supervisor};
+use crate::{
+    guards::{Guard, hold},
+    shared::Shared,
+    supervisor::Supervisor,
+};
 use client::ApiClient;
 pub(crate) use client::Traffic;
 use epoch::EpochLease;
@@ -58,7 +62,7 @@ impl Coordination {
 
     /// Where the epochs of locks are agreed on; None without an API server.
     pub(crate) fn epoch_authority(&self, config: &caddy_contract::Config) -> Option<Arc<dyn EpochAuthority>> {
-        let members = config.kubernetes.as_ref()?.members;
+        let members = config.kubernetes.as_ref().filter(|_| hold(Guard::EpochAgreed))?.members;
         Some(Arc::new(EpochLease::new(self.client.clone()?, &Place::of(config), members)))
     }
 
