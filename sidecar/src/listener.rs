@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     io::{self, Write as _},
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -53,11 +53,9 @@ pub(crate) enum Accepted {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Peer {
     /// User and process, where it says them; a process of another pid namespace has none.
-    Unix {
-        uid: Option<u32>,
-        pid: Option<i32>,
-    },
-    Tcp(SocketAddr),
+    Unix { uid: Option<u32>, pid: Option<i32> },
+    /// From a port of 127.0.0.1.
+    Tcp { port: u16 },
 }
 
 impl Listeners {
@@ -95,7 +93,7 @@ impl Listeners {
             accepted = tcp => {
                 let (stream, address) = accepted?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream.into_std()?, Peer::Tcp(address)))
+                Ok(Accepted::Tcp(stream.into_std()?, Peer::Tcp { port: address.port() }))
             }
         }
     }
@@ -132,7 +130,7 @@ impl fmt::Display for Peer {
             Self::Unix { uid: Some(uid), pid: Some(pid) } => write!(f, "unix:uid={uid},pid={pid}"),
             Self::Unix { uid: Some(uid), pid: None } => write!(f, "unix:uid={uid}"),
             Self::Unix { uid: None, .. } => f.write_str("unix:unknown"),
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp { port } => write!(f, "{}:{port}", Ipv4Addr::LOCALHOST),
         }
     }
 }

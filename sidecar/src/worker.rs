@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     cache::{KeyRef, TierKey},
+    commands::Row,
     heat::HotRead,
     hub::Addition,
     mailbox::Mailbox,
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) read_buffer: RefCell<Vec<u8>>,
     /// Lent to the session that has something to write.
     output: RefCell<Vec<u8>>,
+    /// The last command of the session whose requests are being taken.
+    pub(crate) last: Cell<Option<&'static Row>>,
     relays: RefCell<HashMap<(NodeId, u32, Protocol), LaneHandle<Tag>>>,
     hub: mpsc::UnboundedSender<Addition>,
     idle: RefCell<Vec<PinnedLane>>,
@@ -97,6 +100,7 @@ impl Worker {
             supervisor,
             read_buffer: RefCell::new(vec![0; READ_BUFFER]),
             output: RefCell::default(),
+            last: Cell::default(),
             relays: RefCell::default(),
             hub,
             idle: RefCell::default(),

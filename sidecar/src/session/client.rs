@@ -24,8 +24,6 @@ pub(crate) struct Client {
     pub(super) gate_seen: u64,
     /// Who it logged in as.
     pub(super) login: Option<Box<str>>,
-    /// Its last command.
-    pub(super) last: Option<&'static Row>,
     shown: Arc<Shown>,
 }
 
@@ -52,7 +50,7 @@ struct Changing {
 
 impl Client {
     pub(crate) fn new(shown: Arc<Shown>) -> Self {
-        Self { protocol: Protocol::Resp2, database: 0, gate: Gate::Open, gate_seen: 0, login: None, last: None, shown }
+        Self { protocol: Protocol::Resp2, database: 0, gate: Gate::Open, gate_seen: 0, login: None, shown }
     }
 
     pub(crate) fn shown(&self) -> &Arc<Shown> {
@@ -81,8 +79,8 @@ impl Client {
     }
 
     /// What was asked for until now is seen by others.
-    pub(super) fn note(&self, now: Moment) {
-        self.shown.changing.lock().active = self.last.map(|row| (now, row));
+    pub(super) fn note(&self, now: Moment, row: &'static Row) {
+        self.shown.changing.lock().active = Some((now, row));
     }
 
     pub(crate) fn name(&self) -> String {
@@ -130,8 +128,8 @@ impl Shown {
                 let path = format!("{}:0", listen.socket.display());
                 ("U", path.clone(), path)
             }
-            Peer::Tcp(address) => {
-                ("N", address.to_string(), format!("127.0.0.1:{}", listen.tcp_port.unwrap_or_default()))
+            Peer::Tcp { .. } => {
+                ("N", self.peer.to_string(), format!("127.0.0.1:{}", listen.tcp_port.unwrap_or_default()))
             }
         };
         format!(

@@ -255,7 +255,7 @@ impl Conversation {
         {
             row = learned;
         }
-        self.client.last = Some(row);
+        self.worker.last.set(Some(row));
         if self.is_guarded()
             && let Some(flow) = self.guard(row, args)
         {

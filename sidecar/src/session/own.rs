@@ -168,13 +168,13 @@ impl Conversation {
                 _ => self.reply_error("ERR syntax error"),
             },
             b"info" => {
-                self.client.note(self.now);
+                self.client.note(self.now, row);
                 let line = self.client.shown().line(now, &shared.config().listen);
                 self.reply_text(&line);
             }
             b"list" => match listed(args) {
                 Ok(is_listed) => {
-                    self.client.note(self.now);
+                    self.client.note(self.now, row);
                     let (sessions, config) = (shared.sessions(), shared.config());
                     let sessions = sessions.iter().filter(|shown| is_listed(shown.id));
                     let lines: String = sessions.map(|shown| shown.line(now, &config.listen)).collect();
