@@ -38,9 +38,9 @@ pub(crate) struct Shown {
 
 #[derive(Debug, Clone, Default)]
 struct Changing {
-    name: String,
-    library: String,
-    library_version: String,
+    name: Box<str>,
+    library: Box<str>,
+    library_version: Box<str>,
     database: u32,
     protocol: Protocol,
     user: Option<Box<str>>,
@@ -68,7 +68,7 @@ impl Client {
     }
 
     pub(crate) fn set_name(&self, name: &[u8]) {
-        self.shown.changing.lock().name = String::from_utf8_lossy(name).into_owned();
+        self.shown.changing.lock().name = String::from_utf8_lossy(name).into();
     }
 
     /// The session is this user's from now on.
@@ -84,7 +84,7 @@ impl Client {
     }
 
     pub(crate) fn name(&self) -> String {
-        self.shown.changing.lock().name.clone()
+        self.shown.changing.lock().name.to_string()
     }
 
     /// CLIENT SETINFO; `false`: no such attribute.
@@ -95,7 +95,7 @@ impl Client {
             b"lib-ver" => &mut changing.library_version,
             _ => return false,
         };
-        *field = String::from_utf8_lossy(value).into_owned();
+        *field = String::from_utf8_lossy(value).into();
         true
     }
 
