@@ -149,7 +149,7 @@ fn a_command_waits_also_where_it_ends_something() -> Result<()> {
 fn a_script_that_runs_for_ever_is_ended_through_the_same_worker() -> Result<()> {
     let redis = RedisServer::start()?;
     redis.command(&["CONFIG", "SET", "busy-reply-threshold", "10"])?;
-    let patient = Duration::from_secs(60);
+    let patient = Duration::from_mins(1);
     let sidecar = SidecarOptions::redis(redis.socket()).workers(1).timeout(patient).start()?;
     let (mut app, mut other) = (session(&sidecar)?, session(&sidecar)?);
     ensure!(other.ask("SCRIPT KILL")?.starts_with("(error) NOTBUSY"), "nothing runs");
