@@ -122,7 +122,8 @@ pub enum Spread {
     Written(Merge),
 }
 
-/// How the replies of several nodes become the one that an app gets. An error of any of them is the reply.
+/// How the replies of several nodes become the one that an app gets. An error of any of them is the reply, unless it is asked
+/// for what one of them does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merge {
     /// They are the same.
@@ -137,6 +138,10 @@ pub enum Merge {
     InOrder,
     /// Numbers, or arrays of them: the least at each place.
     Least,
+    /// That of one which ended what it ran; else why it was not ended; else that nothing runs.
+    Ended,
+    /// That of one which runs a script.
+    Running,
 }
 
 /// One command, or one subcommand of a container.

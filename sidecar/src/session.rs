@@ -19,6 +19,7 @@ mod embedded_channels;
 mod gather;
 mod guard;
 mod inspect;
+mod interrupting;
 mod invalidate;
 pub(crate) mod load;
 pub(crate) mod locking;

@@ -148,6 +148,8 @@ fn spread(spread: Spread) -> Option<&'static str> {
         Spread::All(Merge::Sum) => "all primaries; the sum",
         Spread::All(Merge::Join) => "all primaries; all replies in one",
         Spread::All(Merge::Every) => "all primaries; what is so on all of them",
+        Spread::All(Merge::Ended) => "all primaries; `OK` of one that ended what it ran, else why none did",
+        Spread::All(Merge::Running) => "all primaries; the reply of one that runs a script, if there is one",
         Spread::All(_) => "all primaries; the reply that they agree in",
         Spread::Cursor => "one primary after the other; the cursor says which",
         Spread::Written(_) => "all primaries that the session wrote to; the least",

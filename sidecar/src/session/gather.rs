@@ -124,16 +124,29 @@ impl Gathering {
         std::mem::take(&mut self.under_way)
     }
 
-    /// An error of any part is the answer; else what the replies are together.
+    /// An error of any part is the answer, unless one is asked for; else what the replies are together.
     fn merged(&self) -> Bytes {
         let replies = || self.replies.iter().flatten();
+        let wanted = match self.merge {
+            Merge::Ended => replies().min_by_key(|reply| match &reply[..] {
+                [b'+', ..] => 0,
+                [b'-', code @ ..] if code.starts_with(b"UNKILLABLE") => 1,
+                [b'-', code @ ..] if code.starts_with(b"NOTBUSY") => 3,
+                _ => 2,
+            }),
+            Merge::Running => replies().find(|reply| runs(reply)),
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            return wanted.clone();
+        }
         if let Some(error) = replies().find(|reply| matches!(reply.first(), Some(b'-' | b'!'))) {
             return error.clone();
         }
         let values: Vec<Value<'_>> = replies().filter_map(|reply| Some(Value::decode(reply).ok()?.0)).collect();
         let mut out = Vec::new();
         match self.merge {
-            Merge::Same => return replies().next().cloned().unwrap_or_default(),
+            Merge::Same | Merge::Ended | Merge::Running => return replies().next().cloned().unwrap_or_default(),
             Merge::Sum => encode::integer(&mut out, values.iter().filter_map(Value::as_integer).sum()),
             Merge::Join => {
                 let elements: Vec<_> = values.iter().filter_map(Value::as_elements).flatten().collect();
@@ -309,6 +322,12 @@ impl Conversation {
     }
 }
 
+/// Whether a node's reply to FUNCTION STATS tells of a script that runs.
+fn runs(reply: &[u8]) -> bool {
+    let stats = Value::decode(reply).map(|(stats, _)| stats);
+    stats.is_ok_and(|stats| stats.field(b"running_script").is_some_and(|script| *script != Value::Null))
+}
+
 /// A node's reply to SCAN with the cursor that an app gets.
 pub(super) fn scanned(reply: &[u8], at: usize, next: Option<usize>, protocol: Protocol) -> Option<Bytes> {
     let (value, _) = Value::decode(reply).ok()?;
@@ -349,6 +368,16 @@ mod tests {
         assert_eq!(gather(Merge::Least, two, &["*2\r\n:1\r\n:2\r\n", "*2\r\n:0\r\n:3\r\n"]), "*2\r\n:0\r\n:2\r\n");
         assert_eq!(gather(Merge::Same, two, &["+OK\r\n", "+OK\r\n"]), "+OK\r\n");
         assert_eq!(gather(Merge::Same, two, &["+OK\r\n", "-ERR no\r\n"]), "-ERR no\r\n");
+        let (busy, idle) = ("-UNKILLABLE no\r\n", "-NOTBUSY no\r\n");
+        let ended = [[idle, "+OK\r\n"], [busy, "+OK\r\n"], [idle, busy], [idle, "-NOTREADY\r\n"], [idle, idle]];
+        assert_eq!(
+            ended.map(|replies| gather(Merge::Ended, two, &replies)),
+            ["+OK\r\n", "+OK\r\n", busy, "-NOTREADY\r\n", idle]
+        );
+        let (none, one) = ("*2\r\n$14\r\nrunning_script\r\n$-1\r\n", "*2\r\n$14\r\nrunning_script\r\n*0\r\n");
+        assert_eq!(gather(Merge::Running, two, &[none, one]), one);
+        assert_eq!(gather(Merge::Running, two, &["-NOTREADY\r\n", one]), one);
+        assert_eq!(gather(Merge::Running, two, &[none, none]), none);
         assert_eq!(gather(Merge::Join, two, &["*1\r\n$1\r\na\r\n", "*0\r\n"]), "*1\r\n$1\r\na\r\n");
         assert_eq!(gather(Merge::Every, two, &["*2\r\n:1\r\n:1\r\n", "*2\r\n:0\r\n:1\r\n"]), "*2\r\n:0\r\n:1\r\n");
         let values = ["*2\r\n$1\r\na\r\n$-1\r\n", "*1\r\n$1\r\nb\r\n"];

@@ -24,6 +24,7 @@ use crate::{
     commands::{Class, Pin, Row},
     effect::Effect,
     guards::{Guard, hold},
+    mailbox::Mailbox,
     nodes::{Node, RedisL3},
     shared::L3,
     upstream::Tag,
@@ -46,7 +47,7 @@ pub(super) enum Fate {
 pub(crate) struct Pinned {
     /// `None`: MULTI was answered, and the first command behind it tells which node of the cluster the transaction is for.
     pub(super) lane: Option<PinnedLane>,
-    /// To further nodes of a cluster, while WAIT is unanswered there.
+    /// To further nodes of a cluster, while what all of them are asked is unanswered there.
     pub(super) beside: Vec<PinnedLane>,
     /// What was answered `QUEUED` before a node was chosen: commands without keys.
     pub(super) early: Vec<Bytes>,
@@ -136,13 +137,34 @@ impl Conversation {
             Home::Hold => return Err(Flow::Hold),
             Home::Unknown(reason) => return Err(self.reply_not_ready(&reason)),
         };
-        // A server that runs a script takes no SELECT.
-        let database = if row.class == Class::Pinned(Pin::Interrupt) { 0 } else { self.client.database };
-        let lane = self.worker.pin(&node, database, self.client.protocol, &self.mailbox);
+        let lane = match row.class {
+            Class::Pinned(Pin::Interrupt) => self.stateless_lane(&node),
+            _ => self.worker.pin(&node, self.client.database, self.client.protocol, &self.mailbox),
+        };
         lane.map_err(|message| {
             self.reply_error(&message);
             Flow::Done
         })
+    }
+
+    /// One in no database, since a server that runs a script takes no SELECT, and that nothing is lost with but an answer.
+    pub(super) fn stateless_lane(&self, node: &Arc<Node>) -> Result<PinnedLane, String> {
+        self.worker.pin(node, 0, self.client.protocol, &Arc::new(Mailbox::default()))
+    }
+
+    /// A connection to one of a cluster's nodes: the session's own, or another while this request is unanswered.
+    pub(super) fn lane_beside(&mut self, node: &Arc<Node>) -> Result<LaneHandle<Tag>, String> {
+        if let Some(lane) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref())
+            && lane.node() == node.id
+        {
+            return Ok(lane.handle().clone());
+        }
+        let lane = self.stateless_lane(node)?;
+        let handle = lane.handle().clone();
+        if let Some(pinned) = &mut self.pinned {
+            pinned.beside.push(lane);
+        }
+        Ok(handle)
     }
 
     /// Whether the session's own connection is kept by nothing but what is unanswered.
@@ -274,6 +296,7 @@ impl Conversation {
             Class::Lock => self.lock_command(row, args),
             Class::Cache => self.cache_request(args),
             Class::Pinned(Pin::Replicas) => self.wait_for_replicas(args),
+            Class::Pinned(Pin::Interrupt) => self.interrupt(row, args),
             Class::Pinned(Pin::Blocking) => self.send(row, args, Pending::Blocking),
             _ => self.send(row, args, Pending::Relayed),
         }

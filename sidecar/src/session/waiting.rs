@@ -8,8 +8,6 @@
 //! In a cluster every node that the session wrote to is asked so, and the least of their answers is the answer. A node that
 //! has left took along what it had.
 
-use std::sync::Arc;
-
 use caddy_engine::KeyHash;
 use caddy_remote::{LaneHandle, Request, cluster::tag_of};
 use caddy_resp::encode;
@@ -24,7 +22,7 @@ use crate::{
     commands::{self, Merge, Row},
     effect::Effect,
     mailbox::{Place, ReplyTo},
-    nodes::{Node, NodeId, RedisL3},
+    nodes::{NodeId, RedisL3},
     shared::L3,
     upstream::{Relay, Tag},
 };
@@ -132,22 +130,6 @@ impl Conversation {
             self.ask_replicas(&lane, &key, &args.to_bytes(), Place { seq, part });
         }
         Flow::Done
-    }
-
-    /// A connection of the session's own to a node: the one that it has, or another while this request is unanswered.
-    fn lane_beside(&mut self, node: &Arc<Node>) -> Result<LaneHandle<Tag>, String> {
-        let (database, protocol) = (self.client.database, self.client.protocol);
-        if let Some(lane) = self.pinned.as_ref().and_then(|pinned| pinned.lane.as_ref())
-            && lane.node() == node.id
-        {
-            return Ok(lane.handle().clone());
-        }
-        let lane = self.worker.pin(node, database, protocol, &self.mailbox)?;
-        let handle = lane.handle().clone();
-        if let Some(pinned) = &mut self.pinned {
-            pinned.beside.push(lane);
-        }
-        Ok(handle)
     }
 
     fn ask_replicas(&mut self, lane: &LaneHandle<Tag>, key: &str, request: &[u8], place: Place) {

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use caddy_tests::{e2e::eventually, redis_cluster::RedisCluster, world::SOON};
+use caddy_tests::{
+    e2e::eventually,
+    redis_cluster::RedisCluster,
+    world::{SOON, Subject},
+};
 
 use super::Shop;
 
@@ -111,6 +115,62 @@ fn transactions_scripts_and_subscriptions_find_their_node() -> Result<()> {
             ensure!(message.ends_with(&format!("{key}, hello]")), "{subscribe} gets {message}");
         }
     }
+    Ok(())
+}
+
+/// Which node runs a script the app cannot know: it sees one Redis.
+#[test]
+fn a_script_is_ended_at_whichever_node_runs_it() -> Result<()> {
+    let cluster = RedisCluster::start(3)?;
+    for node in &cluster.nodes {
+        node.server.command(&["CONFIG", "SET", "busy-reply-threshold", "10"])?;
+    }
+    let sidecar = Subject::good().cluster_options(&cluster).timeout(Duration::from_mins(1)).workers(1).start()?;
+    let shop = Shop { cluster, sidecar };
+    let (mut app, mut other) = (shop.connect()?, shop.connect()?);
+    let spin = "FUNCTION LOAD '#!lua name=spin\nredis.register_function(\"spin\", function() while true do end end)'";
+    ensure!(app.ask(spin)? == "spin", "FUNCTION LOAD");
+    for kill in ["SCRIPT KILL", "FUNCTION KILL"] {
+        ensure!(other.ask(kill)?.starts_with("(error) NOTBUSY"), "{kill}: nothing runs");
+    }
+    ensure!(other.ask("FUNCTION STATS")?.starts_with("[running_script, (nil), "), "nothing runs");
+    for key in [0, 1, 2].map(|node| shop.cluster.key_of(node, 0)) {
+        for (runs, kill) in [("EVAL 'while true do end'", "SCRIPT KILL"), ("FCALL spin", "FUNCTION KILL")] {
+            app.send(&format!("{runs} 1 {key}"))?;
+            if kill == "FUNCTION KILL" {
+                eventually("it is seen", SOON, || {
+                    let stats = other.ask("FUNCTION STATS")?;
+                    ensure!(stats.contains("[name, spin,"), "{stats}");
+                    Ok(())
+                })?;
+            }
+            eventually("it is ended", SOON, || {
+                let reply = other.ask(kill)?;
+                ensure!(reply == "OK", "{kill}: {reply}");
+                Ok(())
+            })?;
+            let reply = app.reply()?;
+            ensure!(reply.starts_with("(error)") && reply.contains("kill"), "whoever ran it is told: {reply}");
+            ensure!(other.pipeline(&[kill, "DBSIZE"])?[1] == "0", "and the session goes on");
+        }
+    }
+    let key = shop.cluster.key_of(1, 0);
+    app.send(&format!("EVAL 'redis.call(\"SET\", KEYS[1], 1) while true do end' 1 {key}"))?;
+    eventually("what has written is not ended", SOON, || {
+        let reply = other.ask("SCRIPT KILL")?;
+        ensure!(reply.starts_with("(error) UNKILLABLE"), "{reply}");
+        Ok(())
+    })?;
+    let [first, _, last] = [0, 1, 2].map(|node| shop.cluster.key_of(node, 0));
+    app = shop.connect()?;
+    app.send(&format!("EVAL 'while true do end' 1 {first}"))?;
+    eventually("another is, all the same", SOON, || {
+        let reply = other.ask("SCRIPT KILL")?;
+        ensure!(reply == "OK", "{reply}");
+        Ok(())
+    })?;
+    ensure!(app.reply()?.starts_with("(error)"), "whoever ran it is told");
+    ensure!(other.ask(&format!("SET {last} v"))? == "OK", "the session goes on");
     Ok(())
 }
 
