@@ -94,7 +94,8 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
 * `AUTH`, also within `HELLO`, is about the socket's own users (`auth` in the [configuration](configuration.md)); without any it is
   accepted and changes nothing. Towards Redis the sidecar's user is what the app gets.
 * `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket (`LIST` by `ID`, or by `TYPE`, of which all
-  are `normal`; each line has every field of Redis 7.2, and what a server says there of its buffers and of subscriptions is 0);
+  are `normal`; each line has every field of Redis 7.2, and what a server says there of its buffers and of subscriptions is 0,
+  and the socket's path is percent-encoded where it would not be one word);
   `INFO` has a `# Caddy` section at its end, unless other sections are asked for, and `INFO caddy` has it alone, also where Redis is
   away or refuses `INFO`; `HELLO` lists no modules.
 * `CLIENT TRACKING ON REDIRECT id` fails, since `CLIENT ID` is the session's and not one of Redis's: let the app track with RESP3, or

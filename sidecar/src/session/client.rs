@@ -1,6 +1,6 @@
 //! Who is at the other end of a session: what CLIENT and HELLO tell and change.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _, sync::Arc};
 
 use caddy_contract::Listen;
 use caddy_engine::Moment;
@@ -12,6 +12,9 @@ use crate::{
     commands::{self, Row},
     listener::Peer,
 };
+
+/// Longest name or attribute that a client may give itself; Redis has no bound, and would keep whatever somebody sends.
+const MAX_SAID: usize = 1024;
 
 /// A session's own state, also seen by CLIENT LIST of other sessions.
 #[derive(Debug)]
@@ -67,8 +70,10 @@ impl Client {
         self.shown.changing.lock().protocol = protocol;
     }
 
-    pub(crate) fn set_name(&self, name: &[u8]) {
-        self.shown.changing.lock().name = String::from_utf8_lossy(name).into();
+    /// CLIENT SETNAME; the error says what is wrong with the name.
+    pub(super) fn set_name(&self, name: &[u8]) -> Result<(), String> {
+        self.shown.changing.lock().name = said("Client names", name)?;
+        Ok(())
     }
 
     /// The session is this user's from now on.
@@ -87,23 +92,24 @@ impl Client {
         self.shown.changing.lock().name.to_string()
     }
 
-    /// CLIENT SETINFO; `false`: no such attribute.
-    pub(crate) fn set_info(&self, attribute: &[u8], value: &[u8]) -> bool {
+    /// CLIENT SETINFO; the error says what is wrong with the attribute or its value.
+    pub(super) fn set_info(&self, attribute: &[u8], value: &[u8]) -> Result<(), String> {
+        let shown = String::from_utf8_lossy(attribute);
         let mut changing = self.shown.changing.lock();
         let field = match attribute.to_ascii_lowercase().as_slice() {
             b"lib-name" => &mut changing.library,
             b"lib-ver" => &mut changing.library_version,
-            _ => return false,
+            _ => return Err(format!("ERR Unrecognized option '{shown}'")),
         };
-        *field = String::from_utf8_lossy(value).into();
-        true
+        *field = said(&shown, value)?;
+        Ok(())
     }
 
     /// What a new connection begins with, but for its identity.
     pub(crate) fn reset(&mut self) {
         self.set_protocol(Protocol::Resp2);
         self.set_database(0);
-        self.set_name(b"");
+        self.shown.changing.lock().name = Box::default();
         self.log_in(None);
     }
 }
@@ -114,7 +120,7 @@ impl Shown {
     }
 
     /// A line of CLIENT LIST, with every field of Redis 7.2: client libraries stop where one is missing. What a server says
-    /// of its buffers and of subscriptions is 0 here.
+    /// of its buffers and of subscriptions is 0 here. Names, of clients and of users, were checked when they were taken.
     pub(crate) fn line(&self, now: Moment, listen: &Listen) -> String {
         let Changing { name, library, library_version, database, protocol, user, active } =
             self.changing.lock().clone();
@@ -125,8 +131,8 @@ impl Shown {
         let resp = if protocol == Protocol::Resp3 { 3 } else { 2 };
         let (flags, from, to) = match self.peer {
             Peer::Unix { .. } => {
-                let path = format!("{}:0", listen.socket.display());
-                ("U", path.clone(), path)
+                let address = format!("{}:0", word(listen.socket.as_os_str().as_bytes()));
+                ("U", address.clone(), address)
             }
             Peer::Tcp { .. } => {
                 ("N", self.peer.to_string(), format!("127.0.0.1:{}", listen.tcp_port.unwrap_or_default()))
@@ -137,5 +143,46 @@ impl Shown {
              ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r \
              cmd={command} user={user} redir=-1 resp={resp} lib-name={library} lib-ver={library_version}\n"
         )
+    }
+}
+
+/// What a client says of itself, as one word of a line; `what` is that in the error.
+fn said(what: &str, value: &[u8]) -> Result<Box<str>, String> {
+    if value.len() > MAX_SAID {
+        return Err(format!("LIMIT what a client says of itself has at most {MAX_SAID} bytes here"));
+    }
+    match std::str::from_utf8(value) {
+        Ok(value) if value.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(value.into()),
+        _ => Err(format!("ERR {what} cannot contain spaces, newlines or special characters.")),
+    }
+}
+
+/// As one word of a line that is split at spaces and at `=`: percent-encoded, as in a URL.
+fn word(bytes: &[u8]) -> String {
+    let mut word = String::with_capacity(bytes.len());
+    for byte in bytes {
+        match byte {
+            byte if byte.is_ascii_graphic() && !b"=%".contains(byte) => word.push(char::from(*byte)),
+            // Into a string nothing fails.
+            _ => _ = write!(word, "%{byte:02X}"),
+        }
+    }
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_split_at_spaces_and_equals_signs_whatever_the_socket_is_called() {
+        let listen = Listen { socket: "/run/my apps/a=b\n%/c\u{e4}che.sock".into(), tcp_port: None };
+        let shown = Shown::new(7, Peer::Unix { pid: None, uid: None }, Moment::ZERO);
+        let line = shown.line(Moment::ZERO, &listen);
+        let fields = line.strip_suffix('\n').unwrap().split(' ').map(|field| field.split_once('=').unwrap());
+        let fields: Vec<_> = fields.collect();
+        assert!(fields.iter().all(|(name, value)| !name.is_empty() && !value.contains(['=', '\n'])), "{line}");
+        let address = "/run/my%20apps/a%3Db%0A%25/c%C3%A4che.sock:0";
+        assert_eq!(fields[..3], [("id", "7"), ("addr", address), ("laddr", address)]);
     }
 }

@@ -14,9 +14,6 @@ use crate::{
     shared::Shared,
 };
 
-/// Longest name a client may give itself; Redis has no bound, and would keep what ever somebody sends.
-const MAX_NAME: usize = 1024;
-
 /// The sections of INFO that ours stands behind.
 const OUR_SECTIONS: [&[u8]; 4] = [b"caddy", b"default", b"all", b"everything"];
 
@@ -111,11 +108,10 @@ impl Conversation {
                  <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
             );
         }
-        if let Some(name) = name {
-            if let Some(fault) = fault_of(name) {
-                return self.reply_error(fault);
-            }
-            self.client.set_name(name);
+        if let Some(name) = name
+            && let Err(fault) = self.client.set_name(name)
+        {
+            return self.reply_error(&fault);
         }
         self.client.set_protocol(protocol);
         self.tell_listener_protocol();
@@ -139,24 +135,8 @@ impl Conversation {
                     name => encode::bulk(out, name.as_bytes()),
                 });
             }
-            b"setname" if args.len() == 3 => {
-                if let Some(fault) = fault_of(args.get(2)) {
-                    self.reply_error(fault);
-                } else {
-                    self.client.set_name(args.get(2));
-                    self.reply_ok();
-                }
-            }
-            b"setinfo" if args.len() == 4 => {
-                if !is_name(args.get(3)) {
-                    self.reply_error("ERR Client info must not contain spaces, newlines or special characters");
-                } else if self.client.set_info(args.get(2), args.get(3)) {
-                    self.reply_ok();
-                } else {
-                    let attribute = String::from_utf8_lossy(args.get(2)).into_owned();
-                    self.reply_error(&format!("ERR Unrecognized option '{attribute}'"));
-                }
-            }
+            b"setname" if args.len() == 3 => self.reply_whether(self.client.set_name(args.get(2))),
+            b"setinfo" if args.len() == 4 => self.reply_whether(self.client.set_info(args.get(2), args.get(3))),
             b"reply" if args.len() == 3 => match args.get(2).to_ascii_lowercase().as_slice() {
                 b"on" => {
                     self.hush = Hush::No;
@@ -198,6 +178,13 @@ impl Conversation {
         Flow::Done
     }
 
+    fn reply_whether(&mut self, done: Result<(), String>) {
+        match done {
+            Ok(()) => self.reply_ok(),
+            Err(fault) => self.reply_error(&fault),
+        }
+    }
+
     fn reply_text(&mut self, text: &str) {
         let protocol = self.client.protocol;
         self.reply(|out| encode::verbatim(out, protocol, *b"txt", text.as_bytes()));
@@ -217,17 +204,6 @@ impl Conversation {
 }
 
 const WRONG_LOGIN: &str = "WRONGPASS invalid username-password pair or user is disabled.";
-const LONG_NAME: &str = "LIMIT a client's name has at most 1024 bytes here";
-const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
-
-/// Why a name cannot be one.
-fn fault_of(name: &[u8]) -> Option<&'static str> {
-    if name.len() > MAX_NAME { Some(LONG_NAME) } else { (!is_name(name)).then_some(BAD_NAME) }
-}
-
-fn is_name(name: &[u8]) -> bool {
-    name.len() <= MAX_NAME && name.iter().all(|byte| (b'!'..=b'~').contains(byte))
-}
 
 /// Which sessions `CLIENT LIST [TYPE type] [ID id…]` is about. All are normal ones.
 fn listed(args: Args<'_>) -> Result<impl Fn(u64) -> bool, String> {

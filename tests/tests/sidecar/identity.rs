@@ -18,8 +18,17 @@ fn a_session_tells_who_it_is_and_others_see_it() -> Result<()> {
         "CLIENT NO-EVICT on",
     ])?;
     ensure!(told.iter().all(|reply| reply == "OK"), "{told:?}");
-    let refused = app.ask("CLIENT SETINFO colour red")?;
-    ensure!(refused.starts_with("(error) ERR"), "an attribute that there is not: {refused}");
+    for (asked, refused) in [
+        ("CLIENT SETINFO colour r\u{e4}d", "(error) ERR Unrecognized option 'colour'"),
+        (
+            "CLIENT SETINFO Lib-Name r\u{e4}d",
+            "(error) ERR Lib-Name cannot contain spaces, newlines or special characters.",
+        ),
+        ("CLIENT SETNAME r\u{e4}d", "(error) ERR Client names cannot contain spaces, newlines or special characters."),
+    ] {
+        let reply = app.ask(asked)?;
+        ensure!(reply == refused, "{asked}: {reply}");
+    }
     let id = app.ask("CLIENT ID")?;
     let info = app.ask("CLIENT INFO")?;
     for part in [&format!("id={id} "), "name=shop", "lib-name=redis-py", "lib-ver=6.2", "db=0"] {
