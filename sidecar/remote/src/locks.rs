@@ -15,6 +15,7 @@ mod authority;
 mod call;
 mod decode;
 mod epoch;
+mod foreign;
 mod scripts;
 
 use std::{
@@ -35,6 +36,7 @@ pub use self::epoch::EpochStatus;
 use self::{
     call::Calls,
     epoch::Epochs,
+    foreign::Foreign,
     scripts::{Arguments, Keys, Script, Strings},
 };
 use crate::Target;
@@ -52,6 +54,7 @@ const ATTEMPTS: usize = 3;
 pub struct RedisLocks {
     calls: Calls,
     epochs: Epochs,
+    foreign: Foreign,
     keys: Keys,
     client: Arc<str>,
 }
@@ -62,7 +65,8 @@ impl RedisLocks {
     pub fn new(domain: &str, client: &str, authority: Option<Arc<dyn EpochAuthority>>) -> Arc<Self> {
         let keys = Keys::new(domain);
         let calls = Calls::new(keys.channel(client));
-        Arc::new(Self { calls, epochs: Epochs::new(authority), keys, client: client.into() })
+        let epochs = Epochs::new(authority);
+        Arc::new(Self { calls, epochs, foreign: Foreign::default(), keys, client: client.into() })
     }
 
     /// Where the locks are, from now on: the connection to there, which the caller has to poll. The one that there was ends
@@ -107,8 +111,44 @@ impl RedisLocks {
         }
     }
 
-    /// Runs a script under a confirmed epoch. An answer that came over a connection made since is refused.
+    /// Runs a script about one lock, and tells what is not its own there.
+    async fn run_on(&self, name: &Bytes, script: Script, args: &Arguments) -> Result<(u64, Bytes), BackendError> {
+        let (epoch, reply) = self.ask(script, &self.keys.of(name), args).await?;
+        let told = match () {
+            () if decode::is_unreadable(&reply) => Some(foreign::record(&self.keys, name)),
+            () if decode::is_wrong_type(&reply) => self.foreign_key(name).await,
+            () => None,
+        };
+        match (told, reply.strip_prefix(b"-")) {
+            (Some(told), _) => {
+                self.foreign.found(name, &told.to_string());
+                Err(told)
+            }
+            (None, Some(message)) => Err(decode::refused(message)),
+            (None, None) => Ok((epoch, reply)),
+        }
+    }
+
+    /// The key of a type that it must not be of, unless that was mended meanwhile.
+    async fn foreign_key(&self, name: &Bytes) -> Option<BackendError> {
+        let parts = self.keys.parts_of(name);
+        let commands = parts.each_ref().map(|part| [b"TYPE" as &[u8], &part.key]);
+        let (_, replies) = self.calls.send(&commands.each_ref().map(|command| &command[..])).await.ok()?;
+        foreign::key(name, &parts, &replies)
+    }
+
+    /// Runs a script that is about no lock, or about many.
     async fn run(&self, script: Script, keys: &Strings, args: &Arguments) -> Result<(u64, Bytes), BackendError> {
+        let (epoch, reply) = self.ask(script, keys, args).await?;
+        match reply.strip_prefix(b"-") {
+            Some(message) => Err(decode::refused(message)),
+            None => Ok((epoch, reply)),
+        }
+    }
+
+    /// Has a script run under a confirmed epoch; the reply may be an error of Redis's. An answer that came over a connection
+    /// made since is refused.
+    async fn ask(&self, script: Script, keys: &Strings, args: &Arguments) -> Result<(u64, Bytes), BackendError> {
         for _ in 0..ATTEMPTS {
             let confirmed = self.epochs.confirm(&self.calls, &self.keys).await?;
             let request = args.request(confirmed.sha(script), keys, confirmed.epoch);
@@ -126,7 +166,9 @@ impl RedisLocks {
                 continue;
             }
             if link != confirmed.link {
-                return Err(BackendError("the connection to Redis was replaced while it answered; ask again".into()));
+                return Err(BackendError::Unavailable(
+                    "the connection to Redis was replaced while it answered; ask again".into(),
+                ));
             }
             if call::is_elsewhere(&reply) {
                 self.calls.elsewhere(link).await;
@@ -136,16 +178,20 @@ impl RedisLocks {
                 self.epochs.doubt(&confirmed);
                 continue;
             }
-            if let Some(message) = reply.strip_prefix(b"-") {
-                return Err(decode::refused(message));
-            }
             return Ok((confirmed.epoch, reply));
         }
-        Err(BackendError(
+        Err(BackendError::Unavailable(
             "the server or the epoch of the locks keeps changing; see whether several Redis servers share an address, or \
              whether a slot is moving, then try again"
                 .into(),
         ))
+    }
+
+    async fn duty(&self, lease: Duration) -> Result<Bytes, BackendError> {
+        let args = Arguments::without_epoch().with(&*self.client).with(lease.as_millis().to_string());
+        let args = args.with(self.keys.channels());
+        let (_, reply) = self.run(Script::Duty, &Strings::default().with(&[&self.keys.duty()]), &args).await?;
+        Ok(reply)
     }
 
     async fn status_of(&self, name: &Bytes) -> Result<LockStatus<Bytes>, BackendError> {
@@ -154,7 +200,11 @@ impl RedisLocks {
 
     async fn status_and_epoch(&self, name: &Bytes) -> Result<(LockStatus<Bytes>, u64), BackendError> {
         let args = Arguments::default().with(MAX_SHOWN.to_string());
-        let (epoch, reply) = self.run(Script::Status, &self.keys.of(name), &args).await?;
+        let (epoch, reply) = self.run_on(name, Script::Status, &args).await?;
+        match decode::left_out(&reply) {
+            0 => self.foreign.is_gone(name),
+            _ => self.foreign.found(name, &foreign::entries(name)),
+        }
         Ok((decode::status(name, epoch, &reply)?, epoch))
     }
 
@@ -207,7 +257,7 @@ impl LockBackend<Bytes> for RedisLocks {
                 .with(mode(ask.mode))
                 .with(format!("{}:{}:{}", ask.lease.as_micros(), ask.ticket, ask.owner.as_str()))
                 .with(if ask.waits { MAX_QUEUE } else { 0 }.to_string());
-            let (epoch, reply) = self.run(Script::Acquire, &self.keys.of(&ask.name), &args).await?;
+            let (epoch, reply) = self.run_on(&ask.name, Script::Acquire, &args).await?;
             decode::answer(epoch, &reply, LOOK_AGAIN, MAX_QUEUE)
         })
     }
@@ -219,7 +269,7 @@ impl LockBackend<Bytes> for RedisLocks {
                 .with(ask.ticket.to_string())
                 .with(mode(ask.mode))
                 .with(micros(ask.lease));
-            self.run(Script::Cancel, &self.keys.of(&ask.name), &args).await.map(|_| ())
+            self.run_on(&ask.name, Script::Cancel, &args).await.map(|_| ())
         })
     }
 
@@ -244,7 +294,7 @@ impl LockBackend<Bytes> for RedisLocks {
             if self.epochs.confirm(&self.calls, &self.keys).await?.epoch != claim.token.epoch() {
                 return Ok(false);
             }
-            let (_, reply) = self.run(Script::Release, &self.keys.of(&claim.name), &args).await?;
+            let (_, reply) = self.run_on(&claim.name, Script::Release, &args).await?;
             decode::flag(&reply)
         })
     }
@@ -267,7 +317,11 @@ impl LockBackend<Bytes> for RedisLocks {
             let (_, replies) = self.calls.send(&[&[b"SMEMBERS" as &[u8], &index]]).await?;
             let mut locks = Vec::new();
             for name in decode::texts(&replies[0])? {
-                locks.push(self.status_of(&name).await?);
+                match self.status_of(&name).await {
+                    Ok(status) => locks.push(status),
+                    Err(BackendError::Unreadable(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
             Ok(locks)
         })
@@ -275,23 +329,19 @@ impl LockBackend<Bytes> for RedisLocks {
 
     fn take_duty(&self, lease: Duration) -> Reply<'_, bool> {
         Box::pin(async move {
-            let args = Arguments::without_epoch().with(&*self.client).with(lease.as_millis().to_string());
-            let (_, reply) = self.run(Script::Duty, &Strings::default().with(&[&self.keys.duty()]), &args).await?;
+            let reply = self.duty(lease).await?;
             Ok(&*reply == b":1\r\n")
         })
     }
 
     fn leave_duty(&self) -> Reply<'_, ()> {
-        Box::pin(async move {
-            let args = Arguments::without_epoch().with(&*self.client).with("0");
-            self.run(Script::Duty, &Strings::default().with(&[&self.keys.duty()]), &args).await.map(|_| ())
-        })
+        Box::pin(async move { self.duty(Duration::ZERO).await.map(|_| ()) })
     }
 
     fn break_deadlock<'a>(&'a self, name: &'a Bytes, ticket: &'a Ticket, cycle: &'a str) -> Reply<'a, bool> {
         Box::pin(async move {
             let args = Arguments::default().with(ticket.to_string()).with(cycle);
-            let (_, reply) = self.run(Script::Expel, &self.keys.of(name), &args).await?;
+            let (_, reply) = self.run_on(name, Script::Expel, &args).await?;
             decode::flag(&reply)
         })
     }

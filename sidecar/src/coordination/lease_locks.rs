@@ -280,7 +280,7 @@ fn remaining(record: &Record, now: SystemTime) -> Duration {
 }
 
 fn unavailable(reason: &str) -> BackendError {
-    BackendError(format!("a lock with BACKEND lease needs the API server: {reason}").into())
+    BackendError::Unavailable(format!("a lock with BACKEND lease needs the API server: {reason}").into())
 }
 
 fn annotation<'a>(lease: &'a Snapshot, name: &str) -> Option<&'a str> {
@@ -322,7 +322,7 @@ impl LockBackend<Bytes> for LeaseLocks {
     fn acquire<'a>(&'a self, ask: &'a Ask<Bytes>) -> Answered<'a, Answer> {
         Box::pin(async move {
             if ask.mode == LockMode::Shared {
-                return Err(BackendError("BACKEND lease has no SHARED locks; use BACKEND redis".into()));
+                return Err(BackendError::Unavailable("BACKEND lease has no SHARED locks; use BACKEND redis".into()));
             }
             let mut bid = self.bid_for(&ask.name, &ask.owner, ask.lease).await;
             let answer = match self.step(&mut bid, &ask.name, &ask.owner, None).await {

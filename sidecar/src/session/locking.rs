@@ -184,7 +184,11 @@ impl Conversation {
 
 fn describe_lost(lost: &LostLock, count: usize) -> String {
     let (name, token, reason) = (lost.name.escape_ascii(), lost.token, lost.reason.text());
-    let others = if count > 1 { format!(" (and {} others)", count - 1) } else { String::new() };
+    let others = match count {
+        0 | 1 => String::new(),
+        2 => " (and 1 other)".to_owned(),
+        _ => format!(" (and {} others)", count - 1),
+    };
     format!("the lock '{name}' held under {token} was lost{others}: {reason}")
 }
 
@@ -386,18 +390,19 @@ impl Request {
             Task::List(pattern) => {
                 let unavailable = |error| (LockError::Unavailable(error), &b""[..]);
                 let names = locks.names(pattern, MAX_LISTED).await.map_err(unavailable)?;
-                let mut rows = Vec::with_capacity(names.len());
+                let (mut count, mut rows) = (0, Vec::new());
                 for name in &names {
-                    let status = client.status(name).await.map_err(|error| (error, &b""[..]))?;
-                    // Left over from a holder that died: gone now.
-                    if !status.holders.is_empty() || !status.waiters.is_empty() {
-                        rows.push(status);
+                    match client.status(name).await {
+                        // Left over from a holder that died: gone now.
+                        Ok(status) if status.holders.is_empty() && status.waiters.is_empty() => continue,
+                        Ok(status) => encode_row(&status, protocol, &mut rows),
+                        Err(LockError::Unreadable(_)) => encode_unreadable(name, &mut rows),
+                        Err(error) => return Err((error, &b""[..])),
                     }
+                    count += 1;
                 }
-                encode::array_header(out, rows.len());
-                for row in &rows {
-                    encode_row(row, protocol, out);
-                }
+                encode::array_header(out, count);
+                out.extend_from_slice(&rows);
             }
             Task::Graph => {
                 let locks = client.contended().await.map_err(|error| (error, &b""[..]))?;
@@ -421,6 +426,7 @@ fn error_text(error: &LockError, name: &[u8]) -> String {
         LockError::Upgrade(_) => format!("ERR '{name}' is {error}"),
         LockError::Limit { .. } => format!("LIMIT '{name}': {error}"),
         LockError::Unavailable(_) => format!("NOTREADY {error}"),
+        LockError::Unreadable(_) => format!("ERR {error}"),
         LockError::Abandoned => format!("ERR '{name}': {error}"),
     }
 }
@@ -479,6 +485,15 @@ fn encode_row(status: &LockStatus<Bytes>, protocol: Protocol, out: &mut Vec<u8>)
     }
     encode::integer(out, count(status.holders.len()));
     encode::integer(out, count(status.waiters.len()));
+}
+
+/// `[name, UNREADABLE, 0, 0]`: LOCK.INFO says why.
+fn encode_unreadable(name: &[u8], out: &mut Vec<u8>) {
+    encode::array_header(out, 4);
+    encode::bulk(out, name);
+    encode::bulk(out, b"UNREADABLE");
+    encode::integer(out, 0);
+    encode::integer(out, 0);
 }
 
 /// `[waiter, lock, HOLDER|WAITER, who is in the way]`

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use caddy_tests::{
+    e2e::eventually,
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
+    world::SOON,
 };
 
 use crate::{LOCKS, Locker};
@@ -149,4 +151,34 @@ fn what_redis_refuses_is_told_with_what_to_do_and_heals() {
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
     let other = app.acquire("other");
     assert_eq!(app.ask(&format!("LOCK.RELEASE other {other}")), "0");
+}
+
+/// Who waited in an epoch that is over waits for nothing that is looked at for deadlocks again and again.
+#[test]
+fn the_index_of_contended_locks_forgets_what_a_new_epoch_voids() {
+    let redis = RedisServer::start().unwrap();
+    let sidecar = SidecarOptions::redis(redis.socket()).section("locks: {deadlockCheck: 100ms}").start().unwrap();
+    let mut holder = Locker::new(&sidecar);
+    let mut waiters: Vec<Locker> = (0..5).map(|_| Locker::new(&sidecar)).collect();
+    for (n, waiter) in waiters.iter_mut().enumerate() {
+        holder.acquire(&format!("l{n} LEASE 60000"));
+        waiter.send(&format!("LOCK.ACQUIRE l{n} WAIT 60000 LEASE 60000"));
+    }
+    let contended = |wanted: &str| {
+        eventually(format!("{wanted} are waited for"), SOON, || {
+            let count = redis.command(&["SCARD", &format!("{LOCKS}:contended")])?;
+            anyhow::ensure!(count == format!(":{wanted}\r\n").as_bytes(), "{}", String::from_utf8_lossy(&count));
+            Ok(())
+        })
+        .unwrap();
+    };
+    contended("5");
+    redis.command(&["DEL", LOCKS]).unwrap();
+    for waiter in &mut waiters {
+        assert!(crate::granted(&waiter.reply()).is_some());
+    }
+    // One that waits has them looked at.
+    let mut last = Locker::new(&sidecar);
+    last.send("LOCK.ACQUIRE l0 WAIT 60000");
+    contended("1");
 }

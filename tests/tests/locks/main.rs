@@ -7,12 +7,14 @@ mod agreed_epochs;
 mod commands;
 mod deadlocks;
 mod epochs;
+mod garbage;
 mod histories;
 mod lease_locks;
 mod planted;
 mod scripts;
 mod settled_epochs;
 mod stories;
+mod takeover;
 
 use caddy_resp::Value;
 use caddy_tests::{redis::RedisServer, sidecar::Sidecar, wire::Wire};

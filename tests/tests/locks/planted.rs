@@ -12,9 +12,9 @@ macro_rules! source {
     };
 }
 
-const ACQUIRE: &str = source!("head", "acquire", "common", "acquire_rest");
-const RELEASE: &str = source!("head", "release", "common", "release_rest");
-const RENEW: &str = source!("renew");
+const ACQUIRE: &str = source!("number", "head", "acquire", "common", "acquire_rest");
+const RELEASE: &str = source!("number", "head", "release", "common", "release_rest");
+const RENEW: &str = source!("number", "renew");
 
 const LOCKS: &str = "caddy:{planted}:locks";
 const EPOCH: &str = "7";
@@ -99,11 +99,26 @@ const RULES: &[(&str, &str, &str, Story)] = &[
     ("nothing is done in another epoch", "if s[1] ~= epoch then return {'epoch'} end", "", |scripts| {
         scripts.about(ACQUIRE, NOW, &["6", "x", "1:a-1:a1", "10"]) == "[epoch]"
     }),
+    ("a counter that is none is no counter", "if not is_later and not number(s[2])", "if false", |scripts| {
+        scripts.redis.command(&["HSET", LOCKS, "c", "9999999999999999"]).unwrap();
+        scripts.acquire(NOW, "a1", "x") == "[epoch]"
+    }),
+    ("what cannot be read is left alone", "number(lease) <= TTL * 1000", "true", |scripts| {
+        let record = format!("1:{NOW}:900000000000000:a-1:a1");
+        scripts.redis.command(&["HSET", LOCKS, "x:l", &record]).unwrap();
+        scripts.acquire(NOW, "a2", "x") == "[unreadable]"
+    }),
     ("half a shared lock is none", "call('HLEN', H) == n + 2", "true", |scripts| {
         scripts.acquire(NOW, "a1", "s");
         scripts.acquire(NOW, "a2", "s");
         scripts.redis.command(&["ZREM", &format!("{LOCKS}:z:l"), "a2"]).unwrap();
         is_granted(&scripts.acquire(NOW, "a3", "x"))
+    }),
+    ("who wrote no ticket does not wait", "till = ticket and call", "till = call", |scripts| {
+        let held = scripts.acquire(NOW, "a1", "x");
+        assert!(!is_granted(&scripts.acquire(NOW, "a2", "x")));
+        scripts.redis.command(&["ZADD", &format!("{LOCKS}:q:l"), "0", "garbage"]).unwrap();
+        scripts.release(NOW, "a1", &held) && scripts.acquire(NOW, "a2", "x").parse::<u64>().is_ok()
     }),
     // The clock jumps ahead.
     ("who comes behind the end of the lease does not let go", "since + lease > now + 0", "true", |scripts| {

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Answer, Ask, Claim, FencingToken, Grant, LockClient, LockConfig, LockError, LockKey, LostReason,
+    Answer, Ask, BackendError, Claim, FencingToken, Grant, LockClient, LockConfig, LockError, LockKey, LostReason,
     client::{News, Waiter},
     holdings::Lost,
     signal::Signal,
@@ -94,8 +94,9 @@ impl<'a, K: LockKey> Attempt<'a, K> {
                     queued_at = Some(sent);
                     again
                 }
+                Err(error @ BackendError::Unreadable(_)) => return Err(error.into()),
                 // Whoever has not queued yet is told at once; whoever waits goes on until its time is over.
-                Err(error) if !self.queued => return Err(LockError::Unavailable(error.to_string())),
+                Err(error) if !self.queued => return Err(error.into()),
                 Err(_) => OUTAGE,
             };
             // One that was queued long ago asks again: what is left of its lease is to be more than what is renewed.

@@ -15,10 +15,16 @@ use super::{FencingToken, LockMode, LockStatus, Owner, Ticket};
 /// What a backend's operation returns.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, BackendError>> + Send + 'a>>;
 
-/// The backend cannot be asked, or its answer was lost; whether it did what was asked is unknown. Says what to do.
+/// Why there is no answer. Says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BackendError(pub Arc<str>);
+pub enum BackendError {
+    /// The backend cannot be asked, or its answer was lost; whether it did what was asked is unknown.
+    #[error("{0}")]
+    Unavailable(Arc<str>),
+    /// What the backend has of this one lock was written by somebody else. Nothing was done; other locks go on.
+    #[error("{0}")]
+    Unreadable(Arc<str>),
+}
 
 /// One acquisition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +118,7 @@ pub trait LockBackend<K>: Send + Sync {
     fn keep_waiting(&self) -> Reply<'_, ()>;
     /// Who holds and who waits.
     fn status<'a>(&'a self, name: &'a K) -> Reply<'a, LockStatus<K>>;
-    /// All locks that somebody waits for.
+    /// All locks that somebody waits for, without those that cannot be read.
     fn contended(&self) -> Reply<'_, Vec<LockStatus<K>>>;
     /// Whether this client is the one that looks for deadlocks for the next while.
     fn take_duty(&self, lease: Duration) -> Reply<'_, bool>;

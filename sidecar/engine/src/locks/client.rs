@@ -207,12 +207,12 @@ impl<K: LockKey> LockClient<K> {
 
     /// Who holds and who waits.
     pub async fn status(&self, name: &K) -> Result<LockStatus<K>, LockError> {
-        self.backend.status(name).await.map_err(|error| LockError::Unavailable(error.to_string()))
+        Ok(self.backend.status(name).await?)
     }
 
-    /// All locks that somebody waits for.
+    /// All locks that somebody waits for, without those that cannot be read.
     pub async fn contended(&self) -> Result<Vec<LockStatus<K>>, LockError> {
-        self.backend.contended().await.map_err(|error| LockError::Unavailable(error.to_string()))
+        Ok(self.backend.contended().await?)
     }
 
     // === taking ===
@@ -288,8 +288,7 @@ impl<K: LockKey> LockClient<K> {
         };
         let claim = Claim { name: name.clone(), owner: owner.clone(), token, lease };
         let mut letting_go = LettingGo { client: self, claim, answered: false };
-        let released = self.backend.release(&letting_go.claim).await;
-        let released = released.map_err(|error| LockError::Unavailable(error.to_string()))?;
+        let released = self.backend.release(&letting_go.claim).await?;
         letting_go.answered = true;
         if !released {
             return Err(LockError::NotHeld);
@@ -315,7 +314,7 @@ impl<K: LockKey> LockClient<K> {
         let lease = lease.max(LockConfig::SHORTEST_LEASE);
         let claims = [Claim { name: name.clone(), owner: owner.clone(), token, lease }];
         let sent = self.timer.now();
-        let renewed = self.backend.renew(&claims).await.map_err(|error| LockError::Unavailable(error.to_string()))?;
+        let renewed = self.backend.renew(&claims).await?;
         if renewed != [true] {
             self.gone(&claims[0]);
             return Err(LockError::NotHeld);

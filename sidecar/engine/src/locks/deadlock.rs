@@ -121,8 +121,11 @@ impl<K: LockKey> DeadlockDetector<K> {
         let mut broken = 0;
         for deadlock in Self::confirm(&first, &second) {
             let Some(victim) = deadlock.youngest() else { continue };
-            let expelled = backend.break_deadlock(&victim.name, &victim.ticket, &deadlock.to_string()).await?;
-            broken += usize::from(expelled);
+            match backend.break_deadlock(&victim.name, &victim.ticket, &deadlock.to_string()).await {
+                Ok(expelled) => broken += usize::from(expelled),
+                Err(BackendError::Unreadable(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(broken)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::FencingToken;
+use super::{BackendError, FencingToken};
 
 /// What went wrong, named after the step that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,19 @@ pub enum LockError {
     /// The backend cannot be asked, or its answer did not come. What was under way is cancelled or ends with its lease.
     #[error("{0}")]
     Unavailable(String),
+    /// What the backend has of this lock was written by somebody else; other locks go on.
+    #[error("{0}")]
+    Unreadable(String),
     /// The owner went away while it waited.
     #[error("the owner is gone")]
     Abandoned,
+}
+
+impl From<BackendError> for LockError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Unavailable(reason) => Self::Unavailable(reason.to_string()),
+            BackendError::Unreadable(reason) => Self::Unreadable(reason.to_string()),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{DeadlockDetector, LockClient, LockKey, LostReason, client::State};
+use super::{BackendError, DeadlockDetector, LockClient, LockKey, LostReason, client::State};
 use crate::Moment;
 
 /// Leases renewed by one request.
@@ -103,24 +103,33 @@ impl<K: LockKey> LockClient<K> {
         }
     }
 
-    /// Whether nothing is left to do.
+    /// Whether nothing is left to do. Of a lock that cannot be read it is left for later, and in nobody's way.
     async fn take_back(&self) -> bool {
-        loop {
+        let (mut kept, mut stuck) = (Vec::new(), Vec::new());
+        let mut is_answered = true;
+        while is_answered {
             let Some((ask, until)) = self.state.lock().given_up.pop() else { break };
-            if self.backend.cancel(&ask).await.is_err() && self.timer.now() < until {
-                self.state.lock().given_up.push((ask, until));
-                return false;
+            let outcome = self.backend.cancel(&ask).await;
+            if outcome.is_err() && self.timer.now() < until {
+                is_answered = matches!(outcome, Err(BackendError::Unreadable(_)));
+                kept.push((ask, until));
             }
         }
-        loop {
+        let is_clean = kept.is_empty();
+        self.state.lock().given_up.append(&mut kept);
+        while is_answered {
             // It stays until it is answered: nobody goes by a token that is being let go.
-            let Some((claim, until)) = self.state.lock().let_go.last().cloned() else { break };
-            if self.backend.release(&claim).await.is_err() && self.timer.now() < until {
-                return false;
+            let next = self.state.lock().let_go.iter().rfind(|(claim, _)| !stuck.contains(claim)).cloned();
+            let Some((claim, until)) = next else { break };
+            let outcome = self.backend.release(&claim).await;
+            if outcome.is_err() && self.timer.now() < until {
+                is_answered = matches!(outcome, Err(BackendError::Unreadable(_)));
+                stuck.push(claim);
+            } else {
+                self.state.lock().let_go.retain(|(other, _)| *other != claim);
             }
-            self.state.lock().let_go.retain(|(other, _)| *other != claim);
         }
-        true
+        is_clean && stuck.is_empty()
     }
 
     /// Done when all that was to be let go is; for the end of a process. Does not wait for what the backend does not answer.

@@ -48,6 +48,8 @@ pub(crate) struct Faulty {
     deaf: AtomicBool,
     /// What is to be let go is stuck on its way there, and lost.
     stuck: AtomicBool,
+    /// Which lock cannot be read.
+    unreadable: Mutex<Option<&'static str>>,
     asks: AtomicUsize,
 }
 
@@ -59,8 +61,15 @@ impl Faulty {
         client: &'static str,
         duty: Duty,
     ) -> Arc<Self> {
-        let (away, deaf, stuck, asks) = Default::default();
-        Arc::new(Self { inner, timer, client, duty, away, deaf, stuck, asks })
+        let (away, deaf, stuck, unreadable, asks) = Default::default();
+        Arc::new(Self { inner, timer, client, duty, away, deaf, stuck, unreadable, asks })
+    }
+
+    fn read(&self, name: &str) -> Result<(), BackendError> {
+        if *self.unreadable.lock() == Some(name) {
+            return Err(BackendError::Unreadable("somebody else wrote there".into()));
+        }
+        Ok(())
     }
 
     fn others_have_the_duty(&self) -> bool {
@@ -71,12 +80,12 @@ impl Faulty {
         let (away, deaf) = (self.away.load(Ordering::SeqCst), self.deaf.load(Ordering::SeqCst));
         Box::pin(async move {
             if away {
-                return Err(BackendError("the backend is away".into()));
+                return Err(BackendError::Unavailable("the backend is away".into()));
             }
             let answer = answer.await;
             if deaf {
                 sleep(Duration::from_secs(2)).await;
-                return Err(BackendError("the answer was lost".into()));
+                return Err(BackendError::Unavailable("the answer was lost".into()));
             }
             answer
         })
@@ -96,7 +105,10 @@ impl LockBackend<String> for Faulty {
     }
     fn cancel<'a>(&'a self, ask: &'a Ask<String>) -> Reply<'a, ()> {
         let inner = self.inner.clone();
-        self.pass(Box::pin(async move { inner.cancel(ask).await }))
+        self.pass(Box::pin(async move {
+            self.read(&ask.name)?;
+            inner.cancel(ask).await
+        }))
     }
     fn renew<'a>(&'a self, claims: &'a [Claim<String>]) -> Reply<'a, Vec<bool>> {
         let inner = self.inner.clone();
@@ -105,13 +117,14 @@ impl LockBackend<String> for Faulty {
     fn release<'a>(&'a self, claim: &'a Claim<String>) -> Reply<'a, bool> {
         let inner = self.inner.clone();
         self.pass(Box::pin(async move {
+            self.read(&claim.name)?;
             if !self.stuck.load(Ordering::SeqCst) {
                 return inner.release(claim).await;
             }
             while self.stuck.load(Ordering::SeqCst) {
                 sleep(Duration::from_millis(10)).await;
             }
-            Err(BackendError("the request was lost".into()))
+            Err(BackendError::Unavailable("the request was lost".into()))
         }))
     }
     fn keep_waiting(&self) -> Reply<'_, ()> {
@@ -416,6 +429,27 @@ fn nobody_goes_by_a_token_that_is_being_let_go() {
         let holders = backend.inner.status(&lock).await.unwrap().holders;
         assert_eq!(holders.iter().map(|holder| holder.token).collect::<Vec<_>>(), [again.token], "it is held");
         assert!(again.token > held.token);
+    });
+}
+
+#[test]
+fn a_lock_that_cannot_be_read_is_in_no_others_way_and_let_go_when_it_can() {
+    play(|| async {
+        let World { backend, client, .. } = world();
+        let how = Acquire { timeout: Some(Duration::from_secs(1)), ..Acquire::default() };
+        let (ann, bea) = (owner("ann"), owner("bea"));
+        for name in ["a", "bad", "z"] {
+            client.acquire(&name.to_owned(), &ann, how).await.unwrap();
+        }
+        *backend.unreadable.lock() = Some("bad");
+        let timed_out = client.acquire(&"bad".to_owned(), &bea, how).await;
+        assert!(matches!(timed_out, Err(LockError::TimedOut(_))), "{timed_out:?}");
+        client.depart(&ann);
+        for name in ["a", "z"] {
+            client.acquire(&name.to_owned(), &bea, how).await.unwrap();
+        }
+        *backend.unreadable.lock() = None;
+        client.acquire(&"bad".to_owned(), &bea, how).await.unwrap();
     });
 }
 

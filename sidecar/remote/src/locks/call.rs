@@ -166,16 +166,18 @@ impl Calls {
 
     /// As [`send`](Self::send), of commands that are encoded already.
     pub(super) async fn send_raw(&self, bytes: Bytes, replies: u16) -> Result<Answered, BackendError> {
-        let ended = || BackendError("the sidecar is shutting down".into());
+        let ended = || BackendError::Unavailable("the sidecar is shutting down".into());
         let (done, answer) = oneshot::channel();
         let tag = Call::Command { replies: Vec::with_capacity(usize::from(replies)), done };
         let Some(line) = self.found().await else {
-            return Err(BackendError("it is not known yet which node of the cluster has the locks; try again".into()));
+            return Err(BackendError::Unavailable(
+                "it is not known yet which node of the cluster has the locks; try again".into(),
+            ));
         };
         line.lane.submit(Request { bytes, replies, tag }).map_err(|_| ended())?;
         match answer.await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(loss)) => Err(BackendError(loss.to_string().into())),
+            Ok(Err(loss)) => Err(BackendError::Unavailable(loss.to_string().into())),
             Err(_) => Err(ended()),
         }
     }
@@ -190,7 +192,7 @@ impl LockHandler {
     }
 
     /// `g<ticket> <epoch> <counter>`: it was handed the lock. `w<ticket>`: its turn may have come. `d<ticket> <cycle>`: it
-    /// was taken out of its queue.
+    /// was taken out of its queue. `?`: somebody asks whether anybody hears it.
     fn message(&self, message: &str) {
         if let Some(rest) = message.strip_prefix('g') {
             let mut fields = rest.split(' ');

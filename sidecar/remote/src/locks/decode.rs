@@ -14,7 +14,7 @@ pub(super) fn unexpected(reply: &[u8]) -> BackendError {
         return refused(message);
     }
     let shown = String::from_utf8_lossy(&reply[..reply.len().min(120)]).into_owned();
-    BackendError(format!("Redis answered a lock script with {shown:?}").into())
+    BackendError::Unavailable(format!("Redis answered a lock script with {shown:?}").into())
 }
 
 /// An error of the server's, as told to an app.
@@ -32,12 +32,22 @@ pub(super) fn refused(message: &[u8]) -> BackendError {
              broken voids locks, which is noticed"
         }
     };
-    BackendError(format!("Redis refused a lock script: {message}; {advice}").into())
+    BackendError::Unavailable(format!("Redis refused a lock script: {message}; {advice}").into())
 }
 
 /// Whether the reply says that the epoch, or the server's scripts, are not what they were.
 pub(super) fn needs_confirmation(reply: &[u8]) -> bool {
     reply.starts_with(b"*1\r\n$5\r\nepoch\r\n") || reply.starts_with(b"-NOSCRIPT") || reply.starts_with(b"-READONLY")
+}
+
+/// Whether a script found a record of the lock that is none.
+pub(super) fn is_unreadable(reply: &[u8]) -> bool {
+    reply.starts_with(b"*1\r\n$10\r\nunreadable\r\n")
+}
+
+/// Whether a key is of a type that it cannot be of; before Redis 7 the error of a script says so at its end.
+pub(super) fn is_wrong_type(reply: &[u8]) -> bool {
+    reply.starts_with(b"-") && reply.windows(9).any(|part| part == b"WRONGTYPE")
 }
 
 fn elements(reply: &[u8]) -> Result<Vec<Value<'_>>, BackendError> {
@@ -117,6 +127,13 @@ fn mode(value: &Value<'_>) -> LockMode {
 
 fn owner(value: &Value<'_>) -> Option<Owner> {
     Some(Owner::new(String::from_utf8_lossy(value.as_bytes()?)))
+}
+
+/// How many waiters the status leaves out since they are none.
+pub(super) fn left_out(reply: &[u8]) -> usize {
+    let Ok((value, _)) = Value::decode(reply) else { return 0 };
+    let count = value.as_elements().and_then(|parts| parts.get(3)?.as_integer());
+    count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }
 
 pub(super) fn status(name: &Bytes, epoch: u64, reply: &[u8]) -> Result<LockStatus<Bytes>, BackendError> {

@@ -160,7 +160,7 @@ impl Epochs {
             return Err(decode::unexpected(b"too few replies"));
         };
         if field(replication, "role:").is_some_and(|role| role != "master") {
-            return Err(BackendError("Redis is a replica; point the endpoint at the primary".into()));
+            return Err(BackendError::Unavailable("Redis is a replica; point the endpoint at the primary".into()));
         }
         let shas = loaded.iter().map(|reply| decode::text(reply)).collect::<Result<Vec<_>, _>>()?;
         let ids = field(server, "run_id:").zip(field(replication, "master_replid:"));
@@ -187,13 +187,13 @@ impl Epochs {
         let request = args.request(sha, &Strings::default().with(&[&keys.all()]), 0);
         let (link, replies) = calls.send_raw(request.into(), 1).await?;
         if link != server.link {
-            return Err(BackendError(
+            return Err(BackendError::Unavailable(
                 "the connection to Redis was replaced while locks were prepared; ask again".into(),
             ));
         }
         if is_elsewhere(&replies[0]) {
             calls.elsewhere(link).await;
-            return Err(BackendError("the slot of the locks moved to another node; try again".into()));
+            return Err(BackendError::Unavailable("the slot of the locks moved to another node; try again".into()));
         }
         let (epoch, outcome) = decode::epoch(&replies[0])?;
         match outcome.as_str() {
@@ -256,10 +256,10 @@ impl Epochs {
                 (Err(_), Mirror::Confirmed(epoch)) => return Ok((epoch, false)),
                 (Ok(agreed), Mirror::Void(least)) => (agreed, least),
                 (Err(reason), Mirror::Void(_) | Mirror::Waits(_)) => {
-                    return Err(BackendError(
+                    return Err(BackendError::Unavailable(
                         format!(
-                            "a new epoch of the locks has to be agreed on in {}, which cannot be asked: {reason}; see \
-                             whether the API server answers, then try again",
+                            "a new epoch of the locks has to be agreed on and noted in the Lease {}, which cannot be \
+                             asked: {reason}; see whether the API server answers, then try again",
                             authority.name()
                         )
                         .into(),
@@ -278,7 +278,7 @@ impl Epochs {
             self.mirror(server, calls, keys, least, &least.to_string()).await?;
             is_new = true;
         }
-        Err(BackendError(
+        Err(BackendError::Unavailable(
             format!("no new epoch of the locks could be agreed on in {}; try again", authority.name()).into(),
         ))
     }

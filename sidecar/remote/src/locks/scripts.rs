@@ -28,13 +28,13 @@ macro_rules! parts {
 
 /// What Redis is given.
 pub(super) const SOURCES: [&str; SCRIPTS] = [
-    parts!("head.lua", "acquire.lua", "common.lua", "acquire_rest.lua"),
-    parts!("head.lua", "release.lua", "common.lua", "release_rest.lua"),
-    parts!("head.lua", "common.lua", "cancel.lua"),
-    parts!("head.lua", "common.lua", "expel.lua"),
-    parts!("head.lua", "common.lua", "status.lua"),
-    include_str!("scripts/renew.lua"),
-    include_str!("scripts/epoch.lua"),
+    parts!("number.lua", "head.lua", "acquire.lua", "common.lua", "acquire_rest.lua"),
+    parts!("number.lua", "head.lua", "release.lua", "common.lua", "release_rest.lua"),
+    parts!("number.lua", "head.lua", "common.lua", "cancel.lua"),
+    parts!("number.lua", "head.lua", "common.lua", "expel.lua"),
+    parts!("number.lua", "head.lua", "common.lua", "status.lua"),
+    parts!("number.lua", "renew.lua"),
+    parts!("number.lua", "epoch.lua"),
     include_str!("scripts/beat.lua"),
     include_str!("scripts/duty.lua"),
 ];
@@ -76,11 +76,31 @@ impl Keys {
         self.named(&format!("wake:{client}"))
     }
 
+    /// How all of these begin.
+    pub(super) fn channels(&self) -> Bytes {
+        self.named("wake:")
+    }
+
     /// What the scripts about one lock declare, in the order of `head.lua`.
     pub(super) fn of(&self, name: &[u8]) -> Strings {
         let all = self.prefix.as_bytes();
         let keys = Strings::default().with(&[all]).with(&[all, b":h:", name]).with(&[all, b":z:", name]);
         keys.with(&[all, b":q:", name]).with(&[all, b":live"]).with(&[all, b":contended"])
+    }
+
+    /// Of which type they have to be.
+    pub(super) fn parts_of(&self, name: &[u8]) -> [Part; 5] {
+        let own = |kind_of_key: &str, kind| {
+            let key = [self.prefix.as_bytes(), kind_of_key.as_bytes(), name].concat().into();
+            Part { key, kind, is_of_all: false }
+        };
+        [
+            own(":h:", "hash"),
+            own(":z:", "zset"),
+            own(":q:", "zset"),
+            Part { key: self.live(), kind: "zset", is_of_all: true },
+            Part { key: self.contended(), kind: "set", is_of_all: true },
+        ]
     }
 
     /// What the script that renews declares.
@@ -89,6 +109,16 @@ impl Keys {
         let declared = Strings::default().with(&[all]);
         names.fold(declared, |keys, name| keys.with(&[all, b":h:", name]).with(&[all, b":z:", name]))
     }
+}
+
+/// One key that scripts about a lock use.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) key: Bytes,
+    /// Its type, as Redis names it.
+    pub(super) kind: &'static str,
+    /// All locks have it, beside the one hash whose loss is a new epoch.
+    pub(super) is_of_all: bool,
 }
 
 /// Keys or arguments of a call, as they go out: a lock is taken and let go without a copy of each.

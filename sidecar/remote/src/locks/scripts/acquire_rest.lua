@@ -1,7 +1,7 @@
 local lease, ticket, owner = match(asker, '^(%d+):([^:]*):(.*)$')
 lease = tonumber(lease)
 if sweeps then sweep() end
-open()
+if not open() then return UNREADABLE end
 local w = mode .. ':' .. asker
 local token, held = held_by(owner)
 if token then

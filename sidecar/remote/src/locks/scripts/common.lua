@@ -1,7 +1,7 @@
 -- What scripts about one lock need where it is shared, waited for, or its lease has ended.
 local TTL = 90000000 -- 25 h, longer than any lease: garbage ends by itself
 local t = tonumber(now)
-local counter = s[2] and s[2] + 1 or 1
+local counter = s[2] + 1
 if t > counter then counter = t end
 
 local function text(n) return format('%d', n) end
@@ -15,11 +15,14 @@ end
 -- The client of a ticket, which is <client>-<number>.
 local function client(ticket) return match(ticket, '^(.*)%-') end
 
+-- What somebody else wrote where a record belongs: nothing is done before that is mended.
+local UNREADABLE = {'unreadable'}
+
 -- How many were told.
 local function publish(ticket, message) return call('PUBLISH', S .. ':wake:' .. client(ticket), message) end
 
--- mode, lease, ticket, owner
-local function waiter(w) return match(w, '^(.):(%d+):([^:]*):(.*)$') end
+-- mode, lease, ticket, owner; nothing if somebody else wrote it
+local function waiter(w) return match(w, '^([sx]):(%d+):([^:%-]+%-%d+):(.+)$') end
 
 -- The exclusive holder: owner, token, since, lease, ticket. The number of shared ones, and their longest lease.
 local x, n, longest = nil, 0, 0
@@ -40,10 +43,11 @@ local function drop_shared(owner)
 end
 
 -- Reads who holds it; ends leases, voids what is of another epoch or incomplete. A lease that begins later, or ends later
--- than the longest that was asked for, is a clock that was set back: it counts from now.
+-- than the longest that was asked for, is a clock that was set back: it counts from now. Whether it can be read.
 local function open()
   if s[3] then
     local token, since, lease, ticket, owner = match(s[3], '^(%d+):(%d+):(%d+):([^:]*):(.*)$')
+    if not (number(token) and number(since) and number(lease) and number(lease) <= TTL * 1000) then return false end
     x = {token = token, since = tonumber(since), lease = tonumber(lease), ticket = ticket, owner = owner}
     if x.since > t then
       x.since = t
@@ -54,21 +58,23 @@ local function open()
       call('HDEL', S, X)
     end
   end
-  if x or not s[4] then return end
+  if x or not s[4] then return true end
   n = call('ZCARD', Z)
   local h = call('HMGET', H, 'e', 'm')
-  longest = tonumber(h[2] or '0')
-  local fits = (n == 0 and not h[1]) or (h[1] == epoch and call('HLEN', H) == n + 2)
+  longest = number(h[2] or '0')
+  local is_whole = h[1] == epoch and longest and longest <= TTL * 1000 and call('HLEN', H) == n + 2
+  local fits = (n == 0 and not h[1]) or is_whole
   if not fits then
     call('DEL', H, Z)
     n, longest = 0, 0
   end
-  if n == 0 then return end
+  if n == 0 then return true end
   for _, owner in ipairs(call('ZRANGEBYSCORE', Z, '(' .. text(t + longest), '+inf', 'LIMIT', 0, 1024)) do
     call('ZADD', Z, text(t + longest), owner)
   end
   for _, owner in ipairs(call('ZRANGEBYSCORE', Z, '-inf', t, 'LIMIT', 0, 1024)) do drop_shared(owner) end
   if n == 0 then call('DEL', H) end
+  return true
 end
 
 -- What the owner holds, for itself: token, mode, by which ticket.
@@ -77,7 +83,7 @@ local function held_by(owner)
   local h = n > 0 and call('HGET', H, 'o:' .. owner)
   if not h then return nil end
   local token, ticket = match(h, '^(%d+):(.*)$')
-  return token, 's', ticket
+  return token, token and 's', ticket
 end
 
 local function put_shared(owner, token, ticket, ends, lease)
@@ -114,8 +120,9 @@ end
 
 local function admits(mode) return not x and (mode == 's' or n == 0) end
 
+-- Who wrote no ticket is no waiter either.
 local function is_dead(ticket)
-  local till = call('ZSCORE', L, client(ticket))
+  local till = ticket and call('ZSCORE', L, client(ticket))
   return not till or tonumber(till) < t or tonumber(till) > t + ALIVE
 end
 
@@ -161,12 +168,12 @@ local function sweep()
   local some = call('HRANDFIELD', S, 64, 'WITHVALUES')
   for at = 1, #some, 2 do
     local kind = sub(some[at], 1, 2)
-    local since, kept = some[at + 1], TTL * 1000
+    local since, kept = tonumber(some[at + 1]), TTL * 1000
     if kind == 'x:' then
-      since, kept = match(since, '^%d+:(%d+):(%d+)')
+      since, kept = match(some[at + 1], '^%d+:(%d+):(%d+)')
       kept = kept and kept + 60000000
     end
-    if (kind == 'x:' or kind == 'q:') and kept and since + kept < t then
+    if (kind == 'x:' or kind == 'q:') and since and kept and since + kept < t then
       call('HDEL', S, some[at])
       if kind == 'q:' then call('SREM', C, sub(some[at], 3)) end
     end

@@ -1,5 +1,5 @@
 -- ARGV: epoch, ticket, cycle
-open()
+if not open() then return UNREADABLE end
 for _, w in ipairs(call('ZRANGE', Q, 0, -1)) do
   local _, _, ticket = waiter(w)
   if ticket == ARGV[2] then

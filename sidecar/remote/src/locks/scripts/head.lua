@@ -8,10 +8,11 @@
 --   Q  sorted set: waiters by arrival, <mode>:<lease>:<ticket>:<owner>
 --   L  live clients by when they count as dead;  C  names of locks with a queue
 -- A lock that nobody shares or waits for lies in S alone, and scripts look at that case first. If Redis evicts S, that is
--- a new epoch; if it evicts H or Z, the rest does not fit any more and the lock is void: it is never half a lock.
+-- a new epoch, as if e or c are no numbers; if it evicts H or Z, the rest does not fit any more and the lock is void: it is
+-- never half a lock. A key of another type, or a record of a holder that is none, is left alone and told.
 local S, H, Z, Q, L, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local epoch = ARGV[1]
-local call, format, match, sub = redis.call, string.format, string.match, string.sub
+local call, try, format, match, sub = redis.call, redis.pcall, string.format, string.match, string.sub
 local name = sub(H, #S + 4)
 local X, F = 'x:' .. name, 'q:' .. name
 local s = call('HMGET', S, 'e', 'c', X, F)
@@ -21,6 +22,7 @@ local clock = call('TIME')
 local now = clock[1] .. sub('00000' .. clock[2], -6)
 -- Whether it can be the next counter, which is greater than all before. It is, unless the clock was set back.
 local is_later = s[2] and #s[2] == #now and s[2] < now
+if not is_later and not number(s[2]) then return {'epoch'} end
 
 -- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
 local ALIVE = 3000000

@@ -8,7 +8,7 @@ if held == token and by == owner and since + lease > now + 0 then
   end
   -- The usual hand-over, to an exclusive waiter that lives and is told; all others are the rest's, which makes a lot more
   -- ready first. Granted before it is told, see there.
-  local first = call('ZRANGE', Q, 0, 0)[1]
+  local first = try('ZRANGE', Q, 0, 0)[1]
   local ticket, its_client = match(first or '', '^x:%d+:(([^:]*)%-%d+):')
   local till = is_later and ticket and tonumber(call('ZSCORE', L, its_client) or 0)
   if till and till >= now + 0 and till <= now + ALIVE then

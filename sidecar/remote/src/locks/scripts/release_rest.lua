@@ -1,4 +1,4 @@
-open()
+if not open() then return UNREADABLE end
 local is_held = held_by(owner) == token
 if is_held then drop(owner) end
 pass_on()

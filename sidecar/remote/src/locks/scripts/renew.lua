@@ -5,11 +5,14 @@ local clock = redis.call('TIME')
 local t = clock[1] * 1000000 + clock[2]
 local function text(n) return string.format('%d', n) end
 
+-- One that cannot be read is lost, and is in the way of no other.
 local function renew_shared(H, Z, name, owner, counter, lease)
-  local h = redis.call('HMGET', H, 'e', 'm', 'o:' .. owner)
-  local ends = h[1] == ARGV[1] and h[3] and string.match(h[3], '^%d+') == counter and redis.call('ZSCORE', Z, owner)
-  if not ends or tonumber(ends) <= t then return 0 end
-  redis.call('HSET', H, 'm', text(math.max(lease, tonumber(h[2]))))
+  local h = redis.pcall('HMGET', H, 'e', 'm', 'o:' .. owner)
+  local longest = number(h[2])
+  local is_held = h[1] == ARGV[1] and longest and h[3] and string.match(h[3], '^%d+') == counter
+  local ends = is_held and redis.pcall('ZSCORE', Z, owner)
+  if type(ends) ~= 'string' or tonumber(ends) <= t then return 0 end
+  redis.call('HSET', H, 'm', text(math.max(lease, longest)))
   redis.call('ZADD', Z, text(t + lease), owner)
   redis.call('PEXPIRE', H, 90000000)
   redis.call('PEXPIRE', Z, 90000000)
