@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use caddy_tests::{
+    e2e::eventually,
     lease_server::LeaseServer,
     redis::RedisServer,
     sidecar::{Sidecar, SidecarOptions},
+    world::SOON,
 };
 
 use crate::{LOCKS, Locker, granted};
@@ -100,6 +102,36 @@ fn without_an_answer_the_epoch_goes_on_and_a_new_one_waits() {
     let third = token_of(&here);
     assert!(epoch(&third) > epoch(&second), "{second} then {third}");
     assert_eq!(agreed(&api), epoch(&third));
+}
+
+/// The API server went away behind the agreement and the writing in Redis, before it could be told of that.
+#[test]
+fn an_epoch_that_could_not_be_noted_waits_and_goes_on_by_itself() {
+    let (api, redis) = (LeaseServer::start().unwrap(), RedisServer::start().unwrap());
+    let here = sidecar(&api, &redis);
+    let first = token_of(&here);
+    api.set_away(true);
+    redis.command(&["HSET", LOCKS, "w", "1"]).unwrap();
+    redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap();
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).unwrap();
+    let mut app = Locker::new(&here);
+    let refused = eventually("it is refused", SOON, || {
+        let reply = app.ask("LOCK.ACQUIRE l");
+        anyhow::ensure!(reply.starts_with("-NOTREADY a new epoch"), "{reply}");
+        Ok(reply)
+    });
+    let (refused, _) = refused.unwrap();
+    for told in [EPOCH, "has to be agreed on and noted", "see whether the API server answers, then try again"] {
+        assert!(refused.contains(told), "{refused}");
+    }
+    assert_eq!((app.ask("SET k v"), app.ask("GET k")), ("OK".into(), "v".into()), "everything else goes on");
+    let info = app.ask("INFO");
+    assert!(info.contains("a new epoch waits for that"), "{info}");
+    api.set_away(false);
+    assert_eq!(epoch(&token_of(&here)), epoch(&first), "the one that was agreed on");
+    assert_eq!(redis.command(&["HEXISTS", LOCKS, "w"]).unwrap(), b":0\r\n");
+    let begun = api.lease(EPOCH).unwrap()["metadata"]["annotations"]["cache.caddy.dev/epoch-begun"].clone();
+    assert_eq!(begun, epoch(&first).to_string());
 }
 
 /// Many sidecars meet the same loss: they end up in one epoch, and the API server hears of few of them.
