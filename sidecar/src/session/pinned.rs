@@ -36,9 +36,9 @@ use crate::{
 pub(super) enum Fate {
     /// Another session may have it.
     Pooled,
-    /// It may no longer be what it was made as: nobody else gets it.
+    /// It may no longer be what it was made as, or was subscribed: nobody else gets it.
     Closed,
-    /// Subscribed or tracking at some time: the session keeps it until it ends.
+    /// Tracking at some time: the session keeps it until it ends.
     Kept,
 }
 
@@ -62,8 +62,7 @@ pub(crate) struct Pinned {
     /// Confirmations still to come, or a pong; until then nothing else is taken: UNSUBSCRIBE may end that mode, our own answers must not
     /// overtake them, and an error in their place must not be taken for the reply to another request.
     confirming: usize,
-    /// Subscriptions at the last confirmation.
-    pub(super) subscriptions: i64,
+    pub(super) subscriptions: Subscriptions,
     /// It is there for a [`Pin::Interrupt`], and not in the session's database.
     interrupts: bool,
 }
@@ -71,7 +70,45 @@ pub(crate) struct Pinned {
 impl Pinned {
     /// Nothing keeps the session on it but what is under way.
     fn is_clean(&self) -> bool {
-        self.transaction.is_none() && !self.watching && self.fate != Fate::Kept
+        self.transaction.is_none() && !self.watching && !self.is_kept()
+    }
+
+    /// It has to be this very connection.
+    fn is_kept(&self) -> bool {
+        self.fate == Fate::Kept || self.confirming > 0 || self.subscriptions.any()
+    }
+}
+
+/// How many there are, by the last confirmations; Redis counts those to shard channels apart.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    channels: i64,
+    shards: i64,
+}
+
+impl Subscriptions {
+    /// Takes a frame; `false`: it confirms no subscription, and no end of one.
+    pub(super) fn take(&mut self, frame: &[u8]) -> bool {
+        // Messages have as many elements; their kinds are told apart before anything is decoded.
+        let Some(kind) = frame.strip_prefix(b"*3\r\n$").or_else(|| frame.strip_prefix(b">3\r\n$")) else {
+            return false;
+        };
+        let is_one_of = |kinds: &[&str]| kinds.iter().any(|begins| kind.starts_with(begins.as_bytes()));
+        let count = if is_one_of(&["9\r\nsub", "10\r\npsub", "11\r\nunsub", "12\r\npunsub"]) {
+            &mut self.channels
+        } else if is_one_of(&["10\r\nssub", "12\r\nsunsub"]) {
+            &mut self.shards
+        } else {
+            return false;
+        };
+        let value = caddy_resp::Value::decode(frame).map(|(value, _)| value);
+        let told = value.ok().and_then(|value| value.as_elements()?.last()?.as_integer());
+        *count = told.unwrap_or(*count);
+        told.is_some()
+    }
+
+    pub(super) fn any(&self) -> bool {
+        self.channels > 0 || self.shards > 0
     }
 }
 
@@ -117,7 +154,7 @@ impl Conversation {
             fate: Fate::Pooled,
             subscribed_resp2: false,
             confirming: 0,
-            subscriptions: 0,
+            subscriptions: Subscriptions::default(),
             interrupts: row.class == Class::Pinned(Pin::Interrupt),
         }));
         if opens {
@@ -199,7 +236,7 @@ impl Conversation {
     /// The only request under way on the session's own connection has to go to another node: the session moves there, if
     /// nothing keeps it.
     pub(super) fn move_own_lane(&mut self, node: &Arc<Node>) -> Option<LaneHandle<Tag>> {
-        let is_free = |pinned: &&mut Box<Pinned>| pinned.is_clean() || (pinned.sent == 1 && pinned.fate != Fate::Kept);
+        let is_free = |pinned: &&mut Box<Pinned>| pinned.is_clean() || (pinned.sent == 1 && !pinned.is_kept());
         let pinned = self.pinned.as_mut().filter(is_free).filter(|_| self.replies.waiting() == 1)?;
         let lane = self.worker.pin(node, self.client.database, self.client.protocol, &self.mailbox).ok()?;
         let handle = lane.handle().clone();
@@ -236,7 +273,7 @@ impl Conversation {
                 if self.replies.waiting() > 0 {
                     return Flow::Hold;
                 }
-                pinned.fate = Fate::Kept;
+                pinned.fate = pinned.fate.max(Fate::Closed);
                 pinned.subscribed_resp2 = protocol == Protocol::Resp2;
                 return self.while_subscribed(row, args);
             }
@@ -275,8 +312,10 @@ impl Conversation {
             _ if row.class == Class::Pinned(Pin::Connection) => pinned.fate = pinned.fate.max(Fate::Closed),
             "select" => return self.select_pinned(row, args),
             // The connection goes back once all is answered.
-            "hello" if args.len() > 1 && pinned.is_clean() && self.replies.waiting() > 0 => return Flow::Hold,
-            "hello" if args.len() > 1 => {
+            "hello" if switches(args, protocol) && pinned.is_clean() && self.replies.waiting() > 0 => {
+                return Flow::Hold;
+            }
+            "hello" if switches(args, protocol) => {
                 self.reply_error(
                     "ERR HELLO cannot change a connection that watches, subscribes or tracks; send RESET first",
                 );
@@ -394,17 +433,13 @@ impl Conversation {
     /// A push or a message: what the server answered before it has been delivered.
     pub(super) fn pushed(&mut self, bytes: &[u8]) {
         if let Some(pinned) = &mut self.pinned {
-            match confirmed(bytes) {
-                Some(subscriptions) => {
-                    pinned.confirming = pinned.confirming.saturating_sub(1);
-                    pinned.subscriptions = subscriptions;
-                }
-                None if bytes.starts_with(PONG) => pinned.confirming = 0,
+            if pinned.subscriptions.take(bytes) {
+                pinned.confirming = pinned.confirming.saturating_sub(1);
+            } else if bytes.starts_with(PONG) || bytes.starts_with(b"-") {
                 // Refused as a whole.
-                None if bytes.starts_with(b"-") => pinned.confirming = 0,
-                None => {}
+                pinned.confirming = 0;
             }
-            pinned.subscribed_resp2 &= pinned.confirming > 0 || pinned.subscriptions > 0;
+            pinned.subscribed_resp2 &= pinned.confirming > 0 || pinned.subscriptions.any();
         }
         // Not unasked: the reply to a subscriber's PING, or to a subscription that is refused.
         if self.hush == Hush::Always && (bytes.starts_with(PONG) || bytes.starts_with(b"-")) {
@@ -466,16 +501,10 @@ pub(super) fn database(args: Args<'_>) -> Option<u32> {
 /// How the reply to a RESP2 subscriber's PING begins.
 const PONG: &[u8] = b"*2\r\n$4\r\npong\r\n";
 
-/// How many subscriptions a confirmation says there are; `None` if it is none.
-pub(super) fn confirmed(frame: &[u8]) -> Option<i64> {
-    // Messages have as many elements; their kinds are told apart before anything is decoded.
-    let kind = frame.strip_prefix(b"*3\r\n$").or_else(|| frame.strip_prefix(b">3\r\n$"))?;
-    let kinds = ["9\r\nsub", "10\r\npsub", "10\r\nssub", "11\r\nunsub", "12\r\npunsub", "12\r\nsunsub"];
-    if !kinds.iter().any(|prefix| kind.starts_with(prefix.as_bytes())) {
-        return None;
-    }
-    let (value, _) = caddy_resp::Value::decode(frame).ok()?;
-    value.as_elements()?.last()?.as_integer()
+/// Whether a HELLO asks for the other protocol.
+fn switches(args: Args<'_>, protocol: Protocol) -> bool {
+    let other = if protocol == Protocol::Resp2 { 3 } else { 2 };
+    args.len() > 1 && caddy_resp::parse_i64(args.get(1)) == Some(other)
 }
 
 #[cfg(test)]
@@ -483,11 +512,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn confirmations_are_told_from_messages() {
-        assert_eq!(confirmed(b"*3\r\n$11\r\nunsubscribe\r\n$2\r\nch\r\n:0\r\n"), Some(0));
-        assert_eq!(confirmed(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"), Some(0));
-        assert_eq!(confirmed(b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"), Some(1));
-        assert_eq!(confirmed(b">3\r\n$10\r\nssubscribe\r\n$2\r\nch\r\n:2\r\n"), Some(2));
-        assert_eq!(confirmed(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), None);
+    fn confirmations_are_told_from_messages_and_those_of_shards_from_others() {
+        let mut subscriptions = Subscriptions::default();
+        let mut take = |frame: &[u8]| (subscriptions.take(frame), subscriptions.channels, subscriptions.shards);
+        assert_eq!(take(b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:2\r\n"), (true, 2, 0));
+        assert_eq!(take(b">3\r\n$10\r\nssubscribe\r\n$2\r\nch\r\n:1\r\n"), (true, 2, 1));
+        assert_eq!(take(b"*3\r\n$12\r\nsunsubscribe\r\n$2\r\nch\r\n:0\r\n"), (true, 2, 0));
+        assert_eq!(take(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), (false, 2, 0));
+        assert_eq!(take(b"*3\r\n$12\r\npunsubscribe\r\n$2\r\nch\r\n:1\r\n"), (true, 1, 0));
+        assert_eq!(take(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n"), (true, 0, 0));
     }
 }

@@ -33,6 +33,11 @@ use crate::{
     upstream::Tag,
 };
 
+/// Whether the two protocols do not differ in writing alone: scores stand in pairs or not, and a null is an array's or not.
+fn differs_in_resp2(args: Args<'_>) -> bool {
+    (2..args.len()).any(|at| args.is(at, "WITHSCORES") || args.is(at, "WITHSCORE"))
+}
+
 /// Where a miss is read.
 pub(super) enum FillPath {
     /// On the tracked connection of its node.
@@ -72,10 +77,7 @@ impl Conversation {
         match row.name {
             "get" => self.read_one(row, args, KeyRef { database, read: Read::Get, name: args.get(1) }),
             "mget" => self.mget(row, args),
-            // Its two protocols do not differ in writing alone.
-            _ if args.from(2).any(|arg| arg.eq_ignore_ascii_case(b"WITHSCORES")) => {
-                self.relay(row, args, effect(row, args), Pending::Relayed)
-            }
+            _ if differs_in_resp2(args) => self.relay(row, args, effect(row, args), Pending::Relayed),
             name => {
                 let mut request = SmallVec::new();
                 request_name(name, args.from(1), &mut request);

@@ -12,7 +12,7 @@ use caddy_resp::{Limits, Protocol, RequestParser, Value, encode};
 use super::{
     args::Args,
     conversation::{Conversation, Flow, Pending, refusal_text},
-    pinned::{Fate, Pinned, confirmed, database},
+    pinned::{Fate, Pinned, database},
     relaying::effect,
     replies::Replies,
 };
@@ -197,7 +197,7 @@ impl Conversation {
                 self.client.set_database(*database);
             }
             if outcome.subscriptions.contains(&place) {
-                self.subscribed(confirmed(reply));
+                self.subscribed(reply);
             }
             match outcome.own.iter().find(|(at, _)| *at == place) {
                 Some((_, request)) => out.extend_from_slice(&self.own_reply(request)),
@@ -220,15 +220,14 @@ impl Conversation {
         std::mem::replace(&mut self.out, out)
     }
 
-    /// A subscription within a transaction has come about, or ended; `subscriptions`: how many there are, in RESP2.
-    fn subscribed(&mut self, subscriptions: Option<i64>) {
+    /// A subscription within a transaction has come about, or ended.
+    fn subscribed(&mut self, confirmation: &[u8]) {
         let is_resp2 = self.client.protocol == Protocol::Resp2;
-        if let Some(pinned) = &mut self.pinned {
-            pinned.fate = Fate::Kept;
-            if let Some(subscriptions) = subscriptions.filter(|_| is_resp2) {
-                pinned.subscriptions = subscriptions;
-                pinned.subscribed_resp2 = subscriptions > 0;
-            }
+        if let Some(pinned) = &mut self.pinned
+            && pinned.subscriptions.take(confirmation)
+        {
+            pinned.fate = pinned.fate.max(Fate::Closed);
+            pinned.subscribed_resp2 = is_resp2 && pinned.subscriptions.any();
         }
     }
 }

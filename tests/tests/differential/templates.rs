@@ -243,6 +243,7 @@ pub(crate) const TEMPLATES: &[(usize, &[&str])] = &[
             "ZMSCORE {z} {m} {m}",
             "ZINCRBY {z} {f} {m}",
             "ZRANK {z} {m}",
+            "ZREVRANK {z} {m} WITHSCORE",
             "ZREVRANK {z} {m}",
             "ZRANGE {z} 0 -1 WITHSCORES",
             "ZRANGE {z} {sc} {sc} BYSCORE LIMIT 0 2",

@@ -1,7 +1,7 @@
 //! Pub/sub of the embedded L3 is Redis's: the same steps, byte for byte.
 
 use anyhow::{Context as _, Result, ensure};
-use caddy_tests::{redis::RedisServer, sidecar::SidecarOptions, wire::Wire};
+use caddy_tests::{redis::RedisServer, sidecar::SidecarOptions, wire::Wire, world::Client};
 
 /// Who sends what, and how many frames come back.
 const STEPS: &[(&str, &str, usize)] = &[
@@ -100,5 +100,35 @@ fn a_subscriber_of_resp2_is_told_what_it_may_send() -> Result<()> {
     });
     let (ours, theirs) = (ours?, theirs?);
     ensure!(ours == theirs, "{ours:?}\n{theirs:?}");
+    Ok(())
+}
+
+/// Who subscribes to nothing any more has a connection like any other: it may speak another protocol, and be counted as free.
+#[test]
+fn a_session_that_was_subscribed_is_free_again() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let sidecar = SidecarOptions::redis(redis.socket()).start()?;
+    let (mut app, mut direct) = (Client(sidecar.connect()?), Client(redis.connect()?));
+    ensure!(app.ask("SUBSCRIBE a")? == "[subscribe, a, 1]");
+    ensure!(app.ask("SSUBSCRIBE s")? == "[ssubscribe, s, 1]");
+    ensure!(app.ask("UNSUBSCRIBE")? == "[unsubscribe, a, 0]");
+    ensure!(app.ask("HELLO 3")?.starts_with("(error) ERR Can't execute 'hello'"), "it still is");
+    ensure!(app.ask("SUNSUBSCRIBE")? == "[sunsubscribe, s, 0]");
+    ensure!(!app.ask("HELLO 3")?.contains("error"), "it may change its protocol");
+    let pushed = |app: &mut Client, request: &[&str], text: &str| -> Result<()> {
+        app.0.send(request)?;
+        let (_, frame) = app.0.receive()?;
+        ensure!(frame.starts_with(b">3") && frame.ends_with(text.as_bytes()), "{}", frame.escape_ascii());
+        Ok(())
+    };
+    pushed(&mut app, &["SUBSCRIBE", "a"], "a\r\n:1\r\n")?;
+    ensure!(!app.ask("HELLO 3 SETNAME listener")?.contains("error"), "what changes nothing may be said at any time");
+    ensure!(app.ask("CLIENT GETNAME")? == "listener");
+    ensure!(app.ask("HELLO 2")?.starts_with("(error) ERR HELLO cannot change"), "the connection to Redis is RESP3's");
+    pushed(&mut app, &["UNSUBSCRIBE"], "a\r\n:0\r\n")?;
+    ensure!(app.pipeline(&["WATCH k", "HELLO 3", "UNWATCH", "PING"])?[3] == "PONG");
+    ensure!(!app.ask("HELLO 2")?.contains("error") && app.ask("GET k")? == "(nil)");
+    let clients = direct.ask("CLIENT LIST TYPE pubsub")?;
+    ensure!(clients.is_empty(), "no connection is left that subscribes: {clients}");
     Ok(())
 }

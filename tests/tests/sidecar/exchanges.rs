@@ -63,6 +63,12 @@ const EXCHANGES: &[&[&str]] = &[
     ],
     &["SUBSCRIBE c", "PING a", "GET a", "PING", "SET a 1", "PING c", "UNSUBSCRIBE", "PING"],
     &["SUBSCRIBE c", "PING", "QUIT"],
+    // Shard channels are counted apart.
+    &["SUBSCRIBE a", "SSUBSCRIBE s", "SUNSUBSCRIBE s", "GET a", "PING", "PUNSUBSCRIBE", "PING", "UNSUBSCRIBE", "PING"],
+    &["SSUBSCRIBE s", "SUBSCRIBE a", "UNSUBSCRIBE a", "GET a", "SPUBLISH s x", "PING", "SUNSUBSCRIBE", "GET a"],
+    &["MULTI", "SUBSCRIBE a", "SSUBSCRIBE s", "SUNSUBSCRIBE s", "EXEC", "GET a", "PING", "UNSUBSCRIBE", "PING"],
+    // A null of an array, from a copy, too.
+    &["ZRANK none m WITHSCORE", "ZREVRANK none m withscore", "ZRANK none m", "ZRANK none m WITHSCORE"],
     // Without a tracking of one's own.
     &["CLIENT TRACKINGINFO", "CLIENT GETREDIR", "PING"],
     // Transactions and their faults.
@@ -104,6 +110,7 @@ const OF_RESP3: &[&[&str]] = &[
     // Messages come where Redis puts them: in front of the reply to the PUBLISH that made them.
     &["SUBSCRIBE a", "GET a", "PUBLISH a hello", "MULTI", "GET a", "EXEC", "UNSUBSCRIBE"],
     &["SSUBSCRIBE s1 s2", "SPUBLISH s1 hi", "GET a", "SUNSUBSCRIBE s1 s2", "PUBSUB SHARDCHANNELS"],
+    &["SUBSCRIBE a", "SSUBSCRIBE s", "SUNSUBSCRIBE s", "PUBLISH a x", "GET a", "UNSUBSCRIBE", "PUBLISH a x", "GET a"],
     &["CLIENT TRACKING ON", "GET tracked", "SET tracked x", "GET tracked", "CLIENT TRACKING OFF", "DEL tracked"],
     &["SUBSCRIBE a", "PING", "SUBSCRIBE b", "SELECT 3", "UNSUBSCRIBE b", "GET a", "UNSUBSCRIBE", "PING"],
     &[
