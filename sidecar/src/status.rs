@@ -76,6 +76,11 @@ impl Status {
         self.get().server.as_ref().is_none_or(|server| server.server == "valkey" || server.is_at_least(7, 2))
     }
 
+    /// Whether the server lets clients say what they can do (`CLIENT CAPA`): since Valkey 8.
+    pub(crate) fn takes_capabilities(&self) -> bool {
+        self.get().server.as_ref().is_some_and(|server| server.server == "valkey" && server.is_at_least(8, 0))
+    }
+
     pub(crate) fn tracked_up(&self, node: NodeId, server: Option<&ServerInfo>) {
         let mut troubles = self.troubles.lock();
         troubles.remove(&node);

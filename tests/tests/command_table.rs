@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use caddy_resp::Value;
 use caddy_sidecar::commands::{Class, Effect, Interner, Learned, Positions, Row, categories_of, lookup_request, rows};
-use caddy_tests::{redis::RedisServer, wire::Wire};
+use caddy_tests::{
+    redis::{self, RedisServer},
+    wire::Wire,
+};
 
 /// What `COMMAND` says of one command.
 #[derive(Debug)]
@@ -16,6 +19,14 @@ struct Spec {
     range: (i64, i64, i64),
     flags: Vec<String>,
     categories: Vec<String>,
+}
+
+/// A Redis, and a Valkey if there is one.
+fn servers() -> impl Iterator<Item = RedisServer> {
+    if redis::valkey().is_none() {
+        println!("without Valkey: {}", redis::NO_VALKEY);
+    }
+    redis::program().into_iter().chain(redis::valkey()).map(|program| RedisServer::start_program(&program).unwrap())
 }
 
 /// All commands of the server; subcommands as `container|name`.
@@ -54,96 +65,101 @@ fn table() -> BTreeMap<String, &'static Row> {
 
 #[test]
 fn the_table_has_every_command_of_the_server() {
-    let server = RedisServer::start().unwrap();
-    let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
-    let table = table();
-    let missing: Vec<&String> = specs.keys().filter(|name| !table.contains_key(*name)).collect();
-    // What a newer server has more is relayed behind a barrier: right, but worth a row.
-    assert!(missing.is_empty(), "without a row: {missing:?}");
-    let invented: Vec<&String> = table
-        .iter()
-        .filter(|(name, row)| row.since == "7.0" && !specs.contains_key(*name))
-        .map(|(name, _)| name)
-        .collect();
-    assert!(invented.is_empty(), "in the table as of 7.0, but not in the server: {invented:?}");
+    for server in servers() {
+        let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
+        let table = table();
+        let missing: Vec<&String> = specs.keys().filter(|name| !table.contains_key(*name)).collect();
+        // What a newer server has more is relayed behind a barrier: right, but worth a row.
+        assert!(missing.is_empty(), "without a row: {missing:?}");
+        let invented: Vec<&String> = table
+            .iter()
+            .filter(|(name, row)| row.since == "7.0" && !specs.contains_key(*name))
+            .map(|(name, _)| name)
+            .collect();
+        assert!(invented.is_empty(), "in the table as of 7.0, but not in the server: {invented:?}");
+    }
 }
 
 #[test]
 fn arity_and_flags_agree_with_the_server() {
     // The table has what later versions accept.
-    const GROWN: [&str; 4] = ["zrank", "zrevrank", "command|getkeys", "command|getkeysandflags"];
-    let server = RedisServer::start().unwrap();
-    let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
-    let mut faults = Vec::new();
-    for (name, row) in table() {
-        let Some(spec) = specs.get(&name) else { continue };
-        if i64::from(row.arity) != spec.arity && !GROWN.contains(&name.as_str()) {
-            faults.push(format!("{name}: arity {} here, {} there", row.arity, spec.arity));
+    const GROWN: [&str; 6] =
+        ["zrank", "zrevrank", "command|getkeys", "command|getkeysandflags", "cluster|replicate", "script|debug"];
+    for server in servers() {
+        let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
+        let mut faults = Vec::new();
+        for (name, row) in table() {
+            let Some(spec) = specs.get(&name) else { continue };
+            if i64::from(row.arity) != spec.arity && !GROWN.contains(&name.as_str()) {
+                faults.push(format!("{name}: arity {} here, {} there", row.arity, spec.arity));
+            }
+            let has = |flag: &str| spec.flags.iter().any(|other| other == flag);
+            // FUNCTION LOAD and its kin are writes, but not of keys.
+            if has("write") && row.effect == Effect::Harmless && !name.starts_with("function|") {
+                faults.push(format!("{name}: a write that leaves copies alone"));
+            }
+            if row.effect == Effect::ReadsKeys && has("write") {
+                faults.push(format!("{name}: a write taken for a read"));
+            }
+            let blocking = has("blocking") && !matches!(row.class, Class::Pinned(_) | Class::PinnedIfBlocking);
+            if blocking {
+                faults.push(format!("{name}: may block, but is not pinned"));
+            }
         }
-        let has = |flag: &str| spec.flags.iter().any(|other| other == flag);
-        // FUNCTION LOAD and its kin are writes, but not of keys.
-        if has("write") && row.effect == Effect::Harmless && !name.starts_with("function|") {
-            faults.push(format!("{name}: a write that leaves copies alone"));
-        }
-        if row.effect == Effect::ReadsKeys && has("write") {
-            faults.push(format!("{name}: a write taken for a read"));
-        }
-        let blocking = has("blocking") && !matches!(row.class, Class::Pinned(_) | Class::PinnedIfBlocking);
-        if blocking {
-            faults.push(format!("{name}: may block, but is not pinned"));
-        }
+        assert!(faults.is_empty(), "{faults:#?}");
     }
-    assert!(faults.is_empty(), "{faults:#?}");
 }
 
 #[test]
 fn categories_agree_with_the_server() {
-    let server = RedisServer::start().unwrap();
-    let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
-    let reply = server.command(&["ACL", "CAT"]).unwrap();
-    let (known, _) = Value::decode(&reply).unwrap();
-    for category in known.as_elements().unwrap() {
-        let category = std::str::from_utf8(category.as_bytes().unwrap()).unwrap();
-        assert!(caddy_contract::CATEGORIES.contains(&category), "no rule can name {category}");
-    }
-    let mut faults = Vec::new();
-    for (name, row) in table() {
-        let Some(spec) = specs.get(&name) else { continue };
-        let ours: BTreeSet<&str> = categories_of(&name, row).into_iter().collect();
-        let mut theirs: BTreeSet<&str> = spec.categories.iter().filter_map(|name| name.strip_prefix('@')).collect();
-        // Later versions call it so, too.
-        if name == "wait" {
-            theirs.insert("blocking");
+    for server in servers() {
+        let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
+        let reply = server.command(&["ACL", "CAT"]).unwrap();
+        let (known, _) = Value::decode(&reply).unwrap();
+        for category in known.as_elements().unwrap() {
+            let category = std::str::from_utf8(category.as_bytes().unwrap()).unwrap();
+            assert!(caddy_contract::CATEGORIES.contains(&category), "no rule can name {category}");
         }
-        if ours != theirs {
-            faults.push(format!("{name}: {ours:?} here, {theirs:?} there"));
+        let mut faults = Vec::new();
+        for (name, row) in table() {
+            let Some(spec) = specs.get(&name) else { continue };
+            let ours: BTreeSet<&str> = categories_of(&name, row).into_iter().collect();
+            let mut theirs: BTreeSet<&str> = spec.categories.iter().filter_map(|name| name.strip_prefix('@')).collect();
+            // Later versions call it so, too.
+            if name == "wait" {
+                theirs.insert("blocking");
+            }
+            if ours != theirs {
+                faults.push(format!("{name}: {ours:?} here, {theirs:?} there"));
+            }
         }
+        assert!(faults.is_empty(), "{faults:#?}");
     }
-    assert!(faults.is_empty(), "{faults:#?}");
 }
 
 #[test]
 fn key_ranges_agree_with_the_server() {
-    let server = RedisServer::start().unwrap();
-    let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
-    let mut faults = Vec::new();
-    for (name, row) in table() {
-        let Some(spec) = specs.get(&name) else { continue };
-        let here = match row.keys {
-            Positions::None => (0, 0, 0),
-            Positions::Range { first, last, step } => (small(first), last as i64, small(step)),
-            // Of these the server names the fixed part only.
-            _ if spec.flags.iter().any(|flag| flag == "movablekeys") => continue,
-            other => {
-                faults.push(format!("{name}: {other:?} here, fixed there"));
-                continue;
+    for server in servers() {
+        let specs = server_commands(&server.command(&["COMMAND"]).unwrap());
+        let mut faults = Vec::new();
+        for (name, row) in table() {
+            let Some(spec) = specs.get(&name) else { continue };
+            let here = match row.keys {
+                Positions::None => (0, 0, 0),
+                Positions::Range { first, last, step } => (small(first), last as i64, small(step)),
+                // Of these the server names the fixed part only.
+                _ if spec.flags.iter().any(|flag| flag == "movablekeys") => continue,
+                other => {
+                    faults.push(format!("{name}: {other:?} here, fixed there"));
+                    continue;
+                }
+            };
+            if here != spec.range {
+                faults.push(format!("{name}: keys {here:?} here, {:?} there", spec.range));
             }
-        };
-        if here != spec.range {
-            faults.push(format!("{name}: keys {here:?} here, {:?} there", spec.range));
         }
+        assert!(faults.is_empty(), "{faults:#?}");
     }
-    assert!(faults.is_empty(), "{faults:#?}");
 }
 
 fn small(index: usize) -> i64 {
@@ -194,33 +210,35 @@ const LINES: &[&str] = &[
 
 #[test]
 fn keys_are_those_that_the_server_finds() {
-    let server = RedisServer::start().unwrap();
-    let mut wire = server.connect().unwrap();
-    for line in LINES {
-        let args: Vec<&str> = line.split(' ').collect();
-        same_keys(&mut wire, &args);
+    for server in servers() {
+        let mut wire = server.connect().unwrap();
+        for line in LINES {
+            let args: Vec<&str> = line.split(' ').collect();
+            same_keys(&mut wire, &args);
+        }
+        let long = ["MIGRATE", "host", "6379", "", "0", "1000", "REPLACE", "KEYS", "a", "b"];
+        same_keys(&mut wire, &long);
     }
-    let long = ["MIGRATE", "host", "6379", "", "0", "1000", "REPLACE", "KEYS", "a", "b"];
-    same_keys(&mut wire, &long);
 }
 
 #[test]
 fn keys_of_every_command_are_those_that_the_server_finds() {
-    let server = RedisServer::start().unwrap();
-    let mut wire = server.connect().unwrap();
-    for (name, row) in table() {
-        if row.since != "7.0" || !matches!(row.keys, Positions::Range { .. }) {
-            continue;
-        }
-        let mut args: Vec<String> = name.split('|').map(str::to_owned).collect();
-        let least = usize::from(row.arity.unsigned_abs());
-        let more = if row.arity < 0 { 5 } else { 0 };
-        for count in least..=least + more {
-            args.truncate(name.split('|').count());
-            args.extend((args.len()..count).map(|index| format!("arg{index}")));
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            if !wire.request(&[&["COMMAND", "GETKEYS"], &args[..]].concat()).unwrap().starts_with(b"-") {
-                same_keys(&mut wire, &args);
+    for server in servers() {
+        let mut wire = server.connect().unwrap();
+        for (name, row) in table() {
+            if row.since != "7.0" || !matches!(row.keys, Positions::Range { .. }) {
+                continue;
+            }
+            let mut args: Vec<String> = name.split('|').map(str::to_owned).collect();
+            let least = usize::from(row.arity.unsigned_abs());
+            let more = if row.arity < 0 { 5 } else { 0 };
+            for count in least..=least + more {
+                args.truncate(name.split('|').count());
+                args.extend((args.len()..count).map(|index| format!("arg{index}")));
+                let args: Vec<&str> = args.iter().map(String::as_str).collect();
+                if !wire.request(&[&["COMMAND", "GETKEYS"], &args[..]].concat()).unwrap().starts_with(b"-") {
+                    same_keys(&mut wire, &args);
+                }
             }
         }
     }
@@ -260,33 +278,34 @@ fn keys_by_the_servers_description_are_those_that_it_finds() {
         };
         Value::Array(commands.as_elements().unwrap().iter().zip(names).map(rename).collect())
     }
-    let server = RedisServer::start().unwrap();
-    let mut wire = server.connect().unwrap();
-    wire.request(&["HELLO", "3"]).unwrap();
-    let reply = wire.request(&["COMMAND"]).unwrap();
-    let (commands, _) = Value::decode(&reply).unwrap();
-    let name = |command: &Value<'_>| {
-        format!("x.{}", String::from_utf8_lossy(command.as_elements().unwrap()[0].as_bytes().unwrap()))
-    };
-    let names: Vec<String> = commands.as_elements().unwrap().iter().map(name).collect();
-    let learned = Learned::from_reply(&renamed(&commands, &names), &mut Interner::default());
-    assert_eq!(learned.len(), names.len());
-    let mut precise = 0;
-    for line in LINES {
-        let args: Vec<&str> = line.split(' ').collect();
-        let row = learned.get(format!("x.{}", args[0]).as_bytes(), None).unwrap();
-        let theirs = server_keys(&mut wire, &args);
-        let ours: BTreeSet<&str> =
-            row.keys(args.len(), |index| args[index].as_bytes()).into_iter().map(|index| args[index]).collect();
-        // Where the server itself leaves keys open the command goes behind a barrier.
-        if row.effect == Effect::KeysUnknown {
-            continue;
+    for server in servers() {
+        let mut wire = server.connect().unwrap();
+        wire.request(&["HELLO", "3"]).unwrap();
+        let reply = wire.request(&["COMMAND"]).unwrap();
+        let (commands, _) = Value::decode(&reply).unwrap();
+        let name = |command: &Value<'_>| {
+            format!("x.{}", String::from_utf8_lossy(command.as_elements().unwrap()[0].as_bytes().unwrap()))
+        };
+        let names: Vec<String> = commands.as_elements().unwrap().iter().map(name).collect();
+        let learned = Learned::from_reply(&renamed(&commands, &names), &mut Interner::default());
+        assert_eq!(learned.len(), names.len());
+        let mut precise = 0;
+        for line in LINES {
+            let args: Vec<&str> = line.split(' ').collect();
+            let row = learned.get(format!("x.{}", args[0]).as_bytes(), None).unwrap();
+            let theirs = server_keys(&mut wire, &args);
+            let ours: BTreeSet<&str> =
+                row.keys(args.len(), |index| args[index].as_bytes()).into_iter().map(|index| args[index]).collect();
+            // Where the server itself leaves keys open the command goes behind a barrier.
+            if row.effect == Effect::KeysUnknown {
+                continue;
+            }
+            let theirs: BTreeSet<&str> = theirs.iter().map(|key| std::str::from_utf8(key).unwrap()).collect();
+            assert_eq!(ours, theirs, "{line}");
+            precise += 1;
         }
-        let theirs: BTreeSet<&str> = theirs.iter().map(|key| std::str::from_utf8(key).unwrap()).collect();
-        assert_eq!(ours, theirs, "{line}");
-        precise += 1;
+        assert!(precise > LINES.len() / 2, "only {precise}");
     }
-    assert!(precise > LINES.len() / 2, "only {precise}");
 }
 
 fn keys(args: &[&str]) -> Vec<usize> {

@@ -96,14 +96,18 @@ Other sidecars learn of writes from Redis itself, as they do of writes by client
 * `CLIENT ID`, `LIST`, `INFO`, `GETNAME`, `SETNAME` and `SETINFO` are about sessions on the socket (`LIST` by `ID`, or by `TYPE`, of which all
   are `normal`; each line has every field of Redis 7.2, and what a server says there of its buffers and of subscriptions is 0,
   and the socket's path is percent-encoded where it would not be one word);
-  `INFO` has a `# Caddy` section at its end, unless other sections are asked for, and `INFO caddy` has it alone, also where Redis is
+  `NO-TOUCH` and `NO-EVICT` change nothing; `INFO` has a `# Caddy` section at its end, unless other sections are asked for, and `INFO caddy` has it alone, also where Redis is
   away or refuses `INFO`; `HELLO` lists no modules.
 * `CLIENT TRACKING ON REDIRECT id` fails, since `CLIENT ID` is the session's and not one of Redis's: let the app track with RESP3, or
   leave caching to the sidecar.
 * `COMMAND` lists the sidecar's own commands, too, in front of any Redis, but not within `MULTI`; `COMMAND DOCS` describes them in the group `caddy`.
 * A request of more than `limits.maxFrameBytes` (64 MiB), a session behind `limits.maxPipeline`, and what else the
   [limits](configuration.md) bound, is refused, held back or ended here, where Redis has bounds of its own (512 MiB per argument).
-* `HELLO` with arguments is an error while the session watches keys, and after it subscribed or tracked; `RESET` ends all of that.
+* `HELLO` with the other protocol is an error while the session watches keys or subscribes, and after it tracked; `RESET` ends all of that.
+* While a script or function runs, other commands that share its connection wait for its end, where Redis answers `BUSY`; it and they are
+  waited for no longer than `l3.redis.timeout`. `PING` is answered, and `SCRIPT KILL`, `FUNCTION KILL` and `FUNCTION STATS` reach the server.
+* What Redis notes of clients (`SLOWLOG`, `ACL LOG`, `LATENCY`, `INFO commandstats`, `MONITOR`) is of the sidecar's connections: under its
+  name and user, its own commands included, and without what was answered from copies.
 * Within `MULTI`, `HELLO` takes the protocol only, subscriptions take one channel each and RESP2 (Redis's own reply to `EXEC` cannot
   be read otherwise), and `CLIENT REPLY` is refused; `EXEC` then aborts. A RESP3 subscriber that publishes to its own channel within `MULTI` is
   disconnected where Redis puts the message into the reply to `EXEC` (7.0 does); what it queued was executed.
@@ -291,7 +295,6 @@ fn document() -> String {
 /// Commands that mean something to the sidecar, and that no test sends.
 const UNTRIED: &[(&str, &str)] = &[
     ("CLIENT CACHING", "of the app's own tracking with OPTIN"),
-    ("CLIENT CAPA", "of Valkey's replicas"),
     ("CLUSTER", "for those who run the cluster: an app sees none"),
     ("CLUSTERSCAN", "for those who run the cluster: an app sees none"),
     ("DELEX", "no server of the tests has it"),
@@ -442,8 +445,12 @@ fn what_the_document_calls_refused_is_refused_with_a_hint() {
             let reply = String::from_utf8(wire.request(&args).unwrap()).unwrap();
             // As any one server answers those.
             let is_of_clusters = ["ASKING", "READONLY", "READWRITE"].contains(&name.as_str());
-            let hint = if is_of_clusters { "cluster support disabled" } else { "is not available through the cache: " };
-            assert!(reply.contains(hint), "{name}: {reply}");
+            let hint = if is_of_clusters {
+                "cluster support disabled".to_owned()
+            } else {
+                format!("'{}' is not available through the cache: ", name.to_lowercase().replace(' ', "|"))
+            };
+            assert!(reply.contains(&hint), "{name}: {reply}");
             refused += 1;
         }
     }

@@ -97,7 +97,7 @@ impl Categories {
         match self.0.get(full_name) {
             Some(categories) if category == "slow" => !categories.contains(&"fast"),
             Some(categories) => categories.contains(&category),
-            None if row.since == "7.0" => category == "slow",
+            None if row.since == "7.0" || !row.subcommands.is_empty() => category == "slow",
             // Of a version that the data does not cover.
             None => match category {
                 "slow" => true,

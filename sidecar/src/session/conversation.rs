@@ -105,7 +105,8 @@ const CONNECTION_HINT: &str =
     "it is about the very connection to Redis, and connections are shared here; send it to Redis directly";
 
 pub(super) fn refusal_text(args: Args<'_>, hint: &str) -> String {
-    format!("ERR '{}' is not available through the cache: {hint}", args.name())
+    let row = commands::lookup_request(args.len(), |index| args.get(index));
+    format!("ERR '{}' is not available through the cache: {hint}", full_name(row, args))
 }
 
 /// What is wrong with one of our own commands that is too short or too long, in Redis's words.

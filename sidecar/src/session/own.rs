@@ -164,6 +164,7 @@ impl Conversation {
             },
             // Hints to a server about one of its connections: this one is ours.
             b"no-evict" | b"no-touch" if args.is(2, "ON") || args.is(2, "OFF") => self.reply_ok(),
+            b"capa" if args.len() > 2 && shared.status.takes_capabilities() => self.reply_ok(),
             b"tracking" | b"caching" => return self.pin(row, args),
             // About the session's own tracking, if it has one.
             b"trackinginfo" | b"getredir" if self.has_own_lane() => return self.send(row, args, Pending::Relayed),

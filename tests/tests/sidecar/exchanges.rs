@@ -40,6 +40,8 @@ const EXCHANGES: &[&[&str]] = &[
     &["CLIENT REPLY SKIP", "MULTI", "GET a", "EXEC", "PING"],
     &["CLIENT REPLY foo", "CLIENT REPLY", "CLIENT REPLY ON x", "PING"],
     &["CLIENT REPLY OFF", "SUBSCRIBE a", "PING", "UNSUBSCRIBE a", "CLIENT REPLY ON", "PING"],
+    // Who says what it can do; older servers do not know that.
+    &["CLIENT CAPA redirect", "CLIENT CAPA nosuch redirect", "CLIENT CAPA", "PING"],
     // Who asks for others.
     &["CLIENT LIST TYPE foo", "CLIENT LIST TYPE replica", "CLIENT LIST ID 99999 99998", "PING"],
     // It contains itself: as deep as Lua's stack.

@@ -84,7 +84,8 @@ pub(in crate::commands) const DATA: &[Row] = &[
     // Their replies show which keys there are.
     unknown("keys", 2).spread(Spread::All(Merge::Join)),
     unknown("scan", -2).spread(Spread::Cursor),
-    unknown("clusterscan", -2).since("valkey 9.1"),
+    // Its cursor names a slot as a key does.
+    unknown("clusterscan", -2).keys_at(Positions::ONE).since("valkey 9.1"),
     unknown("randomkey", 1),
     unknown("dbsize", 1).spread(Spread::All(Merge::Sum)),
     // For these a null is pushed; for SWAPDB nothing is.

@@ -140,7 +140,8 @@ pub(in crate::commands) const SERVER: &[Row] = &[
         "script",
         -2,
         &[
-            harmless("debug", 3).pinned(Pin::Connection),
+            // 7.0 says 3.
+            harmless("debug", -3).pinned(Pin::Connection),
             harmless("exists", -3).spread(Spread::All(Merge::Every)),
             harmless("flush", -2).spread(Spread::All(Merge::Same)),
             harmless("help", 2),
@@ -325,13 +326,16 @@ const CLUSTER: &[Row] = &[
     flush("delslots", -3),
     flush("delslotsrange", -4),
     flush("failover", -2),
+    flush("flushslot", -3).since("valkey 9.0"),
     flush("flushslots", 2),
     flush("forget", 3),
     flush("meet", -4),
-    flush("replicate", 3),
+    // 7.0 says 3; since Valkey 9 there is NO ONE.
+    flush("replicate", -3),
     flush("reset", -2),
     flush("setslot", -4),
     flush("migration", -4).since("8.4"),
+    harmless("syncslots", -3).class(Class::Refused(REPLICATION)).since("valkey 9.0"),
     flush("migrateslots", -4).since("valkey 9.0"),
     flush("cancelslotmigrations", 2).since("valkey 9.0"),
     harmless("getslotmigrations", 2).since("valkey 9.0"),
