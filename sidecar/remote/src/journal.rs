@@ -197,8 +197,8 @@ impl Ledger for SegmentLog {
         }
     }
 
-    fn replaced(&self, seqs: &[u64]) {
-        self.send(Command::Replaced(seqs.to_vec()));
+    fn replaced(&self, pairs: &[(u64, u64)]) {
+        self.send(Command::Replaced(pairs.to_vec()));
     }
 
     fn name(&self, seq: u64) -> String {

@@ -263,7 +263,7 @@ struct Named(String);
 impl Ledger for Named {
     fn settled(&self, _: &[u64]) {}
 
-    fn replaced(&self, _: &[u64]) {}
+    fn replaced(&self, _: &[(u64, u64)]) {}
 
     fn name(&self, seq: u64) -> String {
         format!("{}-{seq:x}", self.0)

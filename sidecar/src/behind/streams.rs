@@ -364,10 +364,10 @@ impl Ledger for Streams {
         self.work.notify_one();
     }
 
-    fn replaced(&self, seqs: &[u64]) {
+    fn replaced(&self, pairs: &[(u64, u64)]) {
         // The newer records have removed these from the stream.
         let mut state = self.state.lock();
-        for seq in seqs {
+        for (seq, _) in pairs {
             state.records.remove(seq);
         }
     }

@@ -206,6 +206,11 @@ impl Segments {
         }
     }
 
+    /// Whether a record is in the log, and needed.
+    pub(super) fn needs(&self, seq: u64) -> bool {
+        self.needed.contains_key(&seq)
+    }
+
     /// A record is not needed any more.
     pub(super) fn release(&mut self, seq: u64) {
         let Some(Needed { index, bytes }) = self.needed.remove(&seq) else { return };

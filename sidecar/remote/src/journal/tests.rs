@@ -129,7 +129,7 @@ fn what_was_kept_and_not_stored_is_found_again_the_newest_of_each_key() {
     log.append(record(1, "a", Some("1")));
     log.append(record(2, "b", Some("2")));
     log.append(record(3, "a", Some("3")));
-    log.inner.replaced(&[1]);
+    log.inner.replaced(&[(1, 3)]);
     log.append(record(4, "c", None));
     (1..=4).for_each(|seq| assert_eq!(log.kept(), (seq, Ok(()))));
     log.inner.settled(&[2]);
@@ -141,6 +141,18 @@ fn what_was_kept_and_not_stored_is_found_again_the_newest_of_each_key() {
     log.inner.settled(&[3, 4]);
     drop(log);
     assert_eq!(files(&config), [] as [std::path::PathBuf; 0], "nothing is needed, nothing is left");
+}
+
+#[test]
+fn nobody_is_told_that_a_write_is_kept_before_it_was_synced() {
+    let directory = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(&small(&directory));
+    for seq in 1..=5 {
+        let before = log.inner.stats().syncs;
+        log.append(record(seq, "a", Some("1")));
+        assert_eq!(log.kept(), (seq, Ok(())));
+        assert!(log.inner.stats().syncs > before, "{seq}");
+    }
 }
 
 #[test]
@@ -203,28 +215,98 @@ fn a_crash_at_any_byte_loses_nothing_that_was_kept() {
     }
 }
 
+/// What the disk of [`is_on_a_small_disk`] holds.
+const SMALL: usize = 64 << 10;
+
+/// Runs a test of this file once more where the disk has so many bytes: the limit of a process's files, in one of its own.
+/// Whether this is that one.
+fn is_on_a_small_disk(test: &str) -> bool {
+    if std::env::var_os("CADDY_LOG_TEST_FULL").is_some() {
+        return true;
+    }
+    let script = "ulimit -S -f 64; trap '' XFSZ; exec \"$0\" \"$@\"";
+    let _other = ALONE.write();
+    let done = std::process::Command::new("bash")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("journal::tests::{test}"), "--nocapture"])
+        .env("CADDY_LOG_TEST_FULL", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
+
+/// Takes what is left of the disk, to the last byte, with a record of `key`.
+fn fill(log: &Log, seq: u64, key: &str) {
+    let taken = log.inner.stats().bytes as usize;
+    let beside = 8 + 13 + key.len();
+    log.append(record(seq, key, Some(&"v".repeat(SMALL - taken - beside))));
+    assert_eq!(log.kept(), (seq, Ok(())));
+    assert_eq!(log.inner.stats().bytes as usize, SMALL);
+}
+
+#[test]
+fn a_write_that_could_not_be_kept_does_not_take_an_older_one_away_before_it_is_stored() {
+    if !is_on_a_small_disk("a_write_that_could_not_be_kept_does_not_take_an_older_one_away_before_it_is_stored") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let config = small(&directory);
+    let (log, _) = Log::open(&config);
+    log.append(record(1, "a", Some("old")));
+    assert_eq!(log.kept(), (1, Ok(())));
+    let replace = |log: &Log, old, seq| {
+        log.append(record(seq, "a", Some(&"v".repeat(SMALL))));
+        log.inner.replaced(&[(old, seq)]);
+        assert!(log.kept().1.is_err());
+    };
+    replace(&log, 1, 2);
+    replace(&log, 2, 3);
+    log.append(record(4, "b", None));
+    assert_eq!(log.kept(), (4, Ok(())));
+    drop(log);
+    let (log, recovered) = Log::open(&config);
+    assert_eq!(recovered.records, [record(1, "a", Some("old")), record(4, "b", None)]);
+    // The same again, and the store gets what was not kept.
+    replace(&log, 1, 5);
+    replace(&log, 5, 6);
+    log.inner.settled(&[6]);
+    drop(log);
+    assert_eq!(Log::open(&config).1.records, [record(4, "b", None)]);
+}
+
+#[test]
+fn what_a_full_disk_did_not_let_the_log_say_is_said_when_there_is_room() {
+    if !is_on_a_small_disk("what_a_full_disk_did_not_let_the_log_say_is_said_when_there_is_room") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let config = LogConfig::new(directory.path().join("log"));
+    let (log, _) = Log::open(&config);
+    log.append(record(1, "a", Some("old")));
+    assert_eq!(log.kept(), (1, Ok(())));
+    fill(&log, 2, "b");
+    log.inner.settled(&[1]);
+    while log.inner.stats().failures == 0 {
+        std::thread::yield_now();
+    }
+    let id = std::process::id().to_string();
+    let raised = std::process::Command::new("prlimit").args(["--pid", &id, "--fsize=unlimited:"]).status().unwrap();
+    assert!(raised.success());
+    log.append(record(3, "c", None));
+    assert_eq!(log.kept(), (3, Ok(())));
+    drop(log);
+    let recovered = Log::open(&config).1.records;
+    assert_eq!(recovered.iter().map(|record| record.seq).collect::<Vec<_>>(), [2, 3]);
+}
+
 #[test]
 fn what_cannot_be_written_is_reported_and_what_was_kept_stays() {
     let directory = tempfile::tempdir().unwrap();
     let config = LogConfig::new(directory.path().join("log"));
-    // A disk of so many bytes: the limit of this process's files, in a process of its own.
-    if std::env::var_os("CADDY_LOG_TEST_FULL").is_none() {
-        let program = std::env::current_exe().unwrap();
-        let script = "ulimit -f 64; trap '' XFSZ; exec \"$0\" \"$@\"";
-        let _other = ALONE.write();
-        let done = std::process::Command::new("bash")
-            .args(["-c", script])
-            .arg(program)
-            .args([
-                "--exact",
-                "journal::tests::what_cannot_be_written_is_reported_and_what_was_kept_stays",
-                "--nocapture",
-            ])
-            .env("CADDY_LOG_TEST_FULL", "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    if !is_on_a_small_disk("what_cannot_be_written_is_reported_and_what_was_kept_stays") {
         return;
     }
     let (log, _) = Log::open(&config);
@@ -246,6 +328,11 @@ fn what_cannot_be_written_is_reported_and_what_was_kept_stays() {
     log.append(record(21, "small", None));
     assert_eq!(log.kept(), (21, Ok(())));
     kept.push(21);
+    // Of what came together either all is there or nothing.
+    let together = (22..=30).map(|seq| record(seq, &format!("{seq}"), Some(&value[..2_000]))).collect();
+    let tell = log.tell.clone();
+    log.inner.append(together, Box::new(move |result| tell.send((22, result)).unwrap()));
+    assert!(log.kept().1.is_err());
     drop(log);
     let (_log, recovered) = Log::open(&config);
     assert_eq!(recovered.records.iter().map(|record| record.seq).collect::<Vec<_>>(), kept);

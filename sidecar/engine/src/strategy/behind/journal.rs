@@ -32,8 +32,9 @@ pub trait Ledger: Send + Sync {
     /// The store has these, or they were given up.
     fn settled(&self, seqs: &[u64]);
 
-    /// Newer records of their keys have taken the place of these.
-    fn replaced(&self, seqs: &[u64]);
+    /// Of each key the first of these, by a newer one, the second. While nobody keeps that one, the older is still what is
+    /// to be stored after the process has died.
+    fn replaced(&self, pairs: &[(u64, u64)]);
 
     /// What a write is called wherever it is repeated, by this process or a later one; no other write is called so.
     fn name(&self, seq: u64) -> String;

@@ -103,8 +103,7 @@ where
         inner.counts.coalesced.fetch_add(landed.replaced.len() as u64, Ordering::Relaxed);
         if let Some(ledger) = &inner.ledger {
             ledger.settled(&landed.stored);
-            let replaced: Vec<u64> = landed.replaced.iter().map(|(old, _)| *old).collect();
-            ledger.replaced(&replaced);
+            ledger.replaced(&landed.replaced);
         }
         landed.replaced.iter().for_each(|(old, newer)| state.unkept.pass_on(*old, *newer));
         let mut told = state.unkept.stored(&landed.stored);

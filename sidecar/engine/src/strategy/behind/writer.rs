@@ -278,7 +278,7 @@ where
             };
             if let Some(old) = old {
                 unkept.pass_on(old, seq);
-                replaced.push(old);
+                replaced.push((old, seq));
             }
         }
         inner.counts.coalesced.fetch_add(replaced.len() as u64, Ordering::Relaxed);

@@ -85,7 +85,7 @@ impl Ledger for Held {
         self.settled.lock().extend(seqs);
     }
 
-    fn replaced(&self, _: &[u64]) {}
+    fn replaced(&self, _: &[(u64, u64)]) {}
 
     fn name(&self, seq: u64) -> String {
         format!("write-{seq}")
