@@ -6,7 +6,7 @@ use std::sync::{
 };
 use std::time::Duration;
 
-use caddy_engine::store::{BackingStore, Revalidated, StoreError, Stored};
+use caddy_engine::store::{BATCH_BYTES, BackingStore, Loaded, Revalidated, StoreError, Stored};
 use caddy_remote::TlsOptions;
 use caddy_remote::stores::{HttpConfig, HttpStore, PostgresConfig, PostgresStore, StoreKey, StoreValue};
 use caddy_tests::{certificates::Authority, origin::Origin, postgres::PostgresServer};
@@ -185,6 +185,34 @@ async fn a_unix_socket_is_bounded_too_and_the_server_that_is_wanted_is_found() {
 }
 
 #[tokio::test]
+async fn one_call_brings_no_more_than_is_to_be_in_memory_at_once() {
+    let server = PostgresServer::start().unwrap();
+    server.execute(TABLE).unwrap();
+    server
+        .execute(
+            "INSERT INTO users SELECT 'k' || n, decode(repeat('ff', 1 << 20), 'hex') FROM generate_series(1, 20) n",
+        )
+        .unwrap();
+    let store = PostgresStore::new(PostgresConfig { max_connections: 1, ..users(&server) }).unwrap();
+    let mut keys: Vec<_> = (1..=20).map(|n| bytes(&format!("k{n}"))).collect();
+    keys.push(bytes("absent"));
+    let mut found = 0;
+    while !keys.is_empty() {
+        let loaded = store.load_some(&keys).await.unwrap();
+        assert_eq!(loaded.len(), keys.len());
+        let came = loaded.iter().filter(|loaded| matches!(loaded, Loaded::Found(_))).count();
+        assert!(came <= BATCH_BYTES >> 20, "{came} values of a MiB");
+        assert!(came > 0, "nothing is brought");
+        found += came;
+        keys = keys.into_iter().zip(loaded).filter(|(_, loaded)| *loaded == Loaded::Left).map(|(key, _)| key).collect();
+    }
+    assert_eq!(found, 20);
+    // Who wants them all at once gets them.
+    let all: Vec<_> = (1..=20).map(|n| bytes(&format!("k{n}"))).collect();
+    assert!(store.load_many(&all).await.unwrap().iter().all(Option::is_some));
+}
+
+#[tokio::test]
 async fn an_address_needs_no_name() {
     let server = PostgresServer::start().unwrap();
     server.execute(TABLE).unwrap();
@@ -257,6 +285,45 @@ async fn a_write_is_refused_for_what_it_writes_and_for_nothing_else() {
     assert!(error.is_transient() && error.to_string().contains("does not exist"), "{error}");
     server.execute("ALTER TABLE others RENAME TO users").unwrap();
     write("5").await.unwrap();
+}
+
+/// A statement is prepared once, and what it was prepared for changes: a column's type, or that the server (a pooler between)
+/// knows it at all.
+#[tokio::test]
+async fn a_statement_that_the_server_has_lost_is_prepared_anew() {
+    let server = PostgresServer::start().unwrap();
+    server.execute("CREATE TABLE users (key text PRIMARY KEY, value text)").unwrap();
+    let store = PostgresStore::new(PostgresConfig {
+        store: Some(
+            "WITH forgotten AS (SELECT forget() WHERE 'forget' = ANY($1)), \
+             written AS (INSERT INTO users SELECT * FROM unnest($1::text[], $2::text[]) \
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value) SELECT count(*) FROM forgotten"
+                .into(),
+        ),
+        delete: None,
+        max_connections: 2,
+        load: "SELECT key, value FROM users WHERE key = ANY($1)".into(),
+        ..users(&server)
+    });
+    server.execute("CREATE FUNCTION forget() RETURNS void AS 'BEGIN DEALLOCATE ALL; END' LANGUAGE plpgsql").unwrap();
+    let store = store.unwrap();
+    let one = [bytes("a")];
+    let text = |text: &str| [Some(text.to_owned())];
+    store.store_many(&entries(&[("a", "{}")])).await.unwrap();
+    let two = futures::future::join(store.load_many(&one), store.load_many(&one)).await;
+    assert_eq!([two.0, two.1].map(|loaded| values(loaded.unwrap())), [text("{}"), text("{}")]);
+    server.execute("ALTER TABLE users ALTER value TYPE varchar(200)").unwrap();
+    assert_eq!(values(store.load_many(&one).await.unwrap()), text("{}"));
+    server.execute("ALTER TABLE users ALTER value TYPE text").unwrap();
+    assert_eq!(values(store.load_many(&one).await.unwrap()), text("{}"));
+    store.store_many(&entries(&[("forget", "1")])).await.unwrap();
+    assert_eq!(values(store.load_many(&one).await.unwrap()), text("{}"));
+    store.store_many(&entries(&[("forget", "1")])).await.unwrap();
+    // A write is not repeated here, and it is not what was refused.
+    let error = store.store_many(&entries(&[("a", "2")])).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("prepared statement"), "{error}");
+    store.store_many(&entries(&[("a", "2")])).await.unwrap();
+    assert_eq!(values(store.load_many(&one).await.unwrap()), text("2"));
 }
 
 #[tokio::test]

@@ -77,6 +77,27 @@ impl<V> Stored<V> {
     }
 }
 
+/// Bytes that are together in memory for one call to a store, one value more at most: so many a batch of writes has, and so
+/// many a call that loads many values may bring.
+pub const BATCH_BYTES: usize = 8 << 20;
+
+/// What a store says of one of the keys that it was asked for at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loaded<V> {
+    /// It has this.
+    Found(Stored<V>),
+    /// It has none.
+    Absent,
+    /// The others had as many bytes as one call may bring: it is to be asked for again.
+    Left,
+}
+
+impl<V> From<Option<Stored<V>>> for Loaded<V> {
+    fn from(found: Option<Stored<V>>) -> Self {
+        found.map_or(Self::Absent, Self::Found)
+    }
+}
+
 /// What a store says of a value that the caller has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revalidated<V> {
@@ -103,6 +124,14 @@ pub enum Revalidated<V> {
 pub trait BackingStore<K: Sync, V: Send>: Send + Sync {
     /// Loads the values of `keys`, in their order; `None`: there is none.
     fn load_many<'a>(&'a self, keys: &'a [K]) -> StoreFuture<'a, Vec<Option<Stored<V>>>>;
+
+    /// The same of as many keys as have [`BATCH_BYTES`] together, where the store can tell; of one at least.
+    fn load_some<'a>(&'a self, keys: &'a [K]) -> StoreFuture<'a, Vec<Loaded<V>>>
+    where
+        V: 'a,
+    {
+        Box::pin(async move { Ok(load(self, keys).await?.into_iter().map(Loaded::from).collect()) })
+    }
 
     /// Stores values in place of what is there, in this order. After an error any of them may have been stored.
     fn store_many<'a>(&'a self, entries: &'a [(K, V)]) -> StoreFuture<'a, ()>;

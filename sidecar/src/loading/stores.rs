@@ -14,7 +14,7 @@ use bytes::Bytes;
 use caddy_contract::{Config, HttpStore as HttpSettings, PostgresStore as PostgresSettings, StoreKind};
 use caddy_engine::{
     BootClock, Clock,
-    store::{BackingStore, Revalidated, StoreError, StoreFuture, Stored},
+    store::{BackingStore, Loaded, Revalidated, StoreError, StoreFuture, Stored},
 };
 use caddy_remote::{
     TlsOptions,
@@ -173,6 +173,8 @@ struct State {
     breaker: Breaker,
     pace: Pace,
     calls: usize,
+    /// Keys that one call asks for: as many as it has brought of late, and twice as many behind one that brought all.
+    at_once: usize,
     waiting: VecDeque<Waiting>,
 }
 
@@ -203,7 +205,13 @@ impl Store {
             counts: StoreCounts::default(),
             settings,
             versions: Versions::default(),
-            state: Mutex::new(State { breaker, pace: Pace::default(), calls: 0, waiting: VecDeque::new() }),
+            state: Mutex::new(State {
+                breaker,
+                pace: Pace::default(),
+                calls: 0,
+                at_once: MAX_BATCH,
+                waiting: VecDeque::new(),
+            }),
         })
     }
 
@@ -285,7 +293,7 @@ impl Store {
                     return;
                 }
                 state.calls += 1;
-                let count = state.waiting.len().min(self.batch());
+                let count = state.waiting.len().min(self.batch()).min(state.at_once);
                 state.waiting.drain(..count).collect()
             };
             // Given back also if the sidecar ends in between, or the store panics.
@@ -296,17 +304,27 @@ impl Store {
             let loaded = self.load_for(&keys, &mut batch).await;
             self.judge(loaded.as_ref().map(Vec::len));
             let results = match loaded {
-                Ok(values) => values.into_iter().map(Ok).collect(),
+                Ok(loaded) => loaded.into_iter().map(told).collect(),
                 Err(error) => self.load_apart(&keys, &batch, error).await,
             };
             drop(slot);
+            let mut left = Vec::new();
             for (waiting, result) in batch.into_iter().zip(results) {
+                let Some(result) = result else {
+                    left.push(waiting);
+                    continue;
+                };
                 if let Ok(Some(Stored { value, version: Some(version), .. })) = &result {
                     self.versions.note(&waiting.key, value, version);
                 }
                 // Who does not wait any more is not told.
                 let _ = waiting.answer.send(result);
             }
+            let mut state = self.state.lock();
+            let brought = keys.len() - left.len();
+            state.at_once = if left.is_empty() { (state.at_once * 2).min(MAX_BATCH) } else { brought.max(1) };
+            // They have waited for longest.
+            left.into_iter().rev().for_each(|waiting| state.waiting.push_front(waiting));
         }
     }
 
@@ -317,9 +335,9 @@ impl Store {
         keys: &[Bytes],
         batch: &[Waiting],
         error: StoreError,
-    ) -> Vec<Result<Found, LoadFailure>> {
+    ) -> Vec<Option<Result<Found, LoadFailure>>> {
         let failed = |error: &StoreError| LoadFailure::Store { store: self.name.clone(), error: error.clone() };
-        let mut results = vec![Err(failed(&error)); keys.len()];
+        let mut results = vec![Some(Err(failed(&error))); keys.len()];
         let (mut calls, mut refused) = (0, VecDeque::from([(0..keys.len(), error)]));
         while let Some((range, error)) = refused.pop_front() {
             let is_awaited = batch.iter().any(|waiting| !waiting.answer.is_closed());
@@ -332,10 +350,10 @@ impl Store {
             for half in halves {
                 calls += 1;
                 self.counts.calls.inc();
-                match self.backing.load_many(&keys[half.clone()]).await {
-                    Ok(found) => half.zip(found).for_each(|(at, found)| results[at] = Ok(found)),
+                match self.backing.load_some(&keys[half.clone()]).await {
+                    Ok(loaded) => half.zip(loaded).for_each(|(at, loaded)| results[at] = told(loaded)),
                     Err(error) => {
-                        results[half.clone()].fill(Err(failed(&error)));
+                        results[half.clone()].fill(Some(Err(failed(&error))));
                         errors.push((half, error));
                     }
                 }
@@ -348,12 +366,12 @@ impl Store {
     }
 
     /// Asks the store for as long as anybody waits: who has given up gives the place back, also if the store hangs.
-    async fn load_for(&self, keys: &[Bytes], batch: &mut [Waiting]) -> Result<Vec<Found>, StoreError> {
+    async fn load_for(&self, keys: &[Bytes], batch: &mut [Waiting]) -> Result<Vec<Loaded<Bytes>>, StoreError> {
         // Of several there is no such question.
         let known = batch.first_mut().filter(|_| keys.len() == 1).and_then(|waiting| waiting.known.take());
-        let loaded: StoreFuture<'_, Vec<Found>> = match known {
+        let loaded: StoreFuture<'_, Vec<Loaded<Bytes>>> = match known {
             Some((value, version)) => Box::pin(self.load_changed(&keys[0], value, version)),
-            None => self.backing.load_many(keys),
+            None => self.backing.load_some(keys),
         };
         let given_up = async {
             for waiting in batch {
@@ -370,12 +388,12 @@ impl Store {
     }
 
     /// Asks for a value unless it is still this one.
-    async fn load_changed(&self, key: &Bytes, value: Bytes, version: Bytes) -> Result<Vec<Found>, StoreError> {
+    async fn load_changed(&self, key: &Bytes, value: Bytes, version: Bytes) -> Result<Vec<Loaded<Bytes>>, StoreError> {
         Ok(vec![match self.backing.revalidate(key, &version).await? {
-            Revalidated::Changed(found) => found,
+            Revalidated::Changed(found) => found.into(),
             Revalidated::Unchanged { fresh_for } => {
                 self.counts.unchanged.inc();
-                Some(Stored { value, fresh_for, version: Some(version) })
+                Loaded::Found(Stored { value, fresh_for, version: Some(version) })
             }
         }])
     }
@@ -399,6 +417,15 @@ impl Store {
         }
         state.breaker.succeeded();
         state.pace.loaded(loaded.unwrap_or(0), now);
+    }
+}
+
+/// What is told to who waits; nothing yet of a key that is to be asked for again.
+fn told(loaded: Loaded<Bytes>) -> Option<Result<Found, LoadFailure>> {
+    match loaded {
+        Loaded::Found(found) => Some(Ok(Some(found))),
+        Loaded::Absent => Some(Ok(None)),
+        Loaded::Left => None,
     }
 }
 

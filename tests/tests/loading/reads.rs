@@ -306,3 +306,31 @@ fn rows_that_are_far_too_large_are_the_only_ones_without_a_value() -> Result<()>
     }
     Ok(())
 }
+
+/// What came is answered before the rest is asked for, and the rest in calls that it fits into.
+#[test]
+fn many_large_values_come_in_as_many_calls_as_keep_them_out_of_memory_together() -> Result<()> {
+    let (server, redis) = (PostgresServer::start()?, RedisServer::start()?);
+    server.execute(
+        "CREATE TABLE users AS SELECT 'user:' || n AS key, repeat(chr(96 + n), 1000000) AS value FROM generate_series(1, 26) n",
+    )?;
+    let section = format!(
+        "stores: [{{name: users, postgres: {{url: \"{}\", timeout: 20s, maxConnections: 1, load: \"SELECT key, value FROM users WHERE key = ANY($1)\"}}, maxConcurrent: 1}}]\n\
+         keyspaces: [{{name: users, match: \"user:*\", strategy: ReadThrough, store: users, hardTimeout: 20s}}]\n",
+        server.url()
+    );
+    let sidecar = SidecarOptions::redis(redis.socket()).max_staleness(LONG).section(&section).start()?;
+    let mut app = Client(sidecar.connect()?);
+    let names: Vec<String> = (1..=27).map(|n| format!("user:{n}")).collect();
+    let answer = app.ask(&format!("MGET {}", names.join(" ")))?;
+    let values: Vec<&str> = answer.trim_matches(['[', ']']).split(", ").collect();
+    ensure!(values.len() == 27 && values[26] == "(nil)", "{} values", values.len());
+    for (value, letter) in values.iter().zip('a'..='z') {
+        ensure!(value.len() == 1_000_000 && value.chars().all(|c| c == letter), "{letter}");
+    }
+    let calls = sidecar.metric("caddy_store_calls_total")?;
+    // Eight values of them are what one call may bring.
+    ensure!((4..=8).contains(&calls), "{calls} calls");
+    ensure!(sidecar.metric("caddy_store_failures_total")? == 0);
+    Ok(())
+}

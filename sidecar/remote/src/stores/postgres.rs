@@ -13,8 +13,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use caddy_engine::store::{BackingStore, StoreError, StoreFuture, Stored};
+use caddy_engine::store::{BATCH_BYTES, BackingStore, Loaded, StoreError, StoreFuture, Stored};
 use deadpool::managed::{Object, Pool, Timeouts};
+use futures::TryStreamExt;
 use thiserror::Error;
 use tokio_postgres::{
     Row,
@@ -150,7 +151,7 @@ impl PostgresStore {
         let connected = &*busy.0.insert(connected?);
         if let Ok(done) = tokio::time::timeout(self.timeout, work(connected)).await {
             // Back into the pool, if that is where it can be of use: another server may be the primary now.
-            if !done.as_ref().is_err_and(StoreError::is_transient) {
+            if !done.as_ref().is_err_and(StoreError::is_transient) && !connected.is_spent() {
                 busy.0 = None;
             }
             return done;
@@ -167,29 +168,54 @@ impl PostgresStore {
         self.connection().await.map_err(StoreError::as_passing)
     }
 
-    async fn load(&self, keys: &[StoreKey]) -> Result<Vec<Option<Stored<StoreValue>>>, StoreError> {
-        let mut found = HashMap::with_capacity(keys.len());
+    /// No more than one value beyond `most` bytes; what is left then, another call is for.
+    async fn load(&self, keys: &[StoreKey], most: usize) -> Result<Vec<Loaded<StoreValue>>, StoreError> {
+        let (mut found, mut bytes) = (HashMap::with_capacity(keys.len()), 0);
+        let mut is_all = true;
         for keys in keys.chunks(ROWS) {
-            let rows = self
-                .on(self.connection().await, async |connected| {
-                    let asked = keys.iter().filter(|key| connected.keys.can_be(key));
-                    let asked: Vec<Column<'_>> = asked.map(|key| Column(key)).collect();
-                    let rows = connected.client.query(&connected.load, &[&asked]).await;
-                    rows.map_err(|error| connected.too_large(keys).unwrap_or_else(|| failed(&error)))
-                })
-                .await?;
-            for row in &rows {
-                let Some((key, loaded)) = read(row)? else { continue };
-                let most = self.pool.manager().max_value_bytes;
-                if loaded.value.len() > most {
-                    let reason = format!("the value of {} has more than {most} bytes", key.escape_ascii());
-                    return Err(StoreError::Refused { reason: (reason + TOO_LARGE).into() });
+            self.on(self.connection().await, async |connected| {
+                let asked = keys.iter().filter(|key| connected.keys.can_be(key));
+                let asked: Vec<Column<'_>> = asked.map(|key| Column(key)).collect();
+                let not_read = |error| connected.too_large(keys).unwrap_or_else(|| self.failed(&error));
+                let rows = connected.client.query_raw(&connected.load, [&asked]).await.map_err(not_read)?;
+                let mut rows = std::pin::pin!(rows);
+                while let Some(row) = rows.try_next().await.map_err(not_read)? {
+                    let Some((key, loaded)) = read(&row)? else { continue };
+                    let largest = self.pool.manager().max_value_bytes;
+                    if loaded.value.len() > largest {
+                        let reason = format!("the value of {} has more than {largest} bytes", key.escape_ascii());
+                        return Err(StoreError::Refused { reason: (reason + TOO_LARGE).into() });
+                    }
+                    bytes += key.len() + loaded.value.len();
+                    if bytes > most && !found.is_empty() {
+                        // Nobody reads the other rows.
+                        connected.spend();
+                        is_all = false;
+                        break;
+                    }
+                    found.insert(key, loaded);
                 }
-                found.insert(key, loaded);
+                Ok(())
+            })
+            .await?;
+            if !is_all {
+                break;
             }
         }
         // A key may be asked for twice.
-        Ok(keys.iter().map(|key| found.get(key.as_ref()).cloned()).collect())
+        let loaded = keys.iter().map(|key| match found.get(key.as_ref()).cloned() {
+            None if !is_all => Loaded::Left,
+            found => found.into(),
+        });
+        Ok(loaded.collect())
+    }
+
+    /// The same once more where what lay in the pool is of no use: a server that was started anew has closed it.
+    async fn load_again(&self, keys: &[StoreKey], most: usize) -> Result<Vec<Loaded<StoreValue>>, StoreError> {
+        match self.load(keys, most).await {
+            Err(error) if error.is_transient() => self.load(keys, most).await,
+            done => done,
+        }
     }
 }
 
@@ -224,12 +250,19 @@ fn read(row: &Row) -> Result<Option<Named>, StoreError> {
 impl BackingStore<StoreKey, StoreValue> for PostgresStore {
     fn load_many<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, Vec<Option<Stored<StoreValue>>>> {
         Box::pin(async move {
-            match self.load(keys).await {
-                // A server that was started anew has closed what lay in the pool.
-                Err(error) if error.is_transient() => self.load(keys).await,
-                done => done,
-            }
+            let loaded = self.load_again(keys, usize::MAX).await?.into_iter().map(|loaded| match loaded {
+                Loaded::Found(found) => Some(found),
+                Loaded::Absent | Loaded::Left => None,
+            });
+            Ok(loaded.collect())
         })
+    }
+
+    fn load_some<'a>(&'a self, keys: &'a [StoreKey]) -> StoreFuture<'a, Vec<Loaded<StoreValue>>>
+    where
+        StoreValue: 'a,
+    {
+        Box::pin(self.load_again(keys, BATCH_BYTES))
     }
 
     fn store_many<'a>(&'a self, entries: &'a [(StoreKey, StoreValue)]) -> StoreFuture<'a, ()> {
@@ -261,7 +294,12 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
                     let names: Vec<_> = rows.iter().map(|at| names.get(*at)).collect();
                     let all: [&(dyn ToSql + Sync); 3] = [&keys, &values, &names];
                     let parameters = &all[..store.params().len()];
-                    connected.client.execute(store, parameters).await.map(drop).map_err(|error| not_written(&error))
+                    connected
+                        .client
+                        .execute(store, parameters)
+                        .await
+                        .map(drop)
+                        .map_err(|error| self.not_written(&error))
                 })
                 .await?;
             }
@@ -280,7 +318,12 @@ impl BackingStore<StoreKey, StoreValue> for PostgresStore {
                     let names: Vec<_> = rows().map(|at| names.get(*at)).collect();
                     let all: [&(dyn ToSql + Sync); 2] = [&keys, &names];
                     let parameters = &all[..delete.params().len()];
-                    connected.client.execute(delete, parameters).await.map(drop).map_err(|error| not_written(&error))
+                    connected
+                        .client
+                        .execute(delete, parameters)
+                        .await
+                        .map(drop)
+                        .map_err(|error| self.not_written(&error))
                 })
                 .await?;
             }
@@ -300,14 +343,26 @@ fn failed(error: &tokio_postgres::Error) -> StoreError {
     if is_passing(error) { StoreError::Unavailable { reason } } else { StoreError::Refused { reason } }
 }
 
-/// Why a write has failed: refused is what was written, not whoever writes it, or where, or how. Rights may be about a row.
-fn not_written(error: &tokio_postgres::Error) -> StoreError {
-    let is_about_rows = error.code().is_some_and(|state| {
-        let class = &state.code()[..2];
-        *state == SqlState::INSUFFICIENT_PRIVILEGE || !matches!(class, "25" | "28" | "3D" | "42")
-    });
-    let failed = failed(error);
-    if is_about_rows { failed } else { failed.as_passing() }
+impl PostgresStore {
+    /// Why a statement has failed. What the server has lost of one it has lost of all that were prepared until now.
+    fn failed(&self, error: &tokio_postgres::Error) -> StoreError {
+        if !is_outdated(error) {
+            return failed(error);
+        }
+        self.pool.retain(|_, _| false);
+        failed(error).as_passing()
+    }
+
+    /// Why a write has failed: refused is what was written, not whoever writes it, or where, or how. Rights may be about a
+    /// row.
+    fn not_written(&self, error: &tokio_postgres::Error) -> StoreError {
+        let is_about_rows = error.code().is_some_and(|state| {
+            let class = &state.code()[..2];
+            *state == SqlState::INSUFFICIENT_PRIVILEGE || !matches!(class, "25" | "28" | "3D" | "3F" | "42")
+        });
+        let failed = self.failed(error);
+        if is_about_rows { failed } else { failed.as_passing() }
+    }
 }
 
 /// Whether the same may succeed later: the connection, the server's resources, or another transaction were in the way.
@@ -315,6 +370,14 @@ fn is_passing(error: &tokio_postgres::Error) -> bool {
     let Some(state) = error.code() else { return true };
     let class = &state.code()[..2];
     matches!(class, "08" | "40" | "53" | "57" | "58") || *state == SqlState::LOCK_NOT_AVAILABLE
+}
+
+/// Whether the statement would be another if it were prepared now: its columns have changed ("cached plan must not change result
+/// type"), or the server does not know it any more, as behind a pooler.
+fn is_outdated(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|state| {
+        *state == SqlState::FEATURE_NOT_SUPPORTED || *state == SqlState::INVALID_SQL_STATEMENT_NAME
+    })
 }
 
 /// tokio-postgres says "db error" and keeps what the server said for the cause.

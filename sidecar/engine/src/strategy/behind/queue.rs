@@ -15,10 +15,8 @@ use std::sync::Arc;
 use super::slots::{At, Slots};
 use super::{Backlog, Batch, BehindConfig, DeadLetter, Landed, Outcome, Record, Write};
 use crate::clock::Moment;
+use crate::store::BATCH_BYTES;
 use crate::weigh::Weigh;
-
-/// Bytes after which a batch is long enough.
-const BATCH_BYTES: usize = 8 << 20;
 
 /// See the module.
 #[derive(Debug)]

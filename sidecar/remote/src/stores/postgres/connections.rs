@@ -5,6 +5,7 @@
 //! of them are [bounded](super::bounded).
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use caddy_engine::store::StoreError;
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
@@ -46,6 +47,8 @@ pub(super) struct Connector {
 pub(super) struct Connected {
     pub(super) client: Client,
     bound: Bound,
+    /// See [`spend`](Self::spend).
+    is_spent: AtomicBool,
     pub(super) keys: Keys,
     pub(super) load: Statement,
     pub(super) store: Option<Statement>,
@@ -100,6 +103,15 @@ pub(super) enum ConnectError {
 }
 
 impl Connected {
+    /// It is of no further use: what it says next belongs to nobody, or its statements are not what they were.
+    pub(super) fn spend(&self) {
+        self.is_spent.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.is_spent.load(Ordering::Relaxed)
+    }
+
     /// Why nothing more comes over it, if that is a row of those that were asked for. No two questions are told the same: who
     /// looks for that row by asking for fewer knows that he has not found all there are.
     pub(super) fn too_large(&self, asked: &[StoreKey]) -> Option<StoreError> {
@@ -138,7 +150,8 @@ impl managed::Manager for Connector {
                 ));
             }
         }
-        let mut connected = Connected { client, bound, keys, load, store: None, delete: None };
+        let mut connected =
+            Connected { client, bound, is_spent: AtomicBool::new(false), keys, load, store: None, delete: None };
         if let Some(text) = &self.store {
             let store = prepare(&connected.client, "store", text).await?;
             match store.params() {
