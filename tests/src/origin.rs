@@ -37,6 +37,7 @@ struct State {
     names: HashMap<String, Vec<String>>,
     cache_control: Option<String>,
     encoding: Option<String>,
+    retry_after: Option<String>,
     tls: Option<TlsAcceptor>,
     /// Paths whose next request is answered late, with what was there when it came.
     late: HashSet<String>,
@@ -123,6 +124,11 @@ impl Origin {
     /// How it says from now on that all values are packed; `None`: not at all.
     pub fn content_encoding(&self, text: Option<&str>) {
         self.state.lock().encoding = text.map(str::to_owned);
+    }
+
+    /// What it says with its failures from now on, of when to come back; `None`: nothing.
+    pub fn retry_after(&self, text: Option<&str>) {
+        self.state.lock().retry_after = text.map(str::to_owned);
     }
 
     /// Whether the next request for a path is to be held.
@@ -249,7 +255,10 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
             state.names.entry(path.clone()).or_default().push(name.to_owned());
         }
         if let Some(code) = state.failure.as_ref().and_then(|failure| failure(&path)) {
-            return Ok(status(StatusCode::from_u16(code).unwrap_or_default()));
+            let mut failed = status(StatusCode::from_u16(code).unwrap_or_default());
+            let when = state.retry_after.as_ref().and_then(|text| text.parse().ok());
+            failed.headers_mut().extend(when.map(|when| (header::RETRY_AFTER, when)));
+            return Ok(failed);
         }
         state.hanging.contains(&path)
     };
@@ -258,6 +267,8 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     }
     let mut state = state.lock();
     Ok(match head.method {
+        // As servers do that want to know before they read (RFC 9110, §15.5.12).
+        Method::PUT if !head.headers.contains_key(header::CONTENT_LENGTH) => status(StatusCode::LENGTH_REQUIRED),
         Method::PUT => {
             state.values.insert(path, body);
             status(StatusCode::NO_CONTENT)

@@ -385,7 +385,9 @@ async fn an_origin_is_a_store() {
     let origin = Origin::start().await.unwrap();
     let store = http(&origin);
     let slashed = bytes("a/b c%");
-    store.store_many(&[(slashed.clone(), bytes("one")), (bytes("k"), bytes("two"))]).await.unwrap();
+    store.store_many(&[(slashed.clone(), bytes("one")), (bytes("k"), bytes(""))]).await.unwrap();
+    assert_eq!(origin.value("/cache/k"), Some(Vec::new()));
+    store.store_many(&[(bytes("k"), bytes("two"))]).await.unwrap();
     assert_eq!(origin.value("/cache/a%2Fb%20c%25"), Some(b"one".to_vec()));
     let loaded = store.load_many(&[slashed.clone(), bytes("absent"), bytes("k")]).await.unwrap();
     assert_eq!(
@@ -475,6 +477,9 @@ async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
             "/cache/unknown" => Some(401),
             "/cache/unknown-proxy" => Some(407),
             "/cache/moved" => Some(302),
+            "/cache/read-only" => Some(405),
+            "/cache/unasked" => Some(304),
+            "/cache/empty" => Some(204),
             _ => None,
         }
     });
@@ -486,15 +491,33 @@ async fn passing_failures_are_asked_again_and_lasting_ones_are_not() {
     assert_eq!((values(loaded.unwrap()), times), (vec![None], 3));
     let (failed, times) = load("always").await;
     assert!(failed.as_ref().unwrap_err().is_transient() && times == 3, "{failed:?}, asked {times} times");
-    for (key, hint) in [("forbidden", "headers"), ("moved", "redirects")] {
+    // Who says when, is asked then, or not at all.
+    origin.retry_after(Some("0"));
+    let (failed, times) = load("always").await;
+    assert!(failed.as_ref().unwrap_err().is_transient() && times == 3, "{failed:?}, asked {times} times");
+    origin.retry_after(Some("60"));
+    let (failed, times) = load("always").await;
+    let error = failed.unwrap_err();
+    assert!(
+        error.is_transient() && times == 1 && error.to_string().contains("for 60 s"),
+        "{error}, asked {times} times"
+    );
+    origin.retry_after(None);
+    for (key, hint) in
+        [("forbidden", "headers"), ("moved", "redirects"), ("unasked", "asked for no version"), ("empty", "204")]
+    {
         let (failed, times) = load(key).await;
         let error = failed.unwrap_err();
         assert!(!error.is_transient() && times == 1 && error.to_string().contains(hint), "{error}");
     }
-    // A token that is about to rotate says nothing about what is written.
-    for (key, is_transient, words) in
-        [("forbidden", false, "headers"), ("unknown", true, "headers"), ("unknown-proxy", true, "407")]
-    {
+    // A token that is about to rotate, or a wrong URL, says nothing about what is written.
+    for (key, is_transient, words) in [
+        ("forbidden", false, "headers"),
+        ("unknown", true, "headers"),
+        ("unknown-proxy", true, "407"),
+        ("moved", true, "redirects"),
+        ("read-only", true, "405"),
+    ] {
         let error = store.store_many(&entries(&[(key, "v")])).await.unwrap_err();
         assert!(error.is_transient() == is_transient && error.to_string().contains(words), "{error}");
         let error = store.delete_many(&[bytes(key)]).await.unwrap_err();

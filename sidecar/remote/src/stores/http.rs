@@ -10,8 +10,8 @@ use bytes::Bytes;
 use caddy_engine::store::{BackingStore, Revalidated, StoreError, StoreFuture, Stored};
 use futures::{StreamExt, TryStreamExt, stream};
 use http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
-    RETRY_AFTER,
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_NONE_MATCH, RETRY_AFTER,
 };
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -102,8 +102,8 @@ pub enum HttpConfigError {
 /// | 200 | the value is the body; `Cache-Control` says for how long, `ETag` names its state; not with a `Content-Encoding` |
 /// | 404, 410 | there is no such value |
 /// | 304 | unchanged (only where an `ETag` was sent) |
-/// | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, then [`StoreError::Unavailable`] |
-/// | anything else, redirects too | [`StoreError::Refused`]; 401 and 407 to a write, like certificates that do not fit, are none of its value: `Unavailable` |
+/// | 408, 425, 429, 5xx, no answer in time | transient: asked again with growing pauses, or after `Retry-After` if that is soon, then [`StoreError::Unavailable`] |
+/// | anything else, redirects too | [`StoreError::Refused`]; 3xx, 401, 405 and 407 to a write, like certificates that do not fit, are none of its value: `Unavailable` |
 ///
 /// Many keys are that many requests, at most [`HttpConfig::concurrency`] at a time. `PUT` and `DELETE` are sent again
 /// after an unclear answer: they are idempotent, as HTTP defines them.
@@ -187,10 +187,14 @@ impl HttpStore {
                 Ok(Err(Failed::Transport(reason))) => (reason, None),
                 Err(_) => (format!("no answer within {} ms", self.config.timeout.as_millis()), None),
             };
+            if let Some(pause) = retry_after.filter(|pause| *pause > MAX_PAUSE) {
+                let reason = format!("{reason}, and wants to be left alone for {} s", pause.as_secs());
+                return Err(StoreError::Unavailable { reason: reason.into() });
+            }
             if attempt >= self.config.retries {
                 return Err(StoreError::Unavailable { reason: reason.into() });
             }
-            sleep(retry_after.unwrap_or(pause).min(MAX_PAUSE)).await;
+            sleep(retry_after.unwrap_or(pause)).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
         unreachable!("the attempts are bounded by the number of retries")
@@ -227,7 +231,12 @@ impl HttpStore {
     /// `name`: what the write is called, also if it is repeated.
     async fn change(&self, method: Method, key: &[u8], body: Bytes, name: Option<&String>) -> Result<(), StoreError> {
         let deletes = method == Method::DELETE;
+        let length = HeaderValue::from(body.len());
         let mut request = self.request(method, key, body)?;
+        if !deletes {
+            // Also of none: who asks for it refuses a request without (RFC 9110, §8.6).
+            request.headers_mut().insert(CONTENT_LENGTH, length);
+        }
         if let Some(name) = name.and_then(|name| HeaderValue::from_str(name).ok()) {
             request.headers_mut().insert(IDEMPOTENCY_KEY, name);
         }
@@ -237,9 +246,13 @@ impl HttpStore {
         if answer.status.is_success() || gone {
             return Ok(());
         }
-        // Who is not known would not be with another value either: a token may be about to rotate.
-        let is_unknown = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED);
-        Err(if is_unknown { answer.refusal().as_passing() } else { answer.refusal() })
+        // No other value would fare better: a token may be about to rotate, the URL may be another's, or lack its writes.
+        let is_about_all = answer.status.is_redirection()
+            || matches!(
+                answer.status,
+                StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::METHOD_NOT_ALLOWED
+            );
+        Err(if is_about_all { answer.refusal().as_passing() } else { answer.refusal() })
     }
 }
 
@@ -280,6 +293,7 @@ impl Answer {
     fn refusal(&self) -> StoreError {
         let hint = match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see the store's headers",
+            StatusCode::NOT_MODIFIED => " to a request that asked for no version",
             status if status.is_redirection() => "; give the URL that it redirects to",
             _ => "",
         };
