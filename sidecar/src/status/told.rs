@@ -79,4 +79,17 @@ mod tests {
         assert_eq!(told.down("b", soon), Some(0));
         assert_eq!(told.up(true, soon), Some(10));
     }
+
+    #[test]
+    fn each_reason_is_told_at_once_when_it_is_new_and_again_when_others_were_told_for_long() {
+        let (told, now) = (Told::default(), Moment::from_nanos(1));
+        let reason = |n: usize| format!("reason {n}");
+        for n in 0..REASONS {
+            assert_eq!((told.down(&reason(n), now), told.up(true, now).is_some()), (Some(0), true), "{n}");
+        }
+        // Beyond that, and what is known, in their turn: and then all is new again.
+        assert_eq!(told.down(&reason(REASONS), now), Some(0), "the first turn");
+        assert_eq!(told.down(&reason(REASONS), now), None);
+        assert_eq!(told.down(&reason(0), now), Some(0), "new again");
+    }
 }

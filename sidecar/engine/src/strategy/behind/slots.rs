@@ -105,4 +105,34 @@ mod tests {
         assert_eq!(slots.all.span(), 0);
         assert!(slots.remove(places[0]).is_none());
     }
+
+    /// Keys that all have one hash.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Alike(u32);
+
+    impl Hash for Alike {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            0.hash(state);
+        }
+    }
+
+    #[test]
+    fn keys_of_one_hash_are_told_apart() {
+        let mut slots = Slots::new();
+        let places: Vec<At> = (0..20).map(|key| slots.find_or_insert(Alike(key), || key)).collect();
+        assert_eq!(slots.remove(places[7]).map(|slot| slot.held), Some(7));
+        for key in (0..20).filter(|key| *key != 7) {
+            assert_eq!(slots.find(&Alike(key)).and_then(|at| slots.get_mut(at).copied()), Some(key));
+        }
+        assert_eq!(slots.find(&Alike(7)), None);
+    }
+
+    #[test]
+    fn the_key_that_came_last_is_kept_and_an_older_one_lets_its_memory_go() {
+        let mut slots = Slots::new();
+        let (old, new) = (bytes::Bytes::from(vec![b'k']), bytes::Bytes::from(vec![b'k']));
+        let at = slots.find_or_insert(old.clone(), || ());
+        assert_eq!(slots.find_or_insert(new.clone(), || ()), at);
+        assert!(old.is_unique() && !new.is_unique());
+    }
 }

@@ -276,3 +276,53 @@ fn a_newer_write_takes_the_place_of_a_dead_letter() {
     assert_eq!((queue.backlog().dead_letters, queue.backlog().records), (0, 1));
     assert_eq!(queue.take(now, true).expect("a batch").puts, [(1, 2)]);
 }
+
+#[test]
+fn a_key_that_is_written_all_the_time_is_stored_as_often_as_others() {
+    let flush_interval = Duration::from_millis(100);
+    let mut queue = queue(BehindConfig { flush_interval, ..BehindConfig::default() });
+    for millis in 1..=100 {
+        queue.offer(1, Write::Put(millis), Moment::from_millis(millis.into()));
+    }
+    assert_eq!(queue.backlog().oldest, Some(Moment::from_millis(1)));
+    assert_eq!(queue.take(Moment::from_millis(100), false), None);
+    let batch = queue.take(Moment::from_millis(101), false).expect("it is due");
+    assert_eq!(batch.puts, [(1, 100)]);
+    // It is as old as what it replaced, on its way and when that fails.
+    assert_eq!(queue.backlog().oldest, Some(Moment::from_millis(1)));
+    queue.landed(&batch, &Outcome::Later, &Outcome::Stored, Moment::from_millis(102));
+    assert_eq!(queue.backlog().oldest, Some(Moment::from_millis(1)));
+}
+
+#[test]
+fn a_dead_letter_that_is_replayed_is_offered_as_often_as_a_new_write() {
+    let mut queue = queue(BehindConfig { max_attempts: 2, ..BehindConfig::default() });
+    let mut now = Moment::from_millis(1);
+    let (seq, _) = queue.offer(1, Write::Put(1), now);
+    let refused = |queue: &mut Queue<u32, u32>, now: &mut Moment| {
+        *now = *now + Duration::from_mins(1);
+        let batch = queue.take(*now, true).expect("it is offered");
+        queue.landed(&batch, &Outcome::Refused("no".into()), &Outcome::Stored, *now).died
+    };
+    for _ in 0..2 {
+        assert_eq!(refused(&mut queue, &mut now), [] as [u64; 0]);
+        assert_eq!(refused(&mut queue, &mut now), [seq]);
+        assert_eq!(queue.replay(None), 1);
+    }
+}
+
+#[test]
+fn a_batch_is_long_enough_by_its_bytes_too_and_takes_what_is_longer_alone() {
+    let mut queue = Queue::new(BehindConfig::default());
+    let now = Moment::from_millis(1);
+    let value = |mib: usize| bytes::Bytes::from(vec![0; mib << 20]);
+    for (key, mib) in [(1_u32, 3), (2, 4), (3, 3), (4, 9), (5, 1)] {
+        queue.offer(key, Write::Put(value(mib)), now);
+    }
+    let mut sent = Vec::new();
+    while let Some(batch) = queue.take(now, true) {
+        sent.push(batch.puts.iter().map(|(key, _)| *key).collect::<Vec<_>>());
+        queue.landed(&batch, &Outcome::Stored, &Outcome::Stored, now);
+    }
+    assert_eq!(sent, [vec![1, 2], vec![3], vec![4], vec![5]]);
+}
