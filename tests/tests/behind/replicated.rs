@@ -182,18 +182,27 @@ fn a_failover_between_a_write_and_its_replicas_is_no_acknowledgement() -> Result
     replica.sigcont()?;
     ensure!(app.reply()? == "OK");
     replica.sigstop()?;
+    // Of two that Redis executes together the second waits for the next WAIT, which another connection sends.
+    let mut other = client(&sidecar)?;
+    world.redis.sigstop()?;
     app.send("SET user:1 c")?;
+    other.send("SET user:2 d")?;
+    let taken = client(&sidecar)?.ask("CACHE.STATS users");
+    world.redis.sigcont()?;
+    taken?;
     eventually("Redis waits for its replica", SOON, || {
         let blocked = show(&world.redis.command(&["INFO", "clients"])?);
         ensure!(blocked.contains("blocked_clients:1"), "{blocked}");
         Ok(())
     })?;
     let _ = world.redis.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])?;
-    let answer = app.reply()?;
-    ensure!(answer.contains("STOREERR"), "nobody knows whether a replica has it: {answer}");
+    for app in [&mut app, &mut other] {
+        let answer = app.reply()?;
+        ensure!(answer.contains("STOREERR"), "nobody knows whether a replica has it: {answer}");
+    }
     replica.sigcont()?;
     world.postgres.restart()?;
-    world.rows_become(&["user:1=c"])
+    world.rows_become(&["user:1=c", "user:2=d"])
 }
 
 #[test]

@@ -83,6 +83,36 @@ fn a_thousand_clients_on_five_sidecars_cause_one_load() -> Result<()> {
     Ok(())
 }
 
+/// Redis is asked by one of them who loads, and by none again and again until it has.
+#[test]
+fn of_one_sidecars_readers_one_loads_and_the_others_wait_for_it() -> Result<()> {
+    let loaded = Loaded::start(&Subject::good(), 1, ", ttl: 1h, hardTimeout: 1m", "")?;
+    loaded.origin.set("/user%3A1", "Ada");
+    loaded.origin.delay_next("/user%3A1");
+    let mut first = loaded.client()?;
+    first.send("GET user:1")?;
+    eventually("the origin is asked", SOON, || {
+        ensure!(loaded.origin.requests() == 1);
+        Ok(())
+    })?;
+    let mut others = [loaded.client()?, loaded.client()?];
+    let mut told = loaded.client()?;
+    for (expected, other) in (1..).zip(&mut others) {
+        other.send("GET user:1")?;
+        eventually("it joins", SOON, || {
+            let joined = stat(&mut told, "loads_joined")?;
+            ensure!(joined == expected, "{joined}");
+            Ok(())
+        })?;
+    }
+    loaded.origin.release("/user%3A1");
+    for client in std::iter::once(&mut first).chain(&mut others) {
+        ensure!(client.reply()? == "Ada");
+    }
+    ensure!(loaded.origin.requests() == 1);
+    Ok(())
+}
+
 #[test]
 fn many_keys_of_a_table_are_one_statement() -> Result<()> {
     let (server, redis) = (PostgresServer::start()?, RedisServer::start()?);
