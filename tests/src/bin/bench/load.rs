@@ -56,9 +56,14 @@ impl Case {
         self
     }
 
-    /// Whether the floor, which knows neither misses nor Redis, takes part.
+    /// Whether a server takes part: the floor, which knows no Redis, in hits only, and the relay, which keeps nothing, in all
+    /// else.
     pub(crate) fn is_for(&self, server: &Server) -> bool {
-        server.kind() != Kind::Floor || self.operation == Operation::Hit
+        match server.kind() {
+            Kind::Floor => self.operation == Operation::Hit,
+            Kind::Relay => self.operation != Operation::Hit,
+            Kind::Redis | Kind::Sidecar => true,
+        }
     }
 
     fn hot_keys(&self) -> usize {

@@ -31,22 +31,22 @@ const RELEASE: &str = "if redis.call('GET',KEYS[1])==ARGV[1] then return redis.c
 /// Measures, and says what was seen.
 pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
     let sidecar = servers.iter().find(|one| one.kind() == Kind::Sidecar).context("a sidecar is always measured")?;
+    let relay = servers.iter().find(|one| one.kind() == Kind::Relay).context("a relay is always measured")?;
     let (mut ours, mut direct) = (Line(sidecar.connect()?), Line(sidecar.connect_to_data()?));
-    let shas = [ACQUIRE, RELEASE].map(|script| direct.ask(&["SCRIPT", "LOAD", script]));
-    let [acquire, release] = shas;
-    let (acquire, release) = (text(&acquire?)?, text(&release?)?);
-    let (mut pairs, mut pair, mut turns, mut turn) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut own = OwnLock::prepare(Line(sidecar.connect_to_data()?))?;
+    let mut relayed = OwnLock::prepare(Line(relay.connect()?))?;
+    let (mut pairs, mut pair, mut relays) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut turns, mut turn) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (mut through, mut bare) = (Vec::new(), Vec::new());
+        let (mut through, mut bare, mut passed_on) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..PAIRS {
             through.push(ours.take_and_let_go()?);
-            let begun = Instant::now();
-            direct.ask(&["EVALSHA", &acquire, "2", "{bench}lock", "{bench}count", "me", "30000"])?;
-            direct.ask(&["EVALSHA", &release, "1", "{bench}lock", "me"])?;
-            bare.push(begun.elapsed());
+            bare.push(own.take_and_let_go()?);
+            passed_on.push(relayed.take_and_let_go()?);
         }
         pair.push(micros(percentile(&mut through, 50)));
         pairs.push(ratio(&mut through, &mut bare));
+        relays.push(ratio(&mut through, &mut passed_on));
     }
     let (mut holder, mut waiter) = (Line(sidecar.connect()?), Line(sidecar.connect()?));
     let mut subscriber = Line(sidecar.connect_to_data()?);
@@ -68,10 +68,11 @@ pub(crate) fn measure(servers: &Servers, rounds: usize) -> Result<String> {
     }
     let middle = |values| median(values).unwrap_or(f64::NAN);
     Ok(format!(
-        "A lock taken and let go: {:.0} µs (p50), × {:.2} of two EVALSHA of one's own; handed over in {:.0} µs (p50), × {:.2} of a \
-         bare PUBLISH.\n{}",
+        "A lock taken and let go: {:.0} µs (p50), × {:.2} of two EVALSHA of one's own, × {:.2} of the same two through a bare \
+         relay; handed over in {:.0} µs (p50), × {:.2} of a bare PUBLISH.\n{}",
         middle(pair),
         middle(pairs),
+        middle(relays),
         middle(turn),
         middle(turns),
         many(servers)?
@@ -128,6 +129,28 @@ fn ticks(pid: u32) -> Result<u64> {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let field = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).context("a time");
     Ok(field(11)? + field(12)?)
+}
+
+/// The lock that one would write, on a connection of its own.
+struct OwnLock {
+    line: Line,
+    acquire: String,
+    release: String,
+}
+
+impl OwnLock {
+    fn prepare(mut line: Line) -> Result<Self> {
+        let mut load = |script| text(&line.ask(&["SCRIPT", "LOAD", script])?);
+        let (acquire, release) = (load(ACQUIRE)?, load(RELEASE)?);
+        Ok(Self { line, acquire, release })
+    }
+
+    fn take_and_let_go(&mut self) -> Result<Duration> {
+        let begun = Instant::now();
+        self.line.ask(&["EVALSHA", &self.acquire, "2", "{bench}lock", "{bench}count", "me", "30000"])?;
+        self.line.ask(&["EVALSHA", &self.release, "1", "{bench}lock", "me"])?;
+        Ok(begun.elapsed())
+    }
 }
 
 /// One connection that asks and waits.

@@ -1,4 +1,4 @@
-//! The load generator behind `cargo xtask bench`: the same requests to a sidecar, to Redis (and Valkey) and to a floor, on
+//! The load generator behind `cargo xtask bench`: the same requests to a sidecar, to Redis (and Valkey) and to floors, on
 //! Unix sockets, the load on one core and the servers on another. Servers take turns within each round, and what is
 //! compared are the medians of the rounds' ratios, so that a busy neighbour does not decide. Every reply is compared byte
 //! for byte; a wrong one ends the run. Behind the table: how soon a foreign write kills a copy, what a sidecar costs
@@ -15,6 +15,7 @@ mod groups;
 mod load;
 mod locks;
 mod pushes;
+mod relay;
 mod server;
 mod sweeps;
 mod table;
@@ -49,6 +50,8 @@ enum Task {
     Bench(Options),
     /// Be the floor, on this socket.
     Floor(PathBuf),
+    /// Be the relay, from the first socket to the second.
+    Relay(PathBuf, PathBuf),
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task> {
@@ -65,6 +68,10 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task> {
             "--entries" => entries = value.parse().with_context(|| format!("--entries {value}"))?,
             "--only" => only = Some(value),
             "--floor" => return Ok(Task::Floor(value.into())),
+            "--relay" => {
+                let data = arguments.next().context("--relay needs two sockets")?;
+                return Ok(Task::Relay(value.into(), data.into()));
+            }
             _ => bail!("unknown option {name}; `cargo xtask bench` calls this program"),
         }
     }
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
     let done = parse(std::env::args().skip(1)).and_then(|task| match task {
         Task::Bench(options) => run(&options),
         Task::Floor(socket) => floor::run(&socket),
+        Task::Relay(socket, data) => relay::run(&socket, &data),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Redis,
     /// The least that a server can do.
     Floor,
+    /// The least that a process between an app and its Redis can do.
+    Relay,
     /// Ours.
     Sidecar,
 }
@@ -78,7 +80,7 @@ impl Server {
         connect(&self.data)
     }
 
-    /// CPU time that its processes have used so far: for a sidecar, its Redis counts too.
+    /// CPU time that its processes have used so far: for a sidecar or a relay, its Redis counts too.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         self.processes.iter().map(|process| cpu_of(process.0.id())).sum()
     }
@@ -102,6 +104,9 @@ impl Servers {
             this.add_redis("Valkey", valkey)?;
         }
         this.add_floor()?;
+        let (behind, data) = this.redis_behind("relayed")?;
+        let relay = this.relay_on(this.core(), "relay", &data, behind)?;
+        this.list.push(relay);
         let (behind, data) = this.redis_behind("behind")?;
         let sidecar = this.sidecar("sidecar", &data, behind)?;
         this.list.push(sidecar);
@@ -128,10 +133,7 @@ impl Servers {
     /// This very program, as the floor.
     fn add_floor(&mut self) -> Result<()> {
         let socket = self.folder.join("floor.sock");
-        let program = std::env::current_exe().context("find this program")?;
-        let mut command = pinned(&program, self.core());
-        command.args(["--floor"]).arg(&socket);
-        let process = start(&mut command, &socket)?;
+        let process = start(pinned(&this_program()?, self.core()).arg("--floor").arg(&socket), &socket)?;
         self.list.push(Server {
             name: "floor",
             kind: Kind::Floor,
@@ -140,6 +142,18 @@ impl Servers {
             processes: vec![process],
         });
         Ok(())
+    }
+
+    /// This very program, as a relay to the Redis on the socket `data`, on whichever core there is; `behind` is kept alive and
+    /// counted with it.
+    pub(crate) fn free_relay(&self, name: &'static str, data: &Path, behind: Process) -> Result<Server> {
+        self.relay_on(self.anywhere()?.as_deref(), name, data, behind)
+    }
+
+    fn relay_on(&self, core: Option<&str>, name: &'static str, data: &Path, behind: Process) -> Result<Server> {
+        let socket = self.folder.join(format!("{name}.sock"));
+        let process = start(pinned(&this_program()?, core).arg("--relay").arg(&socket).arg(data), &socket)?;
+        Ok(Server { name, kind: Kind::Relay, socket, data: data.to_owned(), processes: vec![process, behind] })
     }
 
     /// A Redis for a sidecar, and its socket.
@@ -216,6 +230,10 @@ fn redis(binary: &Path, socket: &Path, core: Option<&str>) -> Result<Process> {
     let mut command = pinned(binary, core);
     command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(socket);
     start(&mut command, socket)
+}
+
+fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().context("find this program")
 }
 
 fn pinned(binary: &Path, core: Option<&str>) -> Command {
