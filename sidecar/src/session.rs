@@ -25,6 +25,7 @@ pub(crate) mod load;
 pub(crate) mod locking;
 mod lookup;
 mod own;
+mod pace;
 mod patterns;
 mod pinned;
 mod reads;
@@ -61,6 +62,7 @@ use self::{
     args::Args,
     client::{Client, Shown},
     conversation::{Conversation, Flow},
+    pace::Pace,
 };
 use crate::{mailbox::Delivery, shared::Shared, upstream::COUNTED, worker::Worker};
 
@@ -87,6 +89,7 @@ pub(crate) struct Session {
     held: bool,
     /// The app closed its end.
     at_end: bool,
+    pace: Pace,
     /// Replies behind one that is not there yet, or that the app has no room for: they count against the budget of L2.
     queued: Option<Box<Held>>,
     /// While the app does not read.
@@ -177,6 +180,7 @@ impl Session {
             pushed: 0,
             held: false,
             at_end: false,
+            pace: Pace::default(),
             queued: None,
             stuck: None,
             idle: limits.idle_timeout.map(|time| Box::new(Idle { timer: Box::pin(sleep(time)), time, runs: false })),
@@ -312,7 +316,11 @@ impl Session {
         let mut buffer = worker.read_buffer.borrow_mut();
         let read = ready!(self.stream.poll_read(cx, &mut buffer))?;
         let input = &buffer[..read];
+        let before = self.conversation.now;
         self.conversation.begin_batch();
+        if let Some(is_prompt) = self.pace.note(self.conversation.now.since(before)) {
+            self.stream.set_eager(is_prompt);
+        }
         let taken = self.answer(input);
         self.input.extend_from_slice(&input[taken..]);
         Poll::Ready(Ok(input.len()))

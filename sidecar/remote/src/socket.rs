@@ -2,7 +2,7 @@
 //!
 //! Only what arrives is waited for. Whoever also waits for room to write, as tokio's streams always do, is woken by a Unix
 //! socket whenever its peer has read something: once more for every request and every reply. Room is waited for when a
-//! write finds none, until one has found enough.
+//! write finds none, until one has found enough; and where that other wake-up is wanted ([`Socket::set_eager`]).
 
 use std::{
     io,
@@ -25,8 +25,15 @@ use tokio::{
 #[derive(Debug)]
 pub struct Socket {
     readable: AsyncFd<OwnedFd>,
-    /// Another descriptor of the socket, while there is too little room.
-    room: Option<Box<AsyncFd<OwnedFd>>>,
+    room: Option<Box<Room>>,
+}
+
+/// Another descriptor of a socket, on which room is waited for.
+#[derive(Debug)]
+struct Room {
+    writable: AsyncFd<OwnedFd>,
+    /// Also while there is enough.
+    is_eager: bool,
 }
 
 impl Socket {
@@ -37,6 +44,22 @@ impl Socket {
 
     pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
         Self::new(stream.into_std()?.into())
+    }
+
+    /// Whether the thread is to wake up when the peer has read what it was sent, in advance of what it sends next. To a peer that
+    /// sends at once that makes the way to this thread shorter by most of a wake-up; with any other it costs one more. Without
+    /// a descriptor to spare nothing changes.
+    pub fn set_eager(&mut self, is_eager: bool) {
+        match &mut self.room {
+            Some(room) => room.is_eager = is_eager,
+            None if is_eager => self.room = self.watch_room(true).ok(),
+            None => {}
+        }
+    }
+
+    fn watch_room(&self, is_eager: bool) -> io::Result<Box<Room>> {
+        let writable = watch(self.readable.get_ref().try_clone()?, Interest::WRITABLE)?;
+        Ok(Box::new(Room { writable, is_eager }))
     }
 
     /// Reads what there is, at most what `buffer` has room for; 0: the peer has closed its end.
@@ -72,22 +95,26 @@ impl Socket {
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let ready = match &self.room {
-                Some(room) => Some(ready!(room.poll_write_ready(cx))?),
-                None => None,
+                Some(room) if !room.is_eager => Some(ready!(room.writable.poll_write_ready(cx))?),
+                _ => None,
             };
             match send(self.readable.get_ref(), bytes, SendFlags::NOSIGNAL) {
                 Ok(written) => {
                     if written == bytes.len() {
-                        self.room = None;
+                        self.room.take_if(|room| !room.is_eager);
                     }
                     return Poll::Ready(Ok(written));
                 }
-                Err(Errno::AGAIN) => match ready {
-                    Some(mut ready) => ready.clear_ready(),
-                    None => {
-                        self.room = Some(Box::new(watch(self.readable.get_ref().try_clone()?, Interest::WRITABLE)?));
+                Err(Errno::AGAIN) => {
+                    if let Some(mut ready) = ready {
+                        ready.clear_ready();
+                    } else if let Some(room) = &mut self.room {
+                        // It does not read at once after all.
+                        room.is_eager = false;
+                    } else {
+                        self.room = Some(self.watch_room(false)?);
                     }
-                },
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -140,4 +167,82 @@ impl AsyncWrite for Socket {
 fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, and one and the same descriptor, for as long as it lives.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+        time::Duration,
+    };
+
+    use tokio::runtime::{Builder, Handle};
+
+    use super::*;
+
+    const ROUNDS: u64 = 20;
+
+    /// How often a thread goes to sleep that answers a peer which takes its time.
+    fn sleeps(is_eager: bool) -> u64 {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let asking = std::thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                for part in ["write", "read"] {
+                    std::thread::sleep(Duration::from_millis(2));
+                    match part {
+                        "write" => peer.write_all(b"?").unwrap(),
+                        _ => peer.read_exact(&mut [0]).unwrap(),
+                    }
+                }
+            }
+        });
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let mut socket = Socket::new(ours.into()).unwrap();
+            socket.set_eager(is_eager);
+            let mut sleeps = 0;
+            loop {
+                let read = poll_fn(|cx| socket.poll_read(cx, &mut [0; 16])).await.unwrap();
+                sleeps = Handle::current().metrics().worker_park_count(0).max(sleeps);
+                if read == 0 {
+                    break;
+                }
+                assert_eq!(poll_fn(|cx| socket.poll_write(cx, b"!")).await.unwrap(), 1);
+            }
+            asking.join().unwrap();
+            sleeps
+        })
+    }
+
+    #[test]
+    fn only_who_is_eager_wakes_up_when_the_peer_reads() {
+        let (lazy, eager) = (sleeps(false), sleeps(true));
+        assert!(lazy < ROUNDS * 3 / 2 && eager > ROUNDS * 3 / 2, "{lazy} and {eager} times in {ROUNDS} rounds");
+    }
+
+    /// Room is waited for where there is none, whoever is eager.
+    #[tokio::test]
+    async fn what_does_not_fit_is_written_when_the_peer_has_read() {
+        for is_eager in [false, true] {
+            let (ours, mut peer) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let mut socket = Socket::new(ours.into()).unwrap();
+            socket.set_eager(is_eager);
+            let (bytes, mut written) = (vec![b'x'; 4 << 20], 0);
+            let reading = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                let mut all = Vec::new();
+                peer.read_to_end(&mut all).unwrap();
+                all.len()
+            });
+            while written < bytes.len() {
+                written += poll_fn(|cx| socket.poll_write(cx, &bytes[written..])).await.unwrap();
+            }
+            drop(socket);
+            assert_eq!(reading.join().unwrap(), bytes.len());
+        }
+    }
 }
