@@ -14,7 +14,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{SendFlags, send},
+    net::{RecvFlags, SendFlags, recv, send},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
@@ -65,9 +65,10 @@ impl Socket {
     /// Reads what there is, at most what `buffer` has room for; 0: the peer has closed its end.
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let room = buffer.len();
-        self.poll_filled(cx, room, |socket| rustix::io::read(socket, &mut *buffer))
+        self.poll_filled(cx, room, |socket| recv(socket, &mut *buffer, RecvFlags::empty()).map(|(read, _)| read))
     }
 
+    /// By `recv`, which `read` would only get to by way of what files need.
     fn poll_filled(
         &self,
         cx: &mut Context<'_>,
@@ -127,8 +128,7 @@ impl AsyncRead for Socket {
         let room = buf.remaining();
         let unfilled = unfilled(buf);
         let read = ready!(self.poll_filled(cx, room, |socket| {
-            let (filled, _) = rustix::io::read(socket, &mut *unfilled)?;
-            Ok(filled.len())
+            recv(socket, &mut *unfilled, RecvFlags::empty()).map(|(_, read)| read)
         }))?;
         fill(buf, read);
         Poll::Ready(Ok(()))
