@@ -137,6 +137,11 @@ impl LeaseServer {
         store.leases.remove(name).is_some()
     }
 
+    /// Changes one by a merge patch; whether it was there.
+    pub fn change(&self, name: &str, patch: &Value) -> bool {
+        self.state.store.lock().patch(Kind::Lease, name, patch).0 == StatusCode::OK
+    }
+
     /// Makes a CacheInvalidation of the cluster that sidecars belong to unless they are told another one.
     pub fn invalidate(&self, name: &str, mut spec: Value) -> Result<()> {
         spec["cluster"] = json!("local");

@@ -16,6 +16,8 @@ use super::{Place, client::ApiClient};
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Per member: so long all together may take to ask.
 const SPREAD: Duration = Duration::from_millis(10);
+/// What a script of Redis can count with; a greater one was written by somebody else.
+const GREATEST: u64 = (1 << 53) - 1;
 
 /// See the module.
 pub(super) struct EpochLease {
@@ -97,6 +99,6 @@ fn agreed(reply: Reply) -> Result<Agreed, String> {
 
 fn number(lease: &Snapshot) -> u64 {
     let annotation = lease.annotations.iter().find(|(name, _)| name == EPOCH_ANNOTATION);
-    let written = annotation.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
-    lease.created.max(written)
+    let written = annotation.and_then(|(_, value)| value.parse().ok()).filter(|epoch| *epoch <= GREATEST);
+    lease.created.max(written.unwrap_or(0))
 }

@@ -10,6 +10,8 @@ use caddy_tests::{
     world::SOON,
 };
 
+use serde_json::json;
+
 use crate::{LOCKS, Locker, granted};
 
 const EPOCH: &str = "caddy-epoch-local";
@@ -102,6 +104,25 @@ fn without_an_answer_the_epoch_goes_on_and_a_new_one_waits() {
     let third = token_of(&here);
     assert!(epoch(&third) > epoch(&second), "{second} then {third}");
     assert_eq!(agreed(&api), epoch(&third));
+}
+
+/// Somebody else wrote it; as much as Redis can count with is a number.
+#[test]
+fn an_epoch_in_the_lease_that_is_none_counts_as_not_written() {
+    let (api, redis) = (LeaseServer::start().unwrap(), RedisServer::start().unwrap());
+    let sidecar = sidecar(&api, &redis);
+    let mut before = token_of(&sidecar);
+    for garbage in ["garbage", "-1", "9007199254740993", "18446744073709551615", "1e300"] {
+        assert!(api.change(EPOCH, &json!({"metadata": {"annotations": {ANNOTATION: garbage}}})));
+        redis.command(&["FLUSHALL"]).unwrap();
+        let later = token_of(&sidecar);
+        assert!(
+            epoch(&later) > epoch(&before) && epoch(&later) < epoch(&before) + 1000,
+            "{garbage}: {before}, {later}"
+        );
+        assert_eq!(agreed(&api), epoch(&later), "{garbage}");
+        before = later;
+    }
 }
 
 /// The API server went away behind the agreement and the writing in Redis, before it could be told of that.
