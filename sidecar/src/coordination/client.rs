@@ -88,6 +88,12 @@ impl ApiClient {
         Some(Self { host, port, identity, traffic })
     }
 
+    /// One on this machine, with the identity in `directory`.
+    #[cfg(test)]
+    pub(super) fn local(directory: &Path, port: u16) -> Self {
+        Self { host: "127.0.0.1".into(), port, identity: directory.to_path_buf(), traffic: Traffic::default() }
+    }
+
     /// Whether there is a token to ask with.
     pub(super) fn has_identity(&self) -> bool {
         self.token().is_ok()
@@ -278,14 +284,10 @@ mod tests {
         assert!(matches!(judged(503, None, ""), Reply::Unknown(_)));
     }
 
-    fn client(directory: &Path, port: u16) -> ApiClient {
-        ApiClient { host: "127.0.0.1".into(), port, identity: directory.to_path_buf(), traffic: Traffic::default() }
-    }
-
     #[tokio::test]
     async fn without_a_token_nothing_is_sent() {
         let directory = tempfile::tempdir().unwrap();
-        let client = client(directory.path(), 1);
+        let client = ApiClient::local(directory.path(), 1);
         assert!(!client.has_identity());
         assert!(matches!(client.get("/x").await, Reply::Denied(reason) if reason.contains("no token yet")));
         assert_eq!(client.traffic.reads.get(), 0);
@@ -295,7 +297,7 @@ mod tests {
     async fn a_server_that_is_not_there_is_no_certain_refusal() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join(TOKEN), "t\n").unwrap();
-        let client = client(directory.path(), 1);
+        let client = ApiClient::local(directory.path(), 1);
         assert!(matches!(client.get("/x").await, Reply::Unknown(reason) if reason.contains("certificate authority")));
         std::fs::write(directory.path().join(CA), "").unwrap();
         assert!(matches!(client.get("/x").await, Reply::Unknown(reason) if reason.contains("failed to reach")));

@@ -101,6 +101,11 @@ impl LeaseLocks {
         bid.clone()
     }
 
+    /// Also of who got no answer: to let go again, which is tried for a lease, needs nothing of it.
+    fn forget(&self, name: &Bytes, owner: &Owner) {
+        self.bids.lock().remove(&(name.clone(), owner.clone()));
+    }
+
     // === steps ===
 
     /// Asks until the Lease is the owner's, or another's.
@@ -342,7 +347,7 @@ impl LockBackend<Bytes> for LeaseLocks {
                 Outcome::Trouble(reason) => return Err(unavailable(&reason)),
             };
             if bid.granted.is_none() {
-                self.bids.lock().remove(&(ask.name.clone(), ask.owner.clone()));
+                self.forget(&ask.name, &ask.owner);
             }
             self.waits_no_more(ask);
             Ok(answer)
@@ -358,8 +363,9 @@ impl LockBackend<Bytes> for LeaseLocks {
             if bid.granted.as_ref().is_some_and(|ticket| *ticket != ask.ticket) {
                 return Ok(());
             }
-            self.let_go(&ask.name, &ask.owner, None).await?;
-            self.bids.lock().remove(&(ask.name.clone(), ask.owner.clone()));
+            let outcome = self.let_go(&ask.name, &ask.owner, None).await;
+            self.forget(&ask.name, &ask.owner);
+            outcome?;
             self.wake(&ask.name);
             Ok(())
         })
@@ -383,7 +389,7 @@ impl LockBackend<Bytes> for LeaseLocks {
                     Outcome::Waits(_) => Err(unavailable("the last renewal got no answer")),
                     Outcome::Trouble(reason) => Err(unavailable(&reason)),
                     Outcome::NotHeld | Outcome::TooMany => {
-                        self.bids.lock().remove(&(claim.name.clone(), claim.owner.clone()));
+                        self.forget(&claim.name, &claim.owner);
                         Ok(false)
                     }
                 }
@@ -394,8 +400,9 @@ impl LockBackend<Bytes> for LeaseLocks {
 
     fn release<'a>(&'a self, claim: &'a Claim<Bytes>) -> Answered<'a, bool> {
         Box::pin(async move {
-            let released = self.let_go(&claim.name, &claim.owner, Some(claim.token)).await?;
-            self.bids.lock().remove(&(claim.name.clone(), claim.owner.clone()));
+            let outcome = self.let_go(&claim.name, &claim.owner, Some(claim.token)).await;
+            self.forget(&claim.name, &claim.owner);
+            let released = outcome?;
             self.wake(&claim.name);
             Ok(released)
         })
@@ -445,6 +452,31 @@ impl LockBackend<Bytes> for LeaseLocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_asked_for_nothing_while_nobody_answered_is_forgotten() {
+        let (directory, lease) = (tempfile::tempdir().unwrap(), Duration::from_secs(30));
+        let place = Place { namespace: "shop".into(), cluster: "shop".into(), cluster_uid: None };
+        let locks = LeaseLocks::new(Arc::new(ApiClient::local(directory.path(), 1)), place);
+        let (name, owner) = (Bytes::from_static(b"l"), Owner::new("ann"));
+        let ask = Ask {
+            name: name.clone(),
+            owner: owner.clone(),
+            mode: LockMode::Exclusive,
+            ticket: Ticket { client: "a".into(), number: 1 },
+            lease,
+            waits: true,
+        };
+        let claim = Claim { name, owner, token: FencingToken::new(1, 1), lease };
+        for _ in 0..2 {
+            assert!(locks.acquire(&ask).await.is_err());
+            assert!(locks.cancel(&ask).await.is_err());
+            assert!(locks.bids.lock().is_empty(), "given up");
+            assert!(locks.renew(std::slice::from_ref(&claim)).await.is_err());
+            assert!(locks.release(&claim).await.is_err());
+            assert!(locks.bids.lock().is_empty(), "let go");
+        }
+    }
 
     #[test]
     fn a_wall_clock_that_jumps_shows_neither_more_than_a_lease_nor_an_error() {
