@@ -11,6 +11,7 @@ mod garbage;
 mod histories;
 mod lease_locks;
 mod planted;
+mod rights;
 mod scripts;
 mod settled_epochs;
 mod stories;

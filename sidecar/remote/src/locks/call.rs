@@ -48,6 +48,8 @@ struct Common {
     listener: Mutex<Option<Weak<dyn LockListener>>>,
     /// Something contradicts that the locks are at this server.
     doubt: Notify,
+    /// The channel was refused, and that was said; until it is not refused any more.
+    is_channel_refused: AtomicBool,
     /// How many servers they were at.
     servers: watch::Sender<u32>,
 }
@@ -224,13 +226,15 @@ impl Handler for LockHandler {
             }
             Call::Subscribe if frame.starts_with(b"-") => {
                 self.known.subscribed.store(false, Ordering::Release);
-                let error = String::from_utf8_lossy(&frame);
-                tracing::warn!(
-                    error = error.trim_end(),
-                    "Redis refuses the channel that wakes waiters for locks: they poll"
-                );
+                if !self.known.common.is_channel_refused.swap(true, Ordering::Relaxed) {
+                    let error = String::from_utf8_lossy(&frame);
+                    tracing::warn!(
+                        error = error.trim_end(),
+                        "Redis refuses the channel that wakes waiters for locks: they poll"
+                    );
+                }
             }
-            Call::Subscribe => {}
+            Call::Subscribe => self.known.common.is_channel_refused.store(false, Ordering::Relaxed),
         }
     }
 

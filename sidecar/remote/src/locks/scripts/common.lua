@@ -18,8 +18,7 @@ local function client(ticket) return match(ticket, '^(.*)%-') end
 -- What somebody else wrote where a record belongs: nothing is done before that is mended.
 local UNREADABLE = {'unreadable'}
 
--- How many were told.
-local function publish(ticket, message) return call('PUBLISH', S .. ':wake:' .. client(ticket), message) end
+local function publish(ticket, message) return publish_to(client(ticket), message) end
 
 -- mode, lease, ticket, owner; nothing if somebody else wrote it
 local function waiter(w) return match(w, '^([sx]):(%d+):([^:%-]+%-%d+):(.+)$') end

@@ -24,5 +24,11 @@ local now = clock[1] .. sub('00000' .. clock[2], -6)
 local is_later = s[2] and #s[2] == #now and s[2] < now
 if not is_later and not number(s[2]) then return {'epoch'} end
 
+-- How many were told: none of those to whom the user may not publish.
+local function publish_to(client, message)
+  local heard = try('PUBLISH', S .. ':wake:' .. client, message)
+  return type(heard) == 'number' and heard or 0
+end
+
 -- Clients say every second that they live, for three seconds; a promise for longer is a clock that was set back.
 local ALIVE = 3000000

@@ -13,7 +13,7 @@ if held == token and by == owner and since + lease > now + 0 then
   local till = is_later and ticket and tonumber(call('ZSCORE', L, its_client) or 0)
   if till and till >= now + 0 and till <= now + ALIVE then
     call('HSET', S, 'c', now, X, now .. ':' .. now .. ':' .. sub(first, 3))
-    if call('PUBLISH', S .. ':wake:' .. its_client, 'g' .. ticket .. ' ' .. epoch .. ' ' .. now) > 0 then
+    if publish_to(its_client, 'g' .. ticket .. ' ' .. epoch .. ' ' .. now) > 0 then
       call('ZREM', Q, first)
       return 1
     end
