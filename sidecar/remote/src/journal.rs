@@ -110,6 +110,8 @@ pub struct Recovered {
     pub records: Vec<Record<Bytes, Bytes>>,
     /// Places that could not be read; one at the very end is what a crash leaves of a write that nobody was told of.
     pub damaged: usize,
+    /// Those of them that a crash does not leave: what stood there may have been acknowledged.
+    pub lost: usize,
 }
 
 /// What a log has done, and holds.

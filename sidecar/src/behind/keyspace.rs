@@ -87,6 +87,14 @@ impl Behind {
                     let (records, damaged) = (found.records.len(), found.damaged);
                     tracing::info!(keyspace = name, records, damaged, "writes of an earlier process are stored now");
                 }
+                if found.lost > 0 {
+                    let (places, directory) = (found.lost, directory.display());
+                    tracing::error!(
+                        keyspace = name,
+                        places,
+                        "what stood in the log in {directory} cannot be read any more: writes that were acknowledged may be lost"
+                    );
+                }
                 recovered = found.records;
                 let opened = Arc::new(opened);
                 log = Some(opened.clone());

@@ -13,6 +13,8 @@ pub(super) struct Scanned {
     pub(super) items: Vec<Item>,
     /// Places that could not be read.
     pub(super) damaged: usize,
+    /// Those of them that others stand behind: no crash leaves them.
+    pub(super) lost: usize,
 }
 
 /// Reads a segment. Behind a place that cannot be read it goes on with the next record that can.
@@ -24,6 +26,7 @@ pub(super) fn scan(segment: &Bytes, salt: u64) -> Scanned {
         if let Some((item, length)) = format::read(&segment.slice(at..), salt) {
             scanned.items.push(item);
             at += length;
+            scanned.lost += usize::from(in_damage);
             in_damage = false;
         } else {
             scanned.damaged += usize::from(!in_damage);
@@ -40,12 +43,14 @@ pub(super) struct Remains {
     newest: HashMap<Bytes, Record<Bytes, Bytes>>,
     settled: HashSet<u64>,
     pub(super) damaged: usize,
+    pub(super) lost: usize,
 }
 
 impl Remains {
     /// Adds a segment's items; the numbers of its records.
     pub(super) fn add(&mut self, scanned: Scanned) -> Vec<u64> {
         self.damaged += scanned.damaged;
+        self.lost += scanned.lost;
         let mut seqs = Vec::new();
         for item in scanned.items {
             match item {

@@ -72,14 +72,14 @@ impl Segments {
             segments.all.push_back(Segment { index, salt, bytes: bytes.len() as u64, needed: 0 });
             segments.next_index = index + 1;
         }
-        let damaged = remains.damaged;
+        let (damaged, lost) = (remains.damaged, remains.lost);
         let records = remains.records();
         let wanted: HashSet<u64> = records.iter().map(|record| record.seq).collect();
         for (seq, index) in seqs.into_iter().filter(|(seq, _)| wanted.contains(seq)) {
             segments.need(seq, Needed { index, bytes: 0 });
         }
         segments.delete_useless();
-        Ok((segments, Recovered { records, damaged }))
+        Ok((segments, Recovered { records, damaged, lost }))
     }
 
     fn list(&self) -> Result<Vec<(u64, u64)>, LogError> {
