@@ -65,6 +65,6 @@ mod worker;
 pub use behind::BehindSetupError;
 pub use cli::{Cli, Command, Serve, Start, read as read_config};
 pub use listener::ListenError;
-pub use loading::StoreConfigError;
+pub use loading::{StoreConfigError, check_stores};
 pub use ping::ping;
 pub use server::{ServeError, serve};

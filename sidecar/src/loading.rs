@@ -24,8 +24,8 @@ use tokio::sync::mpsc;
 
 pub(crate) use answer::{Answer, Asker, Several};
 pub(crate) use loader::run;
-pub use stores::StoreConfigError;
 pub(crate) use stores::{Store, Stores};
+pub use stores::{StoreConfigError, check as check_stores};
 
 use crate::{
     cache::Cached,

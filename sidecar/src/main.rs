@@ -22,6 +22,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Ping { socket, wait, startup }) => caddy_sidecar::ping(socket, wait, startup),
         Some(Command::CheckConfig { file }) => {
             let parsed = caddy_sidecar::read_config(&file)?;
+            caddy_sidecar::check_stores(&parsed.config)?;
             for path in parsed.ignored {
                 println!("{}: {path} is unknown to this version and ignored", file.display());
             }

@@ -438,6 +438,12 @@ impl Drop for Slot<'_> {
     }
 }
 
+/// Whether there can be such stores, as far as that is seen elsewhere: certificates lie where the sidecar runs.
+pub fn check(config: &Config) -> Result<(), StoreConfigError> {
+    let tables = config.stores.iter().filter(|store| matches!(store.kind, StoreKind::Postgres(_)));
+    tables.cloned().try_for_each(|settings| Store::new(settings).map(drop))
+}
+
 fn http_config(http: &HttpSettings, concurrency: usize) -> HttpConfig {
     HttpConfig {
         headers: http.headers.clone(),

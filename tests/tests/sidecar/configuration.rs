@@ -41,6 +41,26 @@ fn every_fault_of_a_configuration_is_named_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_url_of_a_database_that_is_none_is_found_before_the_sidecar_is_started_with_it() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let file = place.path().join("config.yaml");
+    let url = |port: &str| {
+        format!(
+            "l3: {{redis: {{endpoints: [\"127.0.0.1:6379\"]}}}}\n\
+             stores: [{{name: users, postgres: {{url: \"postgresql://app:secret@db:{port}/x\", load: \"SELECT\"}}}}]\n"
+        )
+    };
+    for (port, is_valid) in [("5432", true), ("x", false)] {
+        fs::write(&file, url(port))?;
+        let output = run(&["check-config"], &file)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success() == is_valid, "{port}: {said}");
+        ensure!(is_valid || said.contains("'users'") && said.contains("port") && !said.contains("secret"), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn unknown_fields_in_the_operators_file_are_told_and_ignored() -> Result<()> {
     let place = tempfile::tempdir()?;
     let file = place.path().join("config.yaml");
