@@ -177,10 +177,11 @@ fn while_the_store_is_down_writes_queue_to_the_bound_and_nothing_is_lost() -> Re
 fn writes_that_come_together_take_the_room_to_the_last_place() -> Result<()> {
     let mut world = World::start()?;
     let sidecar =
-        world.sidecar("strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxRecords: 50, maxWait: 10ms}")?;
+        world.sidecar("strategy: WriteBehind, writeBehind: {flushInterval: 20ms, maxRecords: 50, maxWait: 1s}")?;
     let mut app = client(&sidecar)?;
     world.postgres.stop()?;
-    let writes: Vec<String> = (0..80).map(|n| format!("SET user:{n} {n}")).collect();
+    // What does not fit waits for the room that others have been given ahead, and each for `maxWait`.
+    let writes: Vec<String> = (0..54).map(|n| format!("SET user:{n} {n}")).collect();
     let told = app.pipeline(&writes.iter().map(String::as_str).collect::<Vec<_>>())?;
     let (taken, refused) = told.split_at(50);
     ensure!(taken.iter().all(|told| told == "OK"), "{told:?}");
