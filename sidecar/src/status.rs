@@ -5,7 +5,7 @@
 mod told;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -42,6 +42,8 @@ pub(crate) struct Status {
     troubles: Mutex<BTreeMap<NodeId, String>>,
     /// There is something wrong that was not before.
     troubled: Notify,
+    /// Which nodes let single fields of a hash expire: while a cluster is upgraded, some may.
+    expiring: Mutex<BTreeSet<NodeId>>,
     fields_expire: AtomicBool,
     /// What the server has told of itself that the promises rest on.
     pub(crate) facts: Facts,
@@ -56,6 +58,7 @@ impl Status {
             l3: ArcSwap::from_pointee(l3),
             troubles: Mutex::default(),
             troubled: Notify::new(),
+            expiring: Mutex::default(),
             fields_expire: AtomicBool::new(true),
             facts: Facts::default(),
             told: Told::default(),
@@ -66,7 +69,7 @@ impl Status {
         self.l3.load_full()
     }
 
-    /// Whether single fields of a hash may expire in L3; true until the server has told its version.
+    /// Whether single fields of a hash may expire in L3; true until a server has told its version.
     pub(crate) fn fields_expire(&self) -> bool {
         self.fields_expire.load(Ordering::Relaxed)
     }
@@ -85,7 +88,14 @@ impl Status {
         let mut troubles = self.troubles.lock();
         troubles.remove(&node);
         if let Some(server) = server {
-            self.fields_expire.store(server.expires_fields(), Ordering::Relaxed);
+            let mut expiring = self.expiring.lock();
+            if server.expires_fields() {
+                expiring.insert(node)
+            } else {
+                expiring.remove(&node)
+            };
+            self.fields_expire.store(!expiring.is_empty(), Ordering::Relaxed);
+            drop(expiring);
             if let Some(before) = self.told.up(troubles.is_empty(), BootClock.now()) {
                 tracing::info!(%server, before, "connected to L3; copies are tracked");
             }
@@ -113,6 +123,12 @@ impl Status {
 
     /// These are the nodes now: what was wrong with others is past.
     pub(crate) fn nodes_are(&self, nodes: &[NodeId]) {
+        let mut expiring = self.expiring.lock();
+        if expiring.iter().any(|node| !nodes.contains(node)) {
+            expiring.retain(|node| nodes.contains(node));
+            self.fields_expire.store(!expiring.is_empty(), Ordering::Relaxed);
+        }
+        drop(expiring);
         let mut troubles = self.troubles.lock();
         troubles.retain(|node, _| nodes.contains(node));
         let reason = troubles.values().next().cloned().unwrap_or_default();
@@ -182,5 +198,30 @@ impl Status {
             change(&mut status);
             status
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use caddy_remote::Role;
+
+    use super::*;
+
+    #[test]
+    fn fields_may_expire_while_any_node_of_a_cluster_lets_them() {
+        let status = Status::new(false);
+        let up = |node: u32, version: &str| {
+            let (server, version, mode) = ("valkey".to_owned(), version.to_owned(), "cluster".to_owned());
+            status.tracked_up(NodeId(node), Some(&ServerInfo { server, version, mode, role: Role::Primary }));
+            status.fields_expire()
+        };
+        status.nodes_are(&[NodeId(1), NodeId(2)]);
+        assert!(status.fields_expire(), "nothing is known yet");
+        assert!(!up(1, "8.1.0"));
+        assert!(up(2, "9.0.0"));
+        assert!(up(1, "8.1.0"), "what one tells says nothing of another");
+        status.nodes_are(&[NodeId(1)]);
+        assert!(!status.fields_expire(), "it has left");
+        assert!(up(1, "9.0.0") && !up(1, "8.1.0"), "the last one that was there counts");
     }
 }
