@@ -231,7 +231,10 @@ impl<K: Hold, V: Hold> L2<K, V> {
     where
         Q: Equivalent<K::Held> + ?Sized,
     {
-        self.shard(hash).write().remove(hash, key, kernel)
+        let shard = self.shard(hash);
+        let was_there = shard.write().remove(hash, key, kernel);
+        self.make_up(shard, kernel);
+        was_there
     }
 
     /// Removes what is there now, in slices: what is put in meanwhile may stay.
@@ -242,6 +245,13 @@ impl<K: Hold, V: Hold> L2<K, V> {
                 cursor = shard.write().clear(from, kernel);
             }
         }
+    }
+
+    /// Behind entries that have left for another reason than room: should they take more as long as somebody points to them,
+    /// others leave, in slices.
+    fn make_up(&self, shard: &RwLock<Shard<K, V>>, kernel: &Kernel) {
+        let is_above = || shard.read().bytes() > self.share();
+        while is_above() && shard.write().shrink(self.share(), SLICE, kernel) == SLICE {}
     }
 
     /// Calls `visit` for the keys of all entries, in slices: those that stay are visited.
@@ -259,11 +269,12 @@ impl<K: Hold, V: Hold> L2<K, V> {
     pub(crate) fn expire(&self, now: Moment, steps: usize, kernel: &Kernel) -> bool {
         let mut left = steps;
         for shard in &self.shards {
-            let mut shard = shard.write();
-            let gone = shard.take_left(left);
-            left -= shard.expire(now, left, kernel);
-            drop(shard);
+            let mut locked = shard.write();
+            let gone = locked.take_left(left);
+            left -= locked.expire(now, left, kernel);
+            drop(locked);
             drop(gone);
+            self.make_up(shard, kernel);
             if left == 0 {
                 return true;
             }

@@ -1,7 +1,8 @@
 //! One shard of L2: places for entries, an index to find them, their order of eviction, their deadlines and their bytes.
 //!
 //! Never above its budget: room is made before an entry goes in. Whatever leaves is marked dead first, so that no L1
-//! slot serves it on; while such a slot or a reader still points to it, it is memory in use and counts on. Every function
+//! slot serves it on; while such a slot or a reader still points to it, it is memory in use and counts on, and its place in the
+//! list of such is more: who lets entries go for another reason than room shrinks behind it. Every function
 //! does a bounded amount of work; what needs more says so and is called again, with the lock let go in between.
 
 use std::sync::Arc;

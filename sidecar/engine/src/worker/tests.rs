@@ -305,6 +305,43 @@ fn a_smaller_budget_is_kept_at_once_and_reached_in_slices() {
     assert!(f.cache.stats().l2_bytes > 3 << 20);
 }
 
+/// The list of those that somebody still points to is memory, too.
+#[test]
+fn what_leaves_while_it_is_held_takes_no_more_than_there_is() {
+    for is_removed in [false, true] {
+        let f = fixture(L2Config { max_bytes: 1 << 20, shards: 1, ..L2Config::default() });
+        let soon = f.clock.now() + Duration::from_secs(1);
+        let hash = |key: &[u8]| KeyHash::of(key).tier(0);
+        let keys: Vec<Vec<u8>> = (0..100).map(|n| format!("k{n}").into_bytes()).collect();
+        let held: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let token = f.cache.kernel().begin_fill(f.source, KeyHash::of(key), f.clock.now());
+                f.cache.fill(&token, hash(key), key.clone(), vec![b'v'; 100], soon, f.clock.now()).unwrap()
+            })
+            .collect();
+        (0..100).for_each(|n| f.fill(&format!("stays{n}"), "v", HOUR).unwrap());
+        let full = f.cache.stats().l2_bytes;
+        f.cache.set_l2_max_bytes(full);
+        let is_kept = || {
+            let stats = f.cache.stats();
+            assert!(stats.l2_bytes <= full, "{stats:?} of {full}, removed: {is_removed}");
+        };
+        if is_removed {
+            for key in &keys {
+                f.cache.remove(hash(key), key);
+                is_kept();
+            }
+        } else {
+            f.clock.advance(Duration::from_secs(2));
+            while f.cache.maintain(f.clock.now(), 1) {
+                is_kept();
+            }
+        }
+        drop(held);
+    }
+}
+
 #[test]
 fn entries_make_way_for_what_is_in_flight() {
     for policy in [PolicyKind::Adaptive, PolicyKind::S3Fifo, PolicyKind::Lru] {
