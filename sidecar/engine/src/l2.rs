@@ -232,8 +232,11 @@ impl<K: Hold, V: Hold> L2<K, V> {
         Q: Equivalent<K::Held> + ?Sized,
     {
         let shard = self.shard(hash);
-        let was_there = shard.write().remove(hash, key, kernel);
-        self.make_up(shard, kernel);
+        let mut locked = shard.write();
+        let before = locked.bytes();
+        let was_there = locked.remove(hash, key, kernel);
+        drop(locked);
+        self.make_up(shard, before, kernel);
         was_there
     }
 
@@ -247,11 +250,11 @@ impl<K: Hold, V: Hold> L2<K, V> {
         }
     }
 
-    /// Behind entries that have left for another reason than room: should they take more as long as somebody points to them,
-    /// others leave, in slices.
-    fn make_up(&self, shard: &RwLock<Shard<K, V>>, kernel: &Kernel) {
-        let is_above = || shard.read().bytes() > self.share();
-        while is_above() && shard.write().shrink(self.share(), SLICE, kernel) == SLICE {}
+    /// Behind entries that have left for another reason than room: should a shard take more than `before` as long as somebody
+    /// points to them, others leave, in slices. What a smaller budget asks for is not done here.
+    fn make_up(&self, shard: &RwLock<Shard<K, V>>, before: usize, kernel: &Kernel) {
+        let is_above = || shard.read().bytes() > self.share().max(before);
+        while is_above() && shard.write().shrink(self.share().max(before), SLICE, kernel) == SLICE {}
     }
 
     /// Calls `visit` for the keys of all entries, in slices: those that stay are visited.
@@ -270,11 +273,12 @@ impl<K: Hold, V: Hold> L2<K, V> {
         let mut left = steps;
         for shard in &self.shards {
             let mut locked = shard.write();
+            let before = locked.bytes();
             let gone = locked.take_left(left);
             left -= locked.expire(now, left, kernel);
             drop(locked);
             drop(gone);
-            self.make_up(shard, kernel);
+            self.make_up(shard, before, kernel);
             if left == 0 {
                 return true;
             }

@@ -343,6 +343,18 @@ fn what_leaves_while_it_is_held_takes_no_more_than_there_is() {
 }
 
 #[test]
+fn a_smaller_budget_is_no_matter_of_what_expires() {
+    let f = fixture(L2Config { max_bytes: 4 << 20, shards: 1, ..L2Config::default() });
+    f.fill("soon", "v", Duration::from_secs(1)).unwrap();
+    (0..1000).for_each(|n| f.fill(&format!("k{n}"), &"v".repeat(1000), HOUR).unwrap());
+    f.cache.set_l2_max_bytes(1 << 19);
+    f.clock.advance(Duration::from_secs(2));
+    while f.cache.maintain(f.clock.now(), 1) {}
+    f.cache.remove(KeyHash::of(b"k0").tier(0), b"k0".as_slice());
+    assert_eq!(f.cache.stats().l2_entries, 999, "those are let go in slices of their own");
+}
+
+#[test]
 fn entries_make_way_for_what_is_in_flight() {
     for policy in [PolicyKind::Adaptive, PolicyKind::S3Fifo, PolicyKind::Lru] {
         let max_bytes = 1 << 20;
